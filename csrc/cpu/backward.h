@@ -1,0 +1,233 @@
+// The backward pass of one layer. Every thread of the team runs `backward` with its rank:
+//   1. together they pack the transposed weights;
+//   2. each runs its part of the time loop, last step first: a step is one product of the gate gradients of the step after it
+//      with W_hh, with the cell's backward as its epilogue, which leaves this step's gate gradients;
+//   3. from the gate gradients of all steps, together: the gradient of the input, then those of the weights (gradients.h).
+#pragma once
+#include "forward.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+using cpu::BackwardDirection;
+using cpu::BackwardLayer;
+
+// Rows of data whose products are summed before they are added to a weight's gradient: short enough that the packed rows stay
+// in the L2 cache, and sums of sums lose less to rounding than one long sum.
+constexpr int64_t sum_rows = 384;
+
+template <class Cell, class T>
+struct BackwardPlan {
+    struct Direction {
+        T *ih, *hh, *hr;  // packed, transposed
+        T* dgates;        // [N, grads * H]
+        T* dh;            // [B, H or P]: dL/dh of the step before, as far as it is known
+        T* dc;            // [B, H]
+        T* dh_total;      // [N, P]: dL/dh_t, kept for the gradient of the projection's weight
+        T* m;             // [N, H]: the projection's input, likewise
+    };
+
+    Panels ih, hh, hr;         // for gradients of the input, of h and of the projection's input
+    Panels sum_x, sum_h, sum_m;  // rows of input, of h_{t-1} and of m, for gradients of weights
+    T* sums[2];                // packed rows, by turns
+    Direction direction[2];
+    size_t size;
+
+    explicit BackwardPlan(const BackwardLayer& layer) {
+        constexpr int L = lanes<T>;
+        const Dimensions& d = layer.size;
+        const Sequence& s = layer.sequence;
+        const int units = layer.team->partition.units;
+        const int64_t P = d.projected ? d.recurrent : 0;
+        ih = Panels(Cell::gates * d.hidden, d.input, 1, L);
+        hh = Panels(Cell::gates * d.hidden, d.recurrent, 1, L, units);
+        hr = Panels(P, d.hidden, 1, L, units);
+        sum_x = Panels(sum_rows, d.input, 1, L);
+        sum_h = Panels(sum_rows, d.recurrent, 1, L);
+        sum_m = Panels(sum_rows, d.projected ? d.hidden : 0, 1, L);
+        int64_t most = sum_x.size();
+        if (sum_h.size() > most) most = sum_h.size();
+        if (sum_m.size() > most) most = sum_m.size();
+        Workspace space(layer.workspace);
+        sums[0] = space.take<T>(most);
+        sums[1] = space.take<T>(most);
+        for (int i = 0; i < d.directions; ++i) {
+            Direction& p = direction[i];
+            p.ih = space.take<T>(layer.grad_input ? ih.size() : 0);
+            p.hh = space.take<T>(hh.size());
+            p.hr = space.take<T>(hr.size());
+            p.dgates = space.take<T>(s.rows() * Cell::grads * d.hidden);
+            p.dh = space.take<T>(s.batch * d.recurrent);
+            p.dc = space.take<T>(Cell::has_c ? s.batch * d.hidden : 0);
+            p.dh_total = space.take<T>(s.rows() * P);
+            p.m = space.take<T>(d.projected ? s.rows() * d.hidden : 0);
+        }
+        size = space.size();
+    }
+};
+
+// Where the previous values of a row are: in the row of the step before it, or in the initial state.
+template <class V, class Initial>
+struct PreviousRows {
+    const Sequence& sequence;
+    bool reverse;
+    const V* rows;
+    int64_t rows_stride;
+    const Initial* initial;
+    int64_t initial_stride;
+
+    bool from_rows(int64_t t, int64_t b) const {
+        return reverse ? t + 1 < sequence.steps && b < sequence.batch_sizes[t + 1] : t > 0;
+    }
+    const V* row(int64_t t, int64_t b) const { return rows + (sequence.offsets[t + (reverse ? 1 : -1)] + b) * rows_stride; }
+    const Initial* start(int64_t b) const { return initial + b * initial_stride; }
+
+    template <class T>
+    FASTRNN_INLINE Vec<T> load_at(int64_t t, int64_t b, int64_t unit, int n) const {
+        return from_rows(t, b) ? load<T>(row(t, b) + unit, n) : load<T>(start(b) + unit, n);
+    }
+};
+
+template <class Cell, class T, class S>
+class BackwardLoop {
+    static constexpr int L = lanes<T>;
+
+public:
+    BackwardLoop(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, const Share& share, int64_t direction)
+        : layer_(layer),
+          plan_(plan),
+          share_(share),
+          user_(layer.direction[direction]),
+          own_(plan.direction[direction]),
+          reverse_(direction == 1),
+          H_(layer.size.hidden),
+          R_(layer.size.recurrent),
+          h_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)),
+          m_panels_(Span{0, plan.hr.count()}.part(share.unit, share.units)),
+          h_prev_{layer.sequence, reverse_, static_cast<const S*>(user_.output), layer.output_stride,
+                  static_cast<const S*>(user_.h0), R_},
+          c_prev_{layer.sequence, reverse_, static_cast<const T*>(user_.c), H_, static_cast<const S*>(user_.c0), H_} {}
+
+    void run() {
+        start();
+        const Sequence& s = layer_.sequence;
+        for (int64_t i = 0; i <= s.steps; ++i) {
+            const int64_t t = reverse_ ? i : s.steps - 1 - i;
+            step(t, i > 0 ? t + (reverse_ ? -1 : 1) : -1, i < s.steps);
+            share_.barrier->wait();
+        }
+        finish();
+    }
+
+private:
+    void start() {
+        const Span rows = share_.rows.part(share_.unit, share_.units);
+        const auto copy = [&](const void* from, T* to, int64_t width) {
+            if (from)
+                memcpy(to + rows.first * width, static_cast<const T*>(from) + rows.first * width,
+                       rows.size() * width * sizeof(T));
+            else
+                memset(to + rows.first * width, 0, rows.size() * width * sizeof(T));
+        };
+        copy(user_.grad_h_n, own_.dh, R_);
+        if (Cell::has_c) copy(user_.grad_c_n, own_.dc, H_);
+        share_.barrier->wait();
+    }
+
+    void finish() {
+        const Span rows = share_.rows.part(share_.unit, share_.units);
+        const auto copy = [&](const T* from, void* to, int64_t width) {
+            if (to)
+                memcpy(static_cast<T*>(to) + rows.first * width, from + rows.first * width,
+                       rows.size() * width * sizeof(T));
+        };
+        copy(own_.dh, user_.grad_h0, R_);
+        if (Cell::has_c) copy(own_.dc, user_.grad_c0, H_);
+    }
+
+    // t: this step; after: the step handled before it (the next in time), or -1. Rows that are in `after` get their gradient
+    // through W_hh; rows that are in t go on through the cell. A row only in `after` has reached its initial state; one only
+    // in t is at its last step.
+    void step(int64_t t, int64_t after, bool inside) {
+        const Sequence& s = layer_.sequence;
+        const int64_t b0 = share_.rows.first;
+        const auto rows_in = [&](int64_t step) { return minimum(share_.rows.last, s.batch_sizes[step]) - b0; };
+        const int64_t rows = inside ? rows_in(t) : 0;
+        const int64_t linked = after >= 0 ? rows_in(after) : 0;
+        const bool projected = layer_.size.projected;
+
+        const auto add_up = [=, this](int64_t row, int64_t block, const Vec<T>& through) {
+            const int64_t b = b0 + row, unit = block * L;
+            const int n = static_cast<int>(minimum(L, R_ - unit));
+            T* known = own_.dh + b * R_ + unit;
+            Vec<T> dh = through + load<T>(known, n);
+            if (row >= rows) {
+                store<T>(known, dh, n);
+                return;
+            }
+            const int64_t at = layer_.sequence.offsets[t] + b;
+            if (user_.grad_output)
+                dh += load<T>(static_cast<const T*>(user_.grad_output) + at * layer_.grad_output_stride + unit, n);
+            if (projected) {
+                store<T>(own_.dh_total + at * R_ + unit, dh, n);
+                store<T>(known, Vec<T>{}, n);
+            } else {
+                store<T>(known, through_cell(t, b, unit, n, dh), n);
+            }
+        };
+        if (linked > 0) {
+            // The last G * H columns of the gate gradients belong to W_hh h.
+            const T* dgates = own_.dgates + (s.offsets[after] + b0) * (Cell::grads * H_) + (Cell::grads - Cell::gates) * H_;
+            product<T>(plan_.hh, h_panels_, own_.hh, nullptr, dgates, Cell::grads * H_, linked,
+                       [&](int64_t row, int64_t block, const Vec<T>* sums) { add_up(row, block, sums[0]); });
+        }
+        const int64_t first_block = h_panels_.first * plan_.hh.blocks;
+        const int64_t last_block = minimum(h_panels_.last * plan_.hh.blocks, plan_.hh.block_count());
+        for (int64_t row = linked > 0 ? linked : 0; row < rows; ++row)
+            for (int64_t block = first_block; block < last_block; ++block) add_up(row, block, Vec<T>{});
+        if (!projected || rows <= 0) return;
+
+        share_.barrier->wait();  // every unit of dh_total is there
+        product<T>(plan_.hr, m_panels_, own_.hr, nullptr, own_.dh_total + (s.offsets[t] + b0) * R_, R_, rows,
+                   [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                       const int64_t unit = block * L;
+                       through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)), sums[0]);
+                   });
+    }
+
+    // Writes the gate gradients; returns the part of the gradient of h_{t-1} that does not pass through W_hh.
+    FASTRNN_INLINE Vec<T> through_cell(int64_t t, int64_t b, int64_t unit, int n, Vec<T> dh) const {
+        const int64_t at = layer_.sequence.offsets[t] + b;
+        Vec<T> saved[Cell::saved + 1], dgates[Cell::grads], h{}, h_prev{}, c{}, c_prev{}, dc{}, dh_prev{}, dc_prev{};
+        for (int i = 0; i < Cell::saved; ++i)
+            saved[i] = load<T>(static_cast<const S*>(user_.saved) + (at * Cell::saved + i) * H_ + unit, n);
+        if (Cell::needs_h) h = load<T>(static_cast<const S*>(user_.output) + at * layer_.output_stride + unit, n);
+        if (Cell::needs_h_prev) h_prev = h_prev_.template load_at<T>(t, b, unit, n);
+        if (Cell::has_c) {
+            c = load<T>(static_cast<const T*>(user_.c) + at * H_ + unit, n);
+            c_prev = c_prev_.template load_at<T>(t, b, unit, n);
+            dc = load<T>(own_.dc + b * H_ + unit, n);
+        }
+        Cell::backward(saved, h_prev, c_prev, h, c, dh, dc, dgates, dh_prev, dc_prev);
+        for (int i = 0; i < Cell::grads; ++i)
+            store<T>(own_.dgates + (at * Cell::grads + i) * H_ + unit, dgates[i], n);
+        if (Cell::has_c) store<T>(own_.dc + b * H_ + unit, dc_prev, n);
+        if constexpr (requires { Cell::output(saved, c); })
+            if (layer_.size.projected) store<T>(own_.m + at * H_ + unit, Cell::output(saved, c), n);
+        return dh_prev;
+    }
+
+    const BackwardLayer& layer_;
+    const BackwardPlan<Cell, T>& plan_;
+    const Share& share_;
+    const BackwardDirection& user_;
+    const typename BackwardPlan<Cell, T>::Direction& own_;
+    const bool reverse_;
+    const int64_t H_, R_;
+    const Span h_panels_, m_panels_;
+    const PreviousRows<S, S> h_prev_;
+    const PreviousRows<T, S> c_prev_;
+};
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

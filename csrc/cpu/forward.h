@@ -1,0 +1,291 @@
+// The forward pass of one layer. Every thread of the team runs `forward` with its rank:
+//   1. together they pack the weights;
+//   2. each runs its part of the time loop: some directions, some rows, some units. The input projection is done for a chunk
+//      of steps at a time; then each step is one product with the cell as its epilogue, and (if units are shared) a barrier;
+//   3. the last states are copied out.
+#pragma once
+#include "layer.h"
+#include "pack.h"
+#include "simd_math.h"
+#include "workspace.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+using cpu::Barrier;
+using cpu::Dimensions;
+using cpu::ForwardDirection;
+using cpu::ForwardLayer;
+using cpu::Sequence;
+using cpu::Team;
+using cpu::Workspace;
+
+// The input projection of about so many rows is made at once: enough to read its weights seldom, few enough that the result
+// is still in the cache when the steps come to it.
+constexpr int64_t chunk_rows = 128;
+
+// Which part of the time loop a thread runs.
+struct Share {
+    Span directions, rows;
+    int64_t unit, units;  // its place among the threads that share these rows, and their number
+    Barrier* barrier;     // where those meet
+
+    // Rows are split so that each part has about as many steps of work: in packed data the first rows are longest.
+    Share(Team& team, int rank, const Sequence& sequence, int direction_count) {
+        const auto& p = team.partition;
+        units = p.units;
+        unit = rank % p.units;
+        const int64_t group = rank / p.units, row_part = group % p.rows, direction = group / p.rows;
+        barrier = &team.groups[group];
+        directions = p.directions == 1 ? Span{0, direction_count} : Span{direction, direction + 1};
+        rows = {border(sequence, row_part, p.rows), border(sequence, row_part + 1, p.rows)};
+    }
+
+private:
+    static int64_t border(const Sequence& s, int64_t part, int64_t parts) {
+        if (part == 0) return 0;
+        if (part == parts) return s.batch;
+        if (s.rows() == s.steps * s.batch) return Span{0, s.batch}.part(part, parts).first;
+        // Sequence b has as many steps as there are t with batch_sizes[t] > b; walk b upwards until the share is full.
+        const int64_t target = s.rows() * part / parts;
+        int64_t t = s.steps - 1, done = 0, b = 0;
+        for (; b < s.batch && done < target; ++b) {
+            while (s.batch_sizes[t] <= b) --t;
+            done += t + 1;
+        }
+        return b;
+    }
+};
+
+inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class Cell, class T>
+struct ForwardPlan {
+    struct Direction {
+        T *ih, *hh, *bias_ih, *bias_hh, *hr;  // packed
+        T* x;                                 // [rows of a chunk, columns of `ih`]: W_ih x + b_ih
+        T* h[2];                              // [B, H or P]: h of the last step and of this one, by turns
+        T* m;                                 // [B, H]: the cell's output before the projection
+        T* c;                                 // [B, H]
+    };
+
+    Panels ih, hh, hr;
+    int64_t chunk;  // rows of x
+    Direction direction[2];
+    size_t size;
+
+    explicit ForwardPlan(const ForwardLayer& layer) {
+        constexpr int L = lanes<T>;
+        const Dimensions& d = layer.size;
+        const int share = layer.team->partition.units;
+        ih = Panels(d.input, d.hidden, Cell::gates, L, share);
+        hh = Panels(d.recurrent, d.hidden, Cell::gates, L, share);
+        hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, share);
+        const Sequence& s = layer.sequence;
+        chunk = minimum(s.rows(), chunk_rows + s.batch);
+        Workspace space(layer.workspace);
+        for (int i = 0; i < d.directions; ++i) {
+            Direction& p = direction[i];
+            p.ih = space.take<T>(ih.size());
+            p.hh = space.take<T>(hh.size());
+            p.hr = space.take<T>(hr.size());
+            p.bias_ih = space.take<T>(ih.columns());
+            p.bias_hh = space.take<T>(hh.columns());
+            p.x = space.take<T>(chunk * ih.columns());
+            p.h[0] = space.take<T>(s.batch * d.recurrent);
+            p.h[1] = space.take<T>(s.batch * d.recurrent);
+            p.m = space.take<T>(d.projected ? s.batch * d.hidden : 0);
+            p.c = space.take<T>(Cell::has_c ? s.batch * d.hidden : 0);
+        }
+        size = space.size();
+    }
+};
+
+template <class T, class S>
+FASTRNN_INLINE void convert(const S* from, T* to, int64_t count) {
+    for (int64_t i = 0; i < count; i += lanes<T>) {
+        const int n = static_cast<int>(minimum(lanes<T>, count - i));
+        store<T>(to + i, load<T>(from + i, n), n);
+    }
+}
+
+template <class T, class S>
+FASTRNN_INLINE void convert_back(const T* from, S* to, int64_t count) {
+    for (int64_t i = 0; i < count; i += lanes<T>) {
+        const int n = static_cast<int>(minimum(lanes<T>, count - i));
+        store<T>(to + i, load<T>(from + i, n), n);
+    }
+}
+
+template <class Cell, class T, class S>
+class ForwardLoop {
+    static constexpr int L = lanes<T>;
+
+public:
+    ForwardLoop(const ForwardLayer& layer, const ForwardPlan<Cell, T>& plan, const Share& share, int64_t direction)
+        : layer_(layer),
+          plan_(plan),
+          share_(share),
+          user_(layer.direction[direction]),
+          own_(plan.direction[direction]),
+          reverse_(direction == 1),
+          H_(layer.size.hidden),
+          R_(layer.size.recurrent),
+          my_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)) {}
+
+    void run() {
+        start();
+        const Sequence& s = layer_.sequence;
+        for (int64_t done = 0; done < s.steps;) {
+            // A chunk: steps [first, first + count) in time, walked upwards or downwards.
+            int64_t count = 1;
+            const auto rows = [&](int64_t n) {
+                return reverse_ ? s.offsets[s.steps - done] - s.offsets[s.steps - done - n]
+                                : s.offsets[done + n] - s.offsets[done];
+            };
+            while (done + count < s.steps && rows(count + 1) <= chunk_rows) ++count;
+            const int64_t first = reverse_ ? s.steps - done - count : done;
+            project_input(first, count);
+            for (int64_t i = 0; i < count; ++i, ++done) {
+                const int64_t t = reverse_ ? first + count - 1 - i : first + i;
+                step(t, s.offsets[first], own_.h[done % 2], own_.h[(done + 1) % 2]);
+                share_.barrier->wait();
+            }
+        }
+        finish();
+    }
+
+private:
+    // Both buffers of h begin as h0: a row that starts late (the end of a short sequence, read backwards) finds it in either.
+    void start() {
+        const Span rows = share_.rows.part(share_.unit, share_.units);
+        for (int64_t b = rows.first; b < rows.last; ++b) {
+            convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[0] + b * R_, R_);
+            convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[1] + b * R_, R_);
+            if (Cell::has_c) convert<T>(static_cast<const S*>(user_.c0) + b * H_, own_.c + b * H_, H_);
+        }
+        share_.barrier->wait();
+    }
+
+    void project_input(int64_t first, int64_t count) {
+        const Sequence& s = layer_.sequence;
+        const int64_t base = s.offsets[first];
+        const int64_t stride = plan_.ih.columns();
+        const auto rows_of = [&](Span rows) {
+            const T* x = static_cast<const T*>(layer_.input) + rows.first * layer_.size.input;
+            T* out = own_.x + (rows.first - base) * stride;
+            return [=, this](int64_t panel) {
+                product<T>(plan_.ih, {panel, panel + 1}, own_.ih, own_.bias_ih, x, layer_.size.input, rows.size(),
+                           [=](int64_t row, int64_t block, const Vec<T>* sums) {
+                               for (int g = 0; g < Cell::gates; ++g)
+                                   store<T>(out + row * stride + (block * Cell::gates + g) * L, sums[g], L);
+                           });
+            };
+        };
+        const bool whole = share_.rows.first == 0 && share_.rows.last == s.batch;
+        for (int64_t panel = my_panels_.first; panel < my_panels_.last; ++panel) {
+            if (whole) {
+                rows_of({base, s.offsets[first + count]})(panel);
+            } else {
+                for (int64_t t = first; t < first + count; ++t)
+                    rows_of({s.offsets[t] + share_.rows.first,
+                             s.offsets[t] + minimum(share_.rows.last, s.batch_sizes[t])})(panel);
+            }
+        }
+    }
+
+    void step(int64_t t, int64_t base, const T* h_prev, T* h_next) {
+        const Sequence& s = layer_.sequence;
+        const int64_t b0 = share_.rows.first;
+        const int64_t rows = minimum(share_.rows.last, s.batch_sizes[t]) - b0;
+        const int64_t row0 = s.offsets[t] + b0;  // of the data
+        const bool projected = layer_.size.projected;
+        const T* x = own_.x + (row0 - base) * plan_.ih.columns();
+        T* h_out = projected ? own_.m : h_next;
+
+        product<T>(plan_.hh, my_panels_, own_.hh, own_.bias_hh, h_prev + b0 * R_, R_, rows,
+                   [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                       const int64_t unit = block * L;
+                       const int n = static_cast<int>(minimum(L, H_ - unit));
+                       const int64_t at = (b0 + row) * H_ + unit;
+                       Vec<T> gates[Cell::gates], saved[Cell::saved + 1], h_before{}, c_before{}, h, c{};
+                       for (int g = 0; g < Cell::gates; ++g)
+                           gates[g] = load<T>(x + row * plan_.ih.columns() + (block * Cell::gates + g) * L, L);
+                       if (!projected) h_before = load<T>(h_prev + at, n);
+                       if (Cell::has_c) c_before = load<T>(own_.c + at, n);
+                       Cell::forward(gates, sums, h_before, c_before, h, c, saved);
+                       if (Cell::has_c) store<T>(own_.c + at, c, n);
+                       if (projected) {
+                           store<T>(h_out + at, h, n);
+                       } else {
+                           store<T>(h_out + at, rounded_to<T, S>(h), n);
+                           store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit, h, n);
+                       }
+                       if (user_.saved)
+                           for (int i = 0; i < Cell::saved; ++i)
+                               store<T>(static_cast<S*>(user_.saved) + ((row0 + row) * Cell::saved + i) * H_ + unit,
+                                        saved[i], n);
+                       if (Cell::has_c && user_.c) store<T>(static_cast<T*>(user_.c) + (row0 + row) * H_ + unit, c, n);
+                   });
+        if (!projected) return;
+
+        share_.barrier->wait();  // every unit of m is there
+        product<T>(plan_.hr, Span{0, plan_.hr.count()}.part(share_.unit, share_.units), own_.hr, nullptr,
+                   own_.m + b0 * H_, H_, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                       const int64_t unit = block * L;
+                       const int n = static_cast<int>(minimum(L, R_ - unit));
+                       store<T>(h_next + (b0 + row) * R_ + unit, rounded_to<T, S>(sums[0]), n);
+                       store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit, sums[0], n);
+                   });
+    }
+
+    void finish() {
+        const Sequence& s = layer_.sequence;
+        const Span rows = share_.rows.part(share_.unit, share_.units);
+        int64_t length = s.steps;  // of sequence b
+        for (int64_t b = rows.first; b < rows.last; ++b) {
+            while (s.batch_sizes[length - 1] <= b) --length;
+            const T* h = own_.h[(reverse_ ? s.steps : length) % 2];
+            convert_back(h + b * R_, static_cast<S*>(user_.h_n) + b * R_, R_);
+            if (Cell::has_c) convert_back(own_.c + b * H_, static_cast<S*>(user_.c_n) + b * H_, H_);
+        }
+    }
+
+    const ForwardLayer& layer_;
+    const ForwardPlan<Cell, T>& plan_;
+    const Share& share_;
+    const ForwardDirection& user_;
+    const typename ForwardPlan<Cell, T>::Direction& own_;
+    const bool reverse_;
+    const int64_t H_, R_;
+    const Span my_panels_;
+};
+
+template <class Cell, class T, class S>
+size_t forward_workspace(const ForwardLayer& layer) {
+    return ForwardPlan<Cell, T>(layer).size;
+}
+
+template <class Cell, class T, class S>
+void forward(const ForwardLayer& layer, int rank) {
+    const ForwardPlan<Cell, T> plan(layer);
+    const int64_t threads = layer.team->partition.threads();
+    for (int i = 0; i < layer.size.directions; ++i) {
+        const cpu::Weights& w = layer.direction[i].weights;
+        const auto& packed = plan.direction[i];
+        const Span part = Span{0, plan.hh.count()}.part(rank, threads);
+        pack_rows<T>(plan.ih, part, static_cast<const S*>(w.ih), packed.ih);
+        pack_rows<T>(plan.hh, part, static_cast<const S*>(w.hh), packed.hh);
+        pack_bias<T>(plan.ih, part, static_cast<const S*>(w.bias_ih), packed.bias_ih);
+        pack_bias<T>(plan.hh, part, static_cast<const S*>(w.bias_hh), packed.bias_hh);
+        if (layer.size.projected)
+            pack_rows<T>(plan.hr, Span{0, plan.hr.count()}.part(rank, threads), static_cast<const S*>(w.hr), packed.hr);
+    }
+    layer.team->all.wait();
+    const Share share(*layer.team, rank, layer.sequence, layer.size.directions);
+    for (int64_t i = share.directions.first; i < share.directions.last; ++i)
+        ForwardLoop<Cell, T, S>(layer, plan, share, i).run();
+}
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

@@ -1,0 +1,3 @@
+#include "kernels.h"
+
+FASTRNN_DEFINE_KERNELS(bfloat16, float, BFloat16)

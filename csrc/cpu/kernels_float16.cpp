@@ -1,0 +1,3 @@
+#include "kernels.h"
+
+FASTRNN_DEFINE_KERNELS(float16, float, Half)

@@ -1,0 +1,3 @@
+#include "kernels.h"
+
+FASTRNN_DEFINE_KERNELS(float32, float, float)

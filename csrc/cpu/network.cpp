@@ -1,0 +1,238 @@
+#include "network.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <omp.h>
+
+#include <memory>
+
+#include "dispatch.h"
+#include "partition.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+using at::Tensor;
+
+Storage storage_of(at::ScalarType dtype) {
+    switch (dtype) {
+        case at::kDouble: return Storage::float64;
+        case at::kBFloat16: return Storage::bfloat16;
+        case at::kHalf: return Storage::float16;
+        default: return Storage::float32;
+    }
+}
+
+// Steps of rows, with the memory that holds them.
+struct Rows {
+    std::vector<int64_t> batch_sizes, offsets;
+    Sequence sequence;
+
+    Rows(const Arguments& a, const Problem& p) : batch_sizes(p.steps, p.batch), offsets(p.steps + 1, 0) {
+        if (a.batch_sizes) {
+            const Tensor list = a.batch_sizes->contiguous();
+            batch_sizes.assign(list.const_data_ptr<int64_t>(), list.const_data_ptr<int64_t>() + p.steps);
+        }
+        for (int64_t t = 0; t < p.steps; ++t) offsets[t + 1] = offsets[t] + batch_sizes[t];
+        sequence = {p.steps, p.batch, batch_sizes.data(), offsets.data()};
+    }
+};
+
+std::vector<Tensor> contiguous(at::TensorList tensors) {
+    std::vector<Tensor> list;
+    list.reserve(tensors.size());
+    for (const Tensor& t : tensors) list.push_back(t.contiguous());
+    return list;
+}
+
+Weights weights_of(const Problem& p, const std::vector<Tensor>& all, int64_t layer, int64_t direction) {
+    const Tensor* w = all.data() + (layer * p.directions + direction) * p.weights_per_layer;
+    Weights result{w[0].const_data_ptr(), w[1].const_data_ptr(), nullptr, nullptr, nullptr};
+    if (p.has_biases) {
+        result.bias_ih = w[2].const_data_ptr();
+        result.bias_hh = w[3].const_data_ptr();
+    }
+    if (p.projected) result.hr = w[p.weights_per_layer - 1].const_data_ptr();
+    return result;
+}
+
+Dimensions dimensions_of(const Problem& p, int64_t layer) {
+    return {p.layer_input(layer), p.hidden, p.recurrent, p.projected, static_cast<int>(p.directions)};
+}
+
+// Runs one kernel with the threads that torch allows.
+template <class Layer>
+void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&), void (*kernel)(const Layer&, int)) {
+    const auto team = std::make_unique<Team>();
+    layer.team = team.get();
+    const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+    const auto prepare = [&](int count) {
+        team->reset(choose_partition(layer.sequence, layer.size, p.cell.gates, count));
+    };
+    prepare(threads);
+    layer.workspace = nullptr;
+    Tensor workspace = at::empty({static_cast<int64_t>(workspace_size(layer))}, at::kByte);
+    layer.workspace = workspace.data_ptr();
+    const int planned = team->partition.threads();
+    if (planned > 1) {
+        bool enough = true;
+#pragma omp parallel num_threads(planned)
+        {
+            // The runtime may give fewer threads than asked for; the barriers would wait for the missing ones for ever.
+#pragma omp single
+            enough = omp_get_num_threads() == planned;
+            if (enough) kernel(layer, omp_get_thread_num());
+        }
+        if (enough) return;
+        prepare(1);
+        layer.workspace = nullptr;
+        workspace = at::empty({static_cast<int64_t>(workspace_size(layer))}, at::kByte);
+        layer.workspace = workspace.data_ptr();
+    }
+    kernel(layer, 0);
+}
+
+// The rows of a layer's input, [N, I], as the kernels read them. `scale` undoes what dropout takes from the mean.
+Tensor dropped(const Problem& p, const Tensor& hidden, const Tensor& noise, double dropout) {
+    const Tensor rows = hidden.to(p.arithmetic);
+    if (noise.numel() == 0) return rows;
+    return rows.mul(noise).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
+}
+
+}  // namespace
+
+ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool keep) {
+    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
+    const auto options = a.input.options().memory_format(std::nullopt);
+    const auto arithmetic = options.dtype(p.arithmetic);
+
+    Tensor output = a.batch_sizes ? at::empty({p.rows, width}, options) : at::empty({p.steps, p.batch, width}, options);
+    Tensor h_n = at::empty({states, p.batch, p.recurrent}, options);
+    Tensor c_n = p.cell.has_c ? at::empty({states, p.batch, p.hidden}, options) : at::empty({0}, options);
+    Tensor hidden = at::empty({p.layers - 1, p.rows, width}, options);
+    Tensor saved = keep ? at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options) : at::empty({0}, options);
+    Tensor c = keep ? at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, arithmetic)
+                    : at::empty({0}, arithmetic);
+    Tensor noise = at::empty({0}, options.dtype(at::kByte));
+    if (train && a.dropout > 0 && p.layers > 1) {
+        noise = at::empty({p.layers - 1, p.rows, width}, options.dtype(at::kByte));
+        // Layer by layer, as torch draws them: the same seed gives the same masks. torch draws nothing for 1.
+        for (int64_t layer = 0; layer + 1 < p.layers; ++layer)
+            if (a.dropout < 1)
+                noise[layer].bernoulli_(1 - a.dropout);
+            else
+                noise[layer].zero_();
+    }
+    if (p.batch == 0) return {output, h_n, c_n, hidden, saved, c, noise};
+
+    const Rows rows(a, p);
+    const std::vector<Tensor> weights = contiguous(a.weights);
+    const Tensor h0 = a.h0.contiguous();
+    const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
+    Tensor input = a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
+    for (int64_t layer = 0; layer < p.layers; ++layer) {
+        if (layer > 0) input = dropped(p, hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout);
+        const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
+        ForwardLayer task{};
+        task.sequence = rows.sequence;
+        task.size = dimensions_of(p, layer);
+        task.input = input.const_data_ptr();
+        task.output_stride = width;
+        for (int64_t d = 0; d < p.directions; ++d) {
+            const int64_t state = layer * p.directions + d;
+            ForwardDirection& direction = task.direction[d];
+            direction.weights = weights_of(p, weights, layer, d);
+            direction.h0 = h0[state].const_data_ptr();
+            direction.h_n = h_n[state].data_ptr();
+            direction.output = static_cast<char*>(out.data_ptr()) + d * p.recurrent * out.element_size();
+            if (p.cell.has_c) {
+                direction.c0 = c0[state].const_data_ptr();
+                direction.c_n = c_n[state].data_ptr();
+            }
+            if (keep) {
+                direction.saved = saved[layer][d].data_ptr();
+                direction.c = c[layer][d].data_ptr();
+            }
+        }
+        run(p, task, kernels.forward_workspace, kernels.forward);
+    }
+    if (!keep) hidden = at::empty({0}, options), noise = at::empty({0}, noise.options());
+    return {output, h_n, c_n, hidden, saved, c, noise};
+}
+
+BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept, const OutputGradients& gradients,
+                        const std::vector<bool>& wanted) {
+    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const int64_t width = p.directions * p.recurrent;
+    const auto options = a.input.options().memory_format(std::nullopt).dtype(p.arithmetic);
+    const auto want = [&](bool yes, at::IntArrayRef size) { return yes ? at::empty(size, options) : at::empty({0}, options); };
+
+    Tensor grad_input = want(wanted[0], {p.rows, p.input});
+    const Tensor grad_h0 = want(wanted[1], a.h0.sizes());
+    const Tensor grad_c0 = p.cell.has_c ? want(wanted[2], a.c0->sizes()) : want(false, {});
+    std::vector<Tensor> grad_weights;
+    for (size_t i = 0; i < a.weights.size(); ++i) grad_weights.push_back(want(wanted[3 + i], a.weights[i].sizes()));
+
+    const auto finish = [&]() -> BackwardResult {
+        for (Tensor& g : grad_weights) g = g.to(p.dtype);
+        return {(wanted[0] ? grad_input.view(a.input.sizes()) : grad_input).to(p.dtype), grad_h0.to(p.dtype),
+                grad_c0.to(p.dtype), std::move(grad_weights)};
+    };
+    if (p.batch == 0) {
+        for (Tensor& g : grad_weights) g.zero_();
+        return finish();
+    }
+
+    const Rows rows(a, p);
+    const std::vector<Tensor> weights = contiguous(a.weights);
+    const Tensor h0 = a.h0.contiguous(), output = kept.output.contiguous(), hidden = kept.hidden.contiguous(),
+                 saved = kept.saved.contiguous(), c = kept.c.contiguous(), noise = kept.noise.contiguous();
+    const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
+    const auto prepared = [&](const OptionalTensor& g) { return g ? g->to(p.arithmetic).contiguous() : Tensor(); };
+    const Tensor grad_h_n = prepared(gradients.h_n), grad_c_n = prepared(gradients.c_n);
+    Tensor grad_output = prepared(gradients.output);
+    const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
+    const auto at_state = [](const Tensor& t, int64_t i) { return t.defined() && t.numel() ? t[i].data_ptr() : nullptr; };
+
+    for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
+        const Tensor mask = layer > 0 && noise.numel() ? noise[layer - 1] : at::empty({0}, at::kByte);
+        const Tensor input = layer > 0 ? dropped(p, hidden[layer - 1], mask, a.dropout)
+                                       : a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
+        const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
+        Tensor grad_below = layer > 0 ? at::empty({p.rows, width}, options) : grad_input;
+        BackwardLayer task{};
+        task.sequence = rows.sequence;
+        task.size = dimensions_of(p, layer);
+        task.input = input.const_data_ptr();
+        task.output_stride = width;
+        task.grad_output_stride = width;
+        task.grad_input = pointer(grad_below);
+        for (int64_t d = 0; d < p.directions; ++d) {
+            const int64_t state = layer * p.directions + d;
+            BackwardDirection& direction = task.direction[d];
+            direction.weights = weights_of(p, weights, layer, d);
+            direction.h0 = h0[state].const_data_ptr();
+            direction.c0 = at_state(c0, state);
+            direction.output = static_cast<const char*>(out.const_data_ptr()) + d * p.recurrent * out.element_size();
+            direction.saved = saved[layer][d].const_data_ptr();
+            direction.c = c[layer][d].const_data_ptr();
+            if (grad_output.defined())
+                direction.grad_output =
+                    static_cast<char*>(grad_output.data_ptr()) + d * p.recurrent * grad_output.element_size();
+            direction.grad_h_n = at_state(grad_h_n, state);
+            direction.grad_c_n = at_state(grad_c_n, state);
+            direction.grad_h0 = at_state(grad_h0, state);
+            direction.grad_c0 = at_state(grad_c0, state);
+            const Tensor* g = grad_weights.data() + state * p.weights_per_layer;
+            direction.grads = {pointer(g[0]), pointer(g[1]), p.has_biases ? pointer(g[2]) : nullptr,
+                               p.has_biases ? pointer(g[3]) : nullptr,
+                               p.projected ? pointer(g[p.weights_per_layer - 1]) : nullptr};
+        }
+        run(p, task, kernels.backward_workspace, kernels.backward);
+        if (layer > 0) grad_output = dropped(p, grad_below, mask, a.dropout);
+    }
+    return finish();
+}
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,164 @@
+// Packed matrices and the one product that everything here is made of:
+//   for every row m and column n:  sum over k of a[m][k] * w[k][n]
+//
+// A packed matrix is a list of panels. A panel holds all k of a few columns, [K][vectors][lanes], so that a step of k is one
+// short contiguous read. The columns of a panel are `blocks` blocks of `lanes` units, each with all its gates: a tile of the
+// product ends with whatever the cell needs of those units in registers.
+//
+// Every sum runs over k in order, in one accumulator, whatever the tile, the panel or the thread: the result of a row has the
+// same bits alone or in any batch, for any number of threads.
+#pragma once
+#include "simd.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+constexpr int max_panel_vectors = 4;
+
+// Rows of a tile, so that accumulators and a step's weights fit the registers.
+constexpr int tile_rows(int vectors) {
+    if (vector_registers == 32) return vectors == 4 ? 7 : 9;
+    return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 9;
+}
+constexpr int max_tile_rows = 9;
+// Up to this many rows, two panels at once: a few rows alone have too few independent sums to hide the latency of an FMA.
+constexpr int paired_rows(int vectors) { return vector_registers == 32 ? (vectors == 4 ? 2 : 3) : (vectors >= 3 ? 1 : 2); }
+
+struct Panels {
+    int64_t depth;  // K
+    int64_t units;
+    int gates;  // vectors per block
+    int lanes;
+    int blocks;  // blocks per panel
+
+    Panels() = default;
+    // `share` > 1 asks for panels narrow enough that so many threads get some each.
+    Panels(int64_t depth, int64_t units, int gates, int lanes, int share = 1)
+        : depth(depth), units(units), gates(gates), lanes(lanes), blocks(max_panel_vectors / gates) {
+        const int64_t per_thread = (block_count() + share - 1) / share;
+        if (blocks > per_thread) blocks = per_thread < 1 ? 1 : static_cast<int>(per_thread);
+    }
+
+    int64_t block_count() const { return (units + lanes - 1) / lanes; }
+    int64_t count() const { return (block_count() + blocks - 1) / blocks; }
+    int64_t width() const { return int64_t(blocks) * gates * lanes; }  // columns of a full panel
+    int64_t columns() const { return count() * width(); }
+    int64_t offset(int64_t panel) const { return panel * width() * depth; }
+    int blocks_of(int64_t panel) const {
+        const int64_t left = block_count() - panel * blocks;
+        return left < blocks ? static_cast<int>(left) : blocks;
+    }
+    int64_t size() const { return count() * width() * depth; }
+};
+
+template <class T, int Vectors, int Pair, int Rows, bool Transposed>
+void tile(const T* a, int64_t a_stride, const T* w, int64_t pair_stride, int64_t depth, const T* bias, Vec<T>* sums) {
+    constexpr int L = lanes<T>;
+    constexpr int total = Vectors * Pair;
+    Vec<T> acc[Rows][total];
+    for (int j = 0; j < total; ++j) {
+        const Vec<T> start = bias ? load<T>(bias + j * L, L) : Vec<T>{};
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) acc[r][j] = start;
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+        Vec<T> weights[total];
+#pragma GCC unroll 16
+        for (int j = 0; j < total; ++j)
+            weights[j] = load<T>(w + (j / Vectors) * pair_stride + (j % Vectors) * L, L);
+        __builtin_prefetch(w + 8 * Vectors * L);
+        if (Vectors > 2) __builtin_prefetch(w + (8 * Vectors + Vectors / 2) * L);
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) {
+            const Vec<T> value = broadcast(Transposed ? a[r] : a[r * a_stride]);
+#pragma GCC unroll 16
+            for (int j = 0; j < total; ++j) acc[r][j] += value * weights[j];
+        }
+        a += Transposed ? a_stride : 1;
+        w += Vectors * L;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+        for (int j = 0; j < total; ++j) sums[r * total + j] = acc[r][j];
+}
+
+template <class T>
+using Tile = void (*)(const T*, int64_t, const T*, int64_t, int64_t, const T*, Vec<T>*);
+
+template <class T, int Vectors, int Pair, bool Transposed>
+Tile<T> tile_for(int rows) {
+    constexpr int most = Pair == 1 ? tile_rows(Vectors) : paired_rows(Vectors);
+    // clang-format off
+    switch (rows) {
+        case 1: return tile<T, Vectors, Pair, 1, Transposed>;
+        case 2: if constexpr (most >= 2) return tile<T, Vectors, Pair, 2, Transposed>; break;
+        case 3: if constexpr (most >= 3) return tile<T, Vectors, Pair, 3, Transposed>; break;
+        case 4: if constexpr (most >= 4) return tile<T, Vectors, Pair, 4, Transposed>; break;
+        case 5: if constexpr (most >= 5) return tile<T, Vectors, Pair, 5, Transposed>; break;
+        case 6: if constexpr (most >= 6) return tile<T, Vectors, Pair, 6, Transposed>; break;
+        case 7: if constexpr (most >= 7) return tile<T, Vectors, Pair, 7, Transposed>; break;
+        case 8: if constexpr (most >= 8) return tile<T, Vectors, Pair, 8, Transposed>; break;
+        case 9: if constexpr (most >= 9) return tile<T, Vectors, Pair, 9, Transposed>; break;
+    }
+    // clang-format on
+    return nullptr;
+}
+
+template <class T, bool Transposed>
+Tile<T> tile_for(int vectors, bool pair, int rows) {
+    switch (vectors) {
+        case 1: return pair ? tile_for<T, 1, 2, Transposed>(rows) : tile_for<T, 1, 1, Transposed>(rows);
+        case 2: return pair ? tile_for<T, 2, 2, Transposed>(rows) : tile_for<T, 2, 1, Transposed>(rows);
+        case 3: return pair ? tile_for<T, 3, 2, Transposed>(rows) : tile_for<T, 3, 1, Transposed>(rows);
+        default: return pair ? tile_for<T, 4, 2, Transposed>(rows) : tile_for<T, 4, 1, Transposed>(rows);
+    }
+}
+
+// A span of panels [first, last) or of rows.
+struct Span {
+    int64_t first, last;
+
+    int64_t size() const { return last - first; }
+    // The i-th of n nearly equal parts, their borders at multiples of `grain`.
+    Span part(int64_t i, int64_t n, int64_t grain = 1) const {
+        const int64_t grains = (size() + grain - 1) / grain;
+        const int64_t a = first + grains * i / n * grain, b = first + grains * (i + 1) / n * grain;
+        return {a < last ? a : last, b < last ? b : last};
+    }
+};
+
+// The product of `rows` rows with a span of panels. Row m of a is at a + m * a_stride, or, Transposed, its k-th value at
+// a + m + k * a_stride. For every row and every block of units, epilogue(row, block, sums) gets the sums, one vector a gate;
+// bias (one value a packed column) is where they start.
+template <class T, bool Transposed = false, class Epilogue>
+FASTRNN_INLINE void product(const Panels& panels, Span span, const T* packed, const T* bias, const T* a, int64_t a_stride,
+                            int64_t rows, const Epilogue& epilogue) {
+    if (rows <= 0) return;
+    Vec<T> sums[max_tile_rows * max_panel_vectors];
+    const int gates = panels.gates;
+    const int64_t step = panels.width() * panels.depth;
+    for (int64_t panel = span.first; panel < span.last;) {
+        const int blocks = panels.blocks_of(panel);
+        const int vectors = blocks * gates;
+        const bool pair = rows <= paired_rows(vectors) && panel + 1 < span.last && panels.blocks_of(panel + 1) == blocks;
+        const int64_t most = pair ? rows : tile_rows(vectors);
+        const int64_t tiles = (rows + most - 1) / most;
+        const T* panel_bias = bias ? bias + panel * panels.width() : nullptr;
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t row = rows * i / tiles;
+            const int count = static_cast<int>(rows * (i + 1) / tiles - row);
+            tile_for<T, Transposed>(vectors, pair, count)(a + (Transposed ? row : row * a_stride), a_stride,
+                                                          packed + panel * step, step, panels.depth, panel_bias, sums);
+            const Vec<T>* s = sums;
+            for (int r = 0; r < count; ++r)
+                for (int p = 0; p <= int(pair); ++p)
+                    for (int b = 0; b < blocks; ++b, s += gates)
+                        epilogue(row + r, (panel + p) * panels.blocks + b, s);
+        }
+        panel += 1 + pair;
+    }
+}
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

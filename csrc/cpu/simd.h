@@ -1,0 +1,207 @@
+// SIMD values: GCC and clang vector extensions at the native width of the instruction set this file is compiled for,
+// and their loads and stores from every storage type. Wider vectors than the native width fall to a fraction of the
+// speed, narrower ones waste it, so the width is fixed here.
+//
+// Everything in this folder that a kernel file includes lives in the namespace of its instruction set (FASTRNN_ISA, given
+// by setup.py), so that no two differently compiled copies of a function can be merged by the linker.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "../cells/cell.h"
+
+#define FASTRNN_INLINE inline __attribute__((always_inline))
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+constexpr int vector_registers = 32;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+constexpr int vector_registers = 16;
+#else
+constexpr int vector_bytes = 16;
+constexpr int vector_registers = 16;
+#endif
+
+// 16-bit storage types. Arithmetic is always done in float.
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Half {
+    uint16_t bits;
+};
+
+template <class T>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(vector_bytes)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int lanes = vector_bytes / sizeof(T);
+
+template <class T>
+FASTRNN_INLINE Vec<T> broadcast(T value) {
+    return value - Vec<T>{};
+}
+
+// load<T>(p, n): the first n <= lanes<T> values at p, the rest zero; store likewise. T is the type of arithmetic, the
+// pointer's type that of memory. n is lanes<T> nearly always: the branch is free and the tail is slower.
+
+template <class T>
+FASTRNN_INLINE Vec<T> load(const T* p, int n) {
+    Vec<T> v{};
+    if (n == lanes<T>) {
+        memcpy(&v, p, sizeof v);
+        return v;
+    }
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+    else
+        return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#else
+    T lane[lanes<T>] = {};
+    for (int i = 0; i < n; ++i) lane[i] = p[i];
+    memcpy(&v, lane, sizeof v);
+    return v;
+#endif
+}
+
+template <class T>
+FASTRNN_INLINE void store(T* p, Vec<T> v, int n) {
+    if (n == lanes<T>) {
+        memcpy(p, &v, sizeof v);
+        return;
+    }
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+    else
+        _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#else
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+constexpr int float_lanes = lanes<float>;
+typedef uint32_t UInt32Vec __attribute__((vector_size(vector_bytes)));
+typedef uint16_t UInt16Vec __attribute__((vector_size(vector_bytes / 2)));
+
+FASTRNN_INLINE UInt16Vec load_bits(const void* p, int n) {
+    UInt16Vec bits{};
+    if (n == float_lanes)
+        memcpy(&bits, p, sizeof bits);
+    else
+        for (int i = 0; i < n; ++i) bits[i] = static_cast<const uint16_t*>(p)[i];
+    return bits;
+}
+
+FASTRNN_INLINE void store_bits(void* p, UInt16Vec bits, int n) {
+    if (n == float_lanes)
+        memcpy(p, &bits, sizeof bits);
+    else
+        for (int i = 0; i < n; ++i) static_cast<uint16_t*>(p)[i] = bits[i];
+}
+
+template <class T>
+FASTRNN_INLINE Vec<float> load(const BFloat16* p, int n) {
+    return (Vec<float>)(__builtin_convertvector(load_bits(p, n), UInt32Vec) << 16);
+}
+
+template <class T>
+FASTRNN_INLINE void store(BFloat16* p, Vec<float> v, int n) {
+    const UInt32Vec bits = (UInt32Vec)v;
+    // Round to nearest, ties to even; a NaN stays a (quiet) NaN.
+    const UInt32Vec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const UInt32Vec result = v == v ? rounded : (bits >> 16) | 0x40;
+    store_bits(p, __builtin_convertvector(result, UInt16Vec), n);
+}
+
+#if !defined(__AVX2__)
+// float <-> half without hardware conversion, by scaling through the exponent.
+FASTRNN_INLINE float half_to_float(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
+    uint32_t bits;
+    if (magnitude >= 0x7c00) {
+        bits = 0x7f800000 | (magnitude & 0x3ff) << 13;
+    } else {
+        bits = magnitude << 13;
+        float f;
+        memcpy(&f, &bits, 4);
+        f *= 0x1p112f;  // re-bias the exponent, subnormals included
+        memcpy(&bits, &f, 4);
+    }
+    bits |= sign;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+
+FASTRNN_INLINE uint16_t float_to_half(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    const uint16_t sign = (bits >> 16) & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return sign | 0x7e00;
+    if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to 65520 or more
+    if (bits < 0x38800000) {                       // subnormal: let an addition do the rounding
+        float magnitude;
+        memcpy(&magnitude, &bits, 4);
+        magnitude += 0.5f;  // one unit of 0.5f's last place is the smallest half
+        memcpy(&bits, &magnitude, 4);
+        return sign | (uint16_t)(bits - 0x3f000000);
+    }
+    return sign | (uint16_t)((bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13);
+}
+#endif
+
+template <class T>
+FASTRNN_INLINE Vec<float> load(const Half* p, int n) {
+    const UInt16Vec bits = load_bits(p, n);
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_cvtph_ps((__m256i)bits);
+#elif defined(__AVX2__)
+    return (Vec<float>)_mm256_cvtph_ps((__m128i)bits);
+#else
+    Vec<float> v;
+    for (int i = 0; i < float_lanes; ++i) v[i] = half_to_float(bits[i]);
+    return v;
+#endif
+}
+
+template <class T>
+FASTRNN_INLINE void store(Half* p, Vec<float> v, int n) {
+#if defined(__AVX512F__)
+    store_bits(p, (UInt16Vec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT), n);
+#elif defined(__AVX2__)
+    store_bits(p, (UInt16Vec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT), n);
+#else
+    UInt16Vec bits;
+    for (int i = 0; i < float_lanes; ++i) bits[i] = float_to_half(v[i]);
+    store_bits(p, bits, n);
+#endif
+}
+
+// The value that reading v back from storage S would give.
+template <class T, class S>
+FASTRNN_INLINE Vec<T> rounded_to(Vec<T> v) {
+    if constexpr (sizeof(T) == sizeof(S)) {
+        return v;
+    } else {
+        S stored[lanes<T>];
+        store<T>(stored, v, lanes<T>);
+        return load<T>(stored, lanes<T>);
+    }
+}
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

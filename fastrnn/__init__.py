@@ -1,0 +1,50 @@
+"""fastrnn: LSTM, GRU and RNN layers that drop in for torch.nn's, computed by fused kernels.
+
+    import fastrnn
+    layer = fastrnn.LSTM(32, 64, num_layers=2)   # in the place of torch.nn.LSTM
+    fastrnn.accelerate(model)                    # or: every recurrent layer of a model, in place
+
+Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward` and changes nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import torch  # noqa: F401  its libraries must be loaded before ours
+
+from fastrnn import _C, functional, reference
+from fastrnn.functional import fallbacks
+from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fastrnn.ops import CELLS
+from fastrnn.replace import accelerate, patch, restore
+
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "accelerate",
+    "build_info",
+    "fallbacks",
+    "functional",
+    "patch",
+    "reference",
+    "restore",
+]
+
+__version__ = metadata.version("fastrnn")
+
+
+def build_info() -> dict[str, Any]:
+    """What was built and what is in use.
+
+    Returns:
+        version; torch (built against) and torch_running; isa (in use), isa_compiled, isa_supported (of those, what this CPU
+        has); openmp (its version as a date, or None); compiler; cuda_archs, and cuda: "built", or why there is none.
+    """
+    return {"version": __version__, "torch_running": torch.__version__, **_C.build_info()}

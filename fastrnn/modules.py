@@ -1,0 +1,185 @@
+"""torch.nn's recurrent layers and cells, with the computation replaced and nothing else.
+
+Each class here is a subclass of torch's class of the same name. Constructor, parameters, initial
+values, state_dict, repr and pickling are inherited. ``forward`` is torch's own code, run with the
+name ``_VF`` standing for ``fastrnn.functional``, so that every check, message and convention is the
+installed torch's own.
+
+``torch.jit.script`` can't compile these layers, so it is given torch's in their place, on the same
+parameters. It leaves those in the model it was called on, too: a warning in the log ``fastrnn``
+says so, and ``fastrnn.accelerate`` brings ours back.
+"""
+
+import copy
+import logging
+import operator
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from torch import nn
+
+# torch's forward code says `_VF.lstm(...)` and runs with the globals of this module: this name is
+# the whole replacement.
+from . import functional as _VF  # noqa: F401
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+_Forward = TypeVar("_Forward", bound=Callable[..., Any])
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def _on_fastrnn(forward: _Forward) -> _Forward:
+    """Return torch's ``forward`` with ``_VF`` bound to ``fastrnn.functional``."""
+    theirs = cast(types.FunctionType, forward)
+    if "_VF" not in theirs.__code__.co_names:
+        raise ImportError(f"{theirs.__module__}.{theirs.__qualname__} does not call torch._VF")
+    # A real module's globals and not a copy of torch's: torch.compile guards on importable names.
+    ours = globals()
+    for name in theirs.__code__.co_names:
+        if name in theirs.__globals__:
+            ours.setdefault(name, theirs.__globals__[name])
+    made = types.FunctionType(
+        theirs.__code__, ours, theirs.__name__, theirs.__defaults__, theirs.__closure__
+    )
+    made.__kwdefaults__ = theirs.__kwdefaults__
+    made.__annotations__ = dict(theirs.__annotations__)
+    made.__doc__ = theirs.__doc__
+    return cast(_Forward, made)
+
+
+def _read_weights(self: nn.RNNBase) -> None:
+    """Make ``self._flat_weights``, which forward passes on, the attributes of today.
+
+    torch asks weak references whether anything changed, and evaluates a parametrization up to three
+    times a call to find out. Reading the attributes once needs no such rule, and misses no case.
+    """
+    params = self._parameters
+    names = self._flat_weights_names
+    weights: list[Any]
+    try:
+        weights = [params[name] for name in names]
+    except KeyError:  # parametrized, under the old weight_norm, or a replica of DataParallel
+        weights = [getattr(self, name, None) for name in names]
+    if any(map(operator.is_not, weights, self._flat_weights)):
+        self._flat_weights = weights
+        # In step with the list, or torch's class would trust an old list after fastrnn.restore().
+        self._flat_weight_refs = [None if w is None else weakref.ref(w) for w in weights]
+        self.flatten_parameters()
+
+
+def _torch_twin(self: _Module) -> _Module:
+    """Return torch's layer on the same parameters: what torch.jit.script compiles."""
+    cls = type(self)
+    if cls not in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell):
+        return self
+    logging.getLogger("fastrnn").warning(
+        "torch.jit.script compiles torch.nn's %s and leaves it in the model it was called on",
+        cls.__name__,
+    )
+    twin = copy.copy(self)
+    twin.__class__ = cls.__base__  # type: ignore[assignment]
+    return twin
+
+
+class RNN(nn.RNN):
+    """Drop-in for :class:`torch.nn.RNN`: ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``, or relu.
+
+    Arguments, attributes, errors and results are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
+
+    Shapes, for T steps, batch B, I = input_size, H = hidden_size, L layers,
+    D = 2 if bidirectional else 1:
+        input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
+        hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
+        returns output: [T, B, D*H] in the layout of the input, and h_n: as hx
+    """
+
+    forward = _on_fastrnn(nn.RNN.forward)
+    _update_flat_weights = _read_weights
+    __prepare_scriptable__ = _torch_twin
+
+
+class LSTM(nn.LSTM):
+    """Drop-in for :class:`torch.nn.LSTM`, gates in torch's order i, f, g, o.
+
+    Arguments, attributes, errors and results are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+
+    Shapes, for T steps, batch B, I = input_size, H = hidden_size, L layers,
+    D = 2 if bidirectional else 1, and P = proj_size, or H where there is no projection:
+        input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
+        hx: (h_0, c_0) of [L*D, B, P] and [L*D, B, H], without B if unbatched; zeros if not given
+        returns output: [T, B, D*P] in the layout of the input, and (h_n, c_n): as hx
+    """
+
+    forward = _on_fastrnn(nn.LSTM.forward)
+    _update_flat_weights = _read_weights
+    __prepare_scriptable__ = _torch_twin
+
+
+class GRU(nn.GRU):
+    """Drop-in for :class:`torch.nn.GRU`, gates in torch's order r, z, n.
+
+    Arguments, attributes, errors and results are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
+
+    Shapes, for T steps, batch B, I = input_size, H = hidden_size, L layers,
+    D = 2 if bidirectional else 1:
+        input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
+        hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
+        returns output: [T, B, D*H] in the layout of the input, and h_n: as hx
+    """
+
+    forward = _on_fastrnn(nn.GRU.forward)
+    _update_flat_weights = _read_weights
+    __prepare_scriptable__ = _torch_twin
+
+
+class RNNCell(nn.RNNCell):
+    """Drop-in for :class:`torch.nn.RNNCell`: one step of :class:`RNN`.
+
+    Arguments, attributes, errors and results are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html
+
+    Shapes, for batch B, I = input_size, H = hidden_size:
+        input: [B, I] or [I]
+        hx: [B, H] or [H]; zeros if not given
+        returns h: as hx
+    """
+
+    forward = _on_fastrnn(nn.RNNCell.forward)
+    __prepare_scriptable__ = _torch_twin
+
+
+class LSTMCell(nn.LSTMCell):
+    """Drop-in for :class:`torch.nn.LSTMCell`: one step of :class:`LSTM`.
+
+    Arguments, attributes, errors and results are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
+
+    Shapes, for batch B, I = input_size, H = hidden_size:
+        input: [B, I] or [I]
+        hx: (h, c), both [B, H] or [H]; zeros if not given
+        returns (h, c): as hx
+    """
+
+    forward = _on_fastrnn(nn.LSTMCell.forward)
+    __prepare_scriptable__ = _torch_twin
+
+
+class GRUCell(nn.GRUCell):
+    """Drop-in for :class:`torch.nn.GRUCell`: one step of :class:`GRU`.
+
+    Arguments, attributes, errors and results are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html
+
+    Shapes, for batch B, I = input_size, H = hidden_size:
+        input: [B, I] or [I]
+        hx: [B, H] or [H]; zeros if not given
+        returns h: as hx
+    """
+
+    forward = _on_fastrnn(nn.GRUCell.forward)
+    __prepare_scriptable__ = _torch_twin

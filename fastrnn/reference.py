@@ -1,0 +1,162 @@
+"""Each cell in plain PyTorch: the definition, the tests' oracle, and what is differentiated again.
+
+The formulas are those of torch.nn's documentation (torch/nn/modules/rnn.py), in the order of
+operations of torch's own CPU code (aten/src/ATen/native/RNN.cpp). Nothing is done in place, so that
+every function here can be differentiated any number of times, forward or backward, in any dtype and
+on any device.
+
+A new cell is one function under ``@_cell``, named as in the registry of the extension.
+Sizes: T steps, B batch, I input, H hidden, P projection, G gates, L layers, D directions, and N
+rows of all steps together (T * B, or the sum of batch_sizes).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["CELLS", "gru", "lstm", "rnn_relu", "rnn_tanh", "run"]
+
+Cell = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+#: name -> one time step, as ``(x: [B, G*H], r: [B, G*H], h: [B, H], c: [B, H] or None) -> (h, c)``
+#: where x = W_ih x_t + b_ih, r = W_hh h_{t-1} + b_hh, and the h returned is not projected yet.
+CELLS: dict[str, Cell] = {}
+
+
+def _cell(step: Cell) -> Cell:
+    CELLS[step.__name__] = step
+    return step
+
+
+@_cell
+def lstm(x: Tensor, r: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """One step of torch.nn.LSTM (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000).
+
+    i, f, o = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*),  g = tanh(the same with g)
+    c_t = f * c_{t-1} + i * g
+    h_t = o * tanh(c_t), times W_hr^T where there is a projection (Sak et al. 2014), done by `run`
+    """
+    assert c is not None
+    i, f, g, o = (x + r).chunk(4, dim=1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+@_cell
+def gru(x: Tensor, r: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """One step of torch.nn.GRU (Cho et al. 2014, with the reset gate after the product).
+
+    r, z = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*)
+    n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
+    h_t = (1 - z) * n + z * h_{t-1}
+    """
+    x_r, x_z, x_n = x.chunk(3, dim=1)
+    r_r, r_z, r_n = r.chunk(3, dim=1)
+    n = (x_n + (x_r + r_r).sigmoid() * r_n).tanh()
+    return n + (x_z + r_z).sigmoid() * (h - n), None
+
+
+@_cell
+def rnn_tanh(x: Tensor, r: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """One step of torch.nn.RNN (Elman 1990): h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)."""
+    return (x + r).tanh(), None
+
+
+@_cell
+def rnn_relu(x: Tensor, r: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """One step of torch.nn.RNN, nonlinearity='relu': h_t = max(0, W_ih x_t + b_ih + ...)."""
+    return (x + r).relu(), None
+
+
+def _first(state: Tensor, n: int) -> Tensor:
+    """The states of the n sequences that are alive at a step."""
+    return state if n == state.size(0) else state[:n]
+
+
+def _renew(new: Tensor, state: Tensor) -> Tensor:
+    """The new states of those, above the others': at their end already, or still at their start."""
+    n = new.size(0)
+    return new if n == state.size(0) else torch.cat([new, state[n:]])
+
+
+def _direction(
+    step: Cell,
+    x: Tensor,  # [N, I]
+    h: Tensor,  # [B, H or P]
+    c: Tensor | None,  # [B, H]
+    weights: Sequence[Tensor],  # w_ih, w_hh, [b_ih, b_hh], [w_hr]
+    sizes: list[int],  # [T], rows of each step
+    *,
+    has_biases: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One direction of one layer: output [N, H or P], h_n and c_n."""
+    w_ih, w_hh = weights[:2]
+    b_ih, b_hh = weights[2:4] if has_biases else (None, None)
+    w_hr = weights[-1] if len(weights) % 2 else None
+    xs = F.linear(x, w_ih, b_ih).split(sizes)
+    outputs: list[Tensor] = []
+    # The reverse direction needs no case of its own for ragged batches: a sequence joins, with its
+    # initial state, at the step where the batch has grown to its row, which is its own last step.
+    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
+        h_t = _first(h, sizes[t])
+        c_t = None if c is None else _first(c, sizes[t])
+        y, c_t = step(xs[t], F.linear(h_t, w_hh, b_hh), h_t, c_t)
+        y = y if w_hr is None else F.linear(y, w_hr)
+        outputs.append(y)
+        h = _renew(y, h)
+        c = None if c is None or c_t is None else _renew(c_t, c)
+    return torch.cat(outputs[::-1] if reverse else outputs), h, c
+
+
+def run(
+    cell: str,
+    input: Tensor,  # [T, B, I], or packed [N, I]
+    h0: Tensor,  # [L*D, B, H or P]
+    c0: Tensor | None,  # [L*D, B, H] for cells of two states
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None = None,  # [T], int64 on the CPU, not increasing
+    *,
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    dropout: float = 0.0,
+    noise: Tensor | None = None,  # [L-1, N, D*H], uint8 or bool: what dropout keeps
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A whole stack: output ([T, B, D*H], or [N, D*H] of packed data), h_n and c_n (or None).
+
+    The weights are in torch's order, by layer and then by direction: w_ih: [G*H, I or D*H],
+    w_hh: [G*H, H], then b_ih, b_hh: [G*H] if has_biases, then w_hr: [P, H] if there is one left.
+    Without `noise` there is no dropout, whatever its rate.
+    """
+    if batch_sizes is None:
+        T, B = input.shape[:2]
+        sizes, x = [B] * T, input.flatten(0, 1)
+    else:
+        sizes, x = batch_sizes.tolist(), input
+    if not sizes:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    D = 2 if bidirectional else 1
+    count = len(weights) // (num_layers * D)
+    h_n: list[Tensor] = []
+    c_n: list[Tensor] = []
+    for layer in range(num_layers):
+        if layer > 0 and noise is not None:
+            # As torch does it: 0 or 1 / (1 - p), rounded to the dtype, times the value.
+            keep = noise[layer - 1].to(x.dtype)
+            x = x * (keep / (1 - dropout) if dropout < 1 else keep)
+        outputs: list[Tensor] = []
+        for k in range(layer * D, (layer + 1) * D):
+            output, h, c = _direction(
+                CELLS[cell], x, h0[k], None if c0 is None else c0[k],
+                weights[k * count : (k + 1) * count], sizes,
+                has_biases=has_biases, reverse=k % D == 1,
+            )  # fmt: skip
+            outputs.append(output)
+            h_n.append(h)
+            c_n += [] if c is None else [c]
+        x = torch.cat(outputs, dim=1) if bidirectional else outputs[0]
+    output = x if batch_sizes is not None else x.unflatten(0, (T, B))
+    return output, torch.stack(h_n), torch.stack(c_n) if c_n else None

@@ -1,0 +1,256 @@
+"""fastrnn in models and code that were written for torch.nn: accelerate(), restore(), patch().
+
+What can't be swapped is left alone and named, with the reason, at WARNING in the log ``fastrnn``.
+"""
+
+import contextlib
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from . import modules
+
+__all__ = ["Patch", "accelerate", "patch", "restore"]
+
+_Module = TypeVar("_Module", bound=nn.Module)
+_Class = type[nn.Module]
+_Init = Callable[..., None]
+
+_logger = logging.getLogger("fastrnn")
+
+_FAST: dict[_Class, _Class] = {
+    nn.RNN: modules.RNN,
+    nn.LSTM: modules.LSTM,
+    nn.GRU: modules.GRU,
+    nn.RNNCell: modules.RNNCell,
+    nn.LSTMCell: modules.LSTMCell,
+    nn.GRUCell: modules.GRUCell,
+}
+_TORCH: dict[_Class, _Class] = {fast: slow for slow, fast in _FAST.items()}
+_THEIRS: tuple[_Class, ...] = tuple(_FAST)
+_OURS: tuple[_Class, ...] = tuple(_TORCH)
+
+_joined: dict[_Class, _Class] = {}  # a user's subclass -> the same on fastrnn's class, made here
+
+
+class _KeptError(Exception):
+    """Why a module keeps its class."""
+
+
+def accelerate(model: _Module) -> _Module:
+    """Turn every torch.nn RNN, LSTM, GRU and cell in ``model`` into fastrnn's; return ``model``.
+
+    In place, and only a module's class changes: parameters, buffers, hooks, training flag and every
+    reference to the module from elsewhere (optimizers, shared submodules) stay what they were. A
+    second call changes nothing.
+
+    A subclass that keeps torch's ``forward`` becomes fast too, and its modules stay instances of
+    it. Left alone and reported are subclasses with their own ``forward``, ``__call__``, rules of
+    pickling or of class creation, and modules whose ``forward`` was replaced on the instance.
+    Scripted and quantized modules are none of torch.nn's classes, and modules in a plain list are
+    not the model's: neither is touched. Tools that look for the exact type torch.nn.LSTM, as
+    dynamic quantization does, want :func:`restore` first.
+
+    Raises TypeError where ``model`` is not a torch.nn.Module.
+    """
+    return _swap(model, _fast_class)
+
+
+def restore(model: _Module) -> _Module:
+    """Turn every fastrnn module in ``model`` back into torch.nn's, in place; return ``model``.
+
+    The way back from :func:`accelerate`, and it also takes layers that were built as fastrnn's. A
+    subclass written on fastrnn's class has no torch class to go back to: left alone and reported.
+
+    Raises TypeError where ``model`` is not a torch.nn.Module.
+    """
+    return _swap(model, _torch_class)
+
+
+def patch() -> "Patch":
+    """Let ``torch.nn.LSTM(...)`` and the five others, written anywhere, build fastrnn's from now.
+
+    For good::
+
+        fastrnn.patch()
+
+    or for a block::
+
+        with fastrnn.patch():
+            model = library.make_model()
+
+    The constructors of torch's classes are patched and no name is replaced: a ``from torch.nn
+    import LSTM`` done earlier builds fastrnn's as well, ``isinstance(m, nn.LSTM)`` holds for old
+    and new layers, ``class MyLSTM(nn.LSTM)`` and old pickles work. Subclasses fare as with
+    :func:`accelerate`, but one left alone is only a debug message. Layers built before, copied or
+    unpickled keep their class: :func:`accelerate` is for those. What was built under a patch stays
+    fastrnn's when it ends.
+
+    A patch holds for the whole process: other threads that build layers meanwhile get fastrnn's
+    too. Patches, each from a call of its own, may nest and end in any order; torch's constructors
+    are back when the last has ended.
+    """
+    return Patch()
+
+
+class Patch:
+    """What :func:`patch` returns: in effect until :meth:`undo` or the end of its ``with`` block."""
+
+    _lock = threading.Lock()
+    _count = 0
+    _inits: ClassVar[dict[_Class, tuple[_Init, _Init]]] = {}  # torch's and ours
+
+    def __init__(self) -> None:
+        self._on = False
+        self._apply()
+
+    def _apply(self) -> None:
+        with Patch._lock:
+            if self._on:
+                return
+            if Patch._count == 0:
+                for cls in _THEIRS:
+                    init: _Init = cls.__init__
+                    Patch._inits[cls] = init, _building_fast(init)
+                    cls.__init__ = Patch._inits[cls][1]  # type: ignore[method-assign]
+            Patch._count += 1
+            self._on = True
+
+    def undo(self) -> None:
+        """End this patch; a second call changes nothing."""
+        with Patch._lock:
+            if not self._on:
+                return
+            self._on = False
+            Patch._count -= 1
+            if Patch._count == 0:
+                for cls, (theirs, ours) in Patch._inits.items():
+                    # Where somebody has wrapped ours since, it stays below theirs, idle by _count.
+                    if vars(cls)["__init__"] is ours:
+                        cls.__init__ = theirs  # type: ignore[method-assign]
+
+    def __enter__(self) -> "Patch":
+        self._apply()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+
+def _building_fast(init: _Init) -> _Init:
+    @functools.wraps(init)
+    def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if Patch._count:
+            try:
+                self.__class__ = _fast_class(self)
+            except _KeptError as why:
+                _logger.debug("%s is left alone: it %s", type(self).__qualname__, why)
+
+    return build
+
+
+def _swap(model: _Module, target: Callable[[nn.Module], _Class]) -> _Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, _THEIRS):
+            try:
+                cls = target(module)
+            except _KeptError as why:
+                where = f"'{name}'" if name else "the model"
+                kind = type(module).__qualname__
+                _logger.warning("%s (%s) is left alone: it %s", where, kind, why)
+            else:
+                module.__class__ = cls
+    return model
+
+
+def _fast_class(module: nn.Module) -> _Class:
+    if "forward" in vars(module) and not isinstance(module, _OURS):
+        raise _KeptError("has a forward set on the instance")
+    return _convert(module, _fast_base)
+
+
+def _torch_class(module: nn.Module) -> _Class:
+    return _convert(module, _torch_base)
+
+
+def _convert(module: nn.Module, convert: Callable[[_Class], _Class]) -> _Class:
+    cls = type(module)
+    if not parametrize.is_parametrized(module):
+        return convert(cls)
+    # torch.nn.utils.parametrize gave this module a class of its own, which holds the properties and
+    # has the class before as its base. Deep copies of the module share it: leave it, make another.
+    if len(cls.__bases__) != 1:
+        raise _KeptError("was parametrized and then given another class")
+    before = cls.__bases__[0]
+    after = convert(before)
+    if after is before:
+        return cls
+    namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, (after,), namespace)
+
+
+def _fast_base(cls: _Class) -> _Class:
+    if issubclass(cls, _OURS):
+        return cls
+    return _FAST[cls] if cls in _FAST else _join(cls)
+
+
+def _torch_base(cls: _Class) -> _Class:
+    if not issubclass(cls, _OURS):
+        return cls
+    if cls in _TORCH:
+        return _TORCH[cls]
+    users: _Class = cls.__bases__[0]
+    if _joined.get(users) is not cls:
+        raise _KeptError("is of a class written on fastrnn's")
+    return users
+
+
+def _join(cls: _Class) -> _Class:
+    """Return a subclass of the user's ``cls`` in which fastrnn's class comes before torch's."""
+    if cls in _joined:
+        return _joined[cls]
+    base = next(slow for slow in _THEIRS if issubclass(cls, slow))
+    # The first two would not reach our forward; the rest could tell the class made here from cls.
+    for name in ("forward", "__call__", "__reduce__", "__reduce_ex__", "__init_subclass__"):
+        if any(name in vars(c) for c in cls.__mro__[: cls.__mro__.index(base)]):
+            raise _KeptError(f"overrides {name}")
+    if type(cls) is not type:
+        raise _KeptError(f"has the metaclass {type(cls).__name__}")
+
+    def reduce(self: nn.Module, protocol: int) -> Any:
+        made = object.__reduce_ex__(self, max(protocol, 2))
+        if type(self) is not joined or not isinstance(made, tuple):
+            return made
+        # pickle finds a class by its name, and by this name it finds the user's.
+        return _unpickled, (cls, *made[1][1:]), *made[2:]
+
+    namespace = {
+        "__doc__": cls.__doc__,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__reduce_ex__": reduce,
+    }
+    joined: _Class = type(cls.__name__, (cls, _FAST[base]), namespace)
+    return _joined.setdefault(cls, joined)
+
+
+def _unpickled(cls: _Class, *args: Any) -> nn.Module:
+    """Return a blank module of the user's class ``cls``, fast where that is (still) possible."""
+    with contextlib.suppress(_KeptError):
+        cls = _fast_base(cls)
+    return cls.__new__(cls, *args)

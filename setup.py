@@ -1,0 +1,169 @@
+"""Builds fastrnn._C: the C++ always, the CUDA where nvcc and torch's CUDA agree.
+
+Environment:
+    FASTRNN_CUDA=1          build the CUDA kernels or fail, 0: never; unset: where it is possible
+    TORCH_CUDA_ARCH_LIST    GPU architectures, as for any torch extension
+    MAX_JOBS                compilers at a time, likewise
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from setuptools import find_packages, setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).parent
+VERSION = "0.1.0"
+
+CXX_FLAGS = ["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+# GCC 12 warns of its own AVX-512 headers (PR 105593).
+CXX_FLAGS.append("-Wno-maybe-uninitialized")
+X86 = platform.machine() in ("x86_64", "AMD64")
+# The kernels are compiled once for each of these, each with its own flags; csrc/cpu/dispatch.cpp chooses at run time.
+ISA_FLAGS: dict[str, list[str]] = {"generic": []}
+if X86:
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx512"] = [
+        *ISA_FLAGS["avx2"],
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+    ]
+
+
+def nvcc_version(cuda_home: str | None) -> str | None:
+    """The release of nvcc, such as "13.0", under `cuda_home` or in PATH; None if there is none."""
+    nvcc = shutil.which("nvcc", path=os.path.join(cuda_home, "bin") if cuda_home else None)
+    if not nvcc:
+        return None
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+\.\d+)", output)
+    return release.group(1) if release else None
+
+
+def why_no_cuda(forced: str | None, nvcc: str | None, torch_cuda: str | None) -> str | None:
+    """Why the CUDA kernels are not built, or None if they are.
+
+    Args:
+        forced: the environment variable FASTRNN_CUDA, or None.
+        nvcc: the release of nvcc, or None.
+        torch_cuda: torch.version.cuda.
+
+    Raises:
+        SystemExit: with one line, if FASTRNN_CUDA is not 0 or 1, or is 1 and they cannot be built.
+    """
+    if forced not in (None, "", "0", "1"):
+        raise SystemExit(f"fastrnn: FASTRNN_CUDA is '{forced}', expected 0 or 1")
+    if forced == "0":
+        return "turned off by FASTRNN_CUDA=0"
+    reason = None
+    if nvcc is None:
+        reason = "no nvcc was found (set CUDA_HOME)"
+    elif torch_cuda is None:
+        reason = f"torch {torch.__version__} was built without CUDA"
+    elif nvcc.split(".")[0] != torch_cuda.split(".")[0]:
+        reason = f"nvcc is {nvcc}, torch was built with CUDA {torch_cuda}"
+    if reason and forced == "1":
+        raise SystemExit(f"fastrnn: FASTRNN_CUDA=1, but {reason}")
+    return reason
+
+
+def cuda_archs(listed: str | None, gpu: bool) -> str:
+    """The value of TORCH_CUDA_ARCH_LIST to build for.
+
+    `listed` (the variable itself) wins; with a GPU here torch asks it; else all that torch itself was built for, the newest
+    with PTX.
+    """
+    if listed:
+        return listed
+    if gpu:
+        major, minor = torch.cuda.get_device_capability()
+        return f"{major}.{minor}"
+    numbers = sorted({int(a.split("_")[1].rstrip("abf")) for a in torch.cuda.get_arch_list() if a.startswith("sm_")})
+    names = [f"{n // 10}.{n % 10}" for n in numbers if n >= 70]
+    return ";".join(names) + "+PTX" if names else "8.0;9.0+PTX"
+
+
+def nvidia_includes() -> list[str]:
+    """Folders of CUDA headers that torch's own wheels depend on."""
+    nvidia = Path(torch.__file__).parent.parent / "nvidia"
+    return sorted(str(p) for p in nvidia.glob("*/include")) if nvidia.is_dir() else []
+
+
+def extension() -> CppExtension:
+    """fastrnn._C without the kernels that Build compiles once an instruction set."""
+    sources = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.cpp")) if "cuda" not in p.parts]
+    sources = [s for s in sources if not Path(s).name.startswith("kernels_")]
+    cuda_sources = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/cuda").glob("*.c*"))]
+    reason = why_no_cuda(os.environ.get("FASTRNN_CUDA"), nvcc_version(os.environ.get("CUDA_HOME")), torch.version.cuda)
+    if reason is None and not cuda_sources:
+        reason = "this version has no CUDA kernels"
+        if os.environ.get("FASTRNN_CUDA") == "1":
+            raise SystemExit(f"fastrnn: FASTRNN_CUDA=1, but {reason}")
+    compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True, check=False)
+    macros = [
+        ("FASTRNN_TORCH_VERSION", f'"{torch.__version__}"'),
+        ("FASTRNN_COMPILER", f'"{(compiler.stdout.splitlines() or ["unknown"])[0]}"'),
+        ("FASTRNN_CUDA_NOTE", f'"{reason or "built"}"'),
+    ]
+    if X86:
+        macros.append(("FASTRNN_X86", None))
+    options = {
+        "define_macros": macros,
+        "include_dirs": nvidia_includes(),
+        "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": ["-O3", "-lineinfo"]},
+        "extra_link_args": ["-fopenmp"],
+    }
+    if reason is not None:
+        print(f"fastrnn: building without CUDA kernels: {reason}", file=sys.stderr)
+        return CppExtension("fastrnn._C", sources, **options)
+    archs = cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST"), torch.cuda.is_available())
+    os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+    macros.append(("FASTRNN_CUDA_ARCHS", f'"{archs}"'))
+    return CUDAExtension("fastrnn._C", sources + cuda_sources, **options)
+
+
+class Build(BuildExtension):
+    """torch's builder, with flags of their own for the kernels of each instruction set."""
+
+    def build_extension(self, ext: CppExtension) -> None:
+        kernels = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/cpu/kernels_*.cpp"))]
+        objects = []
+        for isa, flags in ISA_FLAGS.items():
+            objects += self.compiler.compile(
+                kernels,
+                output_dir=os.path.join(self.build_temp, isa),
+                macros=[("FASTRNN_ISA", isa)],
+                extra_postargs=[*CXX_FLAGS, *flags],
+                depends=[str(p) for p in ROOT.glob("csrc/**/*.h")],
+            )
+        ext.extra_objects = objects
+        super().build_extension(ext)
+
+
+if __name__ == "__main__":
+    setup(
+        name="fastrnn",
+        version=VERSION,
+        description="Fused LSTM, GRU and RNN layers that drop in for torch.nn's",
+        long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+        long_description_content_type="text/markdown",
+        python_requires=">=3.10",
+        packages=find_packages(include=["fastrnn", "fastrnn.*"]),
+        package_data={"fastrnn": ["py.typed"]},
+        ext_modules=[extension()],
+        cmdclass={"build_ext": Build},
+        install_requires=["torch>=2.13"],
+        extras_require={
+            "demo": ["arch>=7", "matplotlib>=3.8", "rich>=13", "numpy>=1.26"],
+            "test": ["pytest>=8", "hypothesis>=6.100", "numpy>=1.26", "arch>=7", "matplotlib>=3.8", "rich>=13"],
+            "lint": ["ruff>=0.6", "clang-format>=18", "mypy>=1.11"],
+        },
+        zip_safe=False,
+    )
