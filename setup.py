@@ -27,7 +27,8 @@ CXX_FLAGS = ["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fvisi
 # GCC 12 warns of its own AVX-512 headers (PR 105593).
 CXX_FLAGS.append("-Wno-maybe-uninitialized")
 X86 = platform.machine() in ("x86_64", "AMD64")
-# The kernels are compiled once for each of these, each with its own flags; csrc/cpu/dispatch.cpp chooses at run time.
+# The kernels are compiled once for each of these, each with its own flags; csrc/cpu/dispatch.cpp
+# chooses at run time.
 ISA_FLAGS: dict[str, list[str]] = {"generic": []}
 if X86:
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -77,15 +78,21 @@ def why_no_cuda(forced: str | None, nvcc: str | None, torch_cuda: str | None) ->
 def cuda_archs(listed: str | None, gpu: bool) -> str:
     """The value of TORCH_CUDA_ARCH_LIST to build for.
 
-    `listed` (the variable itself) wins; with a GPU here torch asks it; else all that torch itself was built for, the newest
-    with PTX.
+    `listed` (the variable itself) wins; with a GPU here torch asks it; else all that torch itself
+    was built for, the newest with PTX.
     """
     if listed:
         return listed
     if gpu:
         major, minor = torch.cuda.get_device_capability()
         return f"{major}.{minor}"
-    numbers = sorted({int(a.split("_")[1].rstrip("abf")) for a in torch.cuda.get_arch_list() if a.startswith("sm_")})
+    numbers = sorted(
+        {
+            int(a.split("_")[1].rstrip("abf"))
+            for a in torch.cuda.get_arch_list()
+            if a.startswith("sm_")
+        }
+    )
     names = [f"{n // 10}.{n % 10}" for n in numbers if n >= 70]
     return ";".join(names) + "+PTX" if names else "8.0;9.0+PTX"
 
@@ -98,15 +105,25 @@ def nvidia_includes() -> list[str]:
 
 def extension() -> CppExtension:
     """fastrnn._C without the kernels that Build compiles once an instruction set."""
-    sources = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.cpp")) if "cuda" not in p.parts]
+    sources = [
+        str(p.relative_to(ROOT))
+        for p in sorted(ROOT.glob("csrc/**/*.cpp"))
+        if "cuda" not in p.parts
+    ]
     sources = [s for s in sources if not Path(s).name.startswith("kernels_")]
     cuda_sources = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/cuda").glob("*.c*"))]
-    reason = why_no_cuda(os.environ.get("FASTRNN_CUDA"), nvcc_version(os.environ.get("CUDA_HOME")), torch.version.cuda)
+    reason = why_no_cuda(
+        os.environ.get("FASTRNN_CUDA"),
+        nvcc_version(os.environ.get("CUDA_HOME")),
+        torch.version.cuda,
+    )
     if reason is None and not cuda_sources:
         reason = "this version has no CUDA kernels"
         if os.environ.get("FASTRNN_CUDA") == "1":
             raise SystemExit(f"fastrnn: FASTRNN_CUDA=1, but {reason}")
-    compiler = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True, check=False)
+    compiler = subprocess.run(
+        [os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True, check=False
+    )
     macros = [
         ("FASTRNN_TORCH_VERSION", f'"{torch.__version__}"'),
         ("FASTRNN_COMPILER", f'"{(compiler.stdout.splitlines() or ["unknown"])[0]}"'),
@@ -131,6 +148,12 @@ def extension() -> CppExtension:
 
 class Build(BuildExtension):
     """torch's builder, with flags of their own for the kernels of each instruction set."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # pip builds in a temporary folder otherwise, and every change would compile everything
+        # again.
+        self.build_temp = str(ROOT / "build" / "temp")
 
     def build_extension(self, ext: CppExtension) -> None:
         kernels = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/cpu/kernels_*.cpp"))]
@@ -162,8 +185,19 @@ if __name__ == "__main__":
         install_requires=["torch>=2.13"],
         extras_require={
             "demo": ["arch>=7", "matplotlib>=3.8", "rich>=13", "numpy>=1.26"],
-            "test": ["pytest>=8", "hypothesis>=6.100", "numpy>=1.26", "arch>=7", "matplotlib>=3.8", "rich>=13"],
-            "lint": ["ruff>=0.6", "clang-format>=18", "mypy>=1.11"],
+            "test": [
+                "pytest>=8",
+                "hypothesis>=6.100",
+                "numpy>=1.26",
+                "arch>=7",
+                "matplotlib>=3.8",
+                "rich>=13",
+            ],
+            "lint": [
+                "ruff==0.17.6",
+                "clang-format==23.1.5",
+                "mypy==2.4.1",
+            ],  # each version formats differently
         },
         zip_safe=False,
     )

@@ -1,4 +1,5 @@
-// Every argument check of the operators. Where torch's own layer raises on the same misuse, its text is used.
+// Every argument check of the operators. Where torch's own layer raises on the same misuse, its
+// text is used.
 #include <ATen/ATen.h>
 
 #include "problem.h"
@@ -10,25 +11,30 @@ using at::IntArrayRef;
 using at::Tensor;
 
 void check_place(const Arguments& a, const char* kind, const Tensor& t) {
-    TORCH_CHECK(t.defined(), "fastrnn: a ", kind, " tensor is undefined, expected a tensor on ", a.input.device());
-    TORCH_CHECK(t.device() == a.input.device(), "Input and ", kind, " tensors are not at the same device, found input tensor at ",
-                a.input.device(), " and ", kind, " tensor at ", t.device());
-    TORCH_CHECK(t.layout() == at::kStrided, "fastrnn: the ", kind, " tensor has layout ", t.layout(),
+    TORCH_CHECK(t.defined(), "fastrnn: a ", kind, " tensor is undefined, expected a tensor on ",
+                a.input.device());
+    TORCH_CHECK(t.device() == a.input.device(), "Input and ", kind,
+                " tensors are not at the same device, found input tensor at ", a.input.device(),
+                " and ", kind, " tensor at ", t.device());
+    TORCH_CHECK(t.layout() == at::kStrided, "fastrnn: the ", kind, " tensor has layout ",
+                t.layout(),
                 ", expected a dense tensor (torch.strided); convert it with .to_dense()");
 }
 
 void check_dtype(const Tensor& t, at::ScalarType expected) {
-    TORCH_CHECK(t.scalar_type() == expected, "mat1 and mat2 must have the same dtype, but got ", t.scalar_type(), " and ",
-                expected);
+    TORCH_CHECK(t.scalar_type() == expected, "mat1 and mat2 must have the same dtype, but got ",
+                t.scalar_type(), " and ", expected);
 }
 
 void check_shape(const char* name, const Tensor& t, IntArrayRef expected) {
     TORCH_CHECK(t.sizes() == expected, "Expected ", name, " size ", expected, ", got ", t.sizes());
 }
 
-void check_tensor(const Arguments& a, const char* name, const Tensor& t, IntArrayRef shape, at::ScalarType dtype) {
+void check_tensor(const Arguments& a, const char* name, const Tensor& t, IntArrayRef shape,
+                  at::ScalarType dtype) {
     check_place(a, name, t);
-    TORCH_CHECK(t.scalar_type() == dtype, "Expected ", name, " of dtype ", dtype, ", got ", t.scalar_type());
+    TORCH_CHECK(t.scalar_type() == dtype, "Expected ", name, " of dtype ", dtype, ", got ",
+                t.scalar_type());
     check_shape(name, t, shape);
 }
 
@@ -36,19 +42,23 @@ void check_batch_sizes(const Tensor& sizes, int64_t rows) {
     TORCH_CHECK(sizes.defined() && sizes.device().is_cpu() && sizes.layout() == at::kStrided,
                 "batch_sizes should always be on CPU, as a dense tensor");
     TORCH_CHECK(sizes.dim() == 1, "batch_sizes must have 1 dimension, got ", sizes.dim());
-    TORCH_CHECK(sizes.scalar_type() == at::kLong, "expected scalar type Long but found ", sizes.scalar_type());
+    TORCH_CHECK(sizes.scalar_type() == at::kLong, "expected scalar type Long but found ",
+                sizes.scalar_type());
     TORCH_CHECK(sizes.numel() > 0, "batch_sizes can not be empty");
     const Tensor list = sizes.contiguous();
     const int64_t* size = list.const_data_ptr<int64_t>();
     int64_t sum = 0;
     for (int64_t t = 0; t < list.numel(); ++t) {
         TORCH_CHECK(size[t] >= 0, "narrow(): length must be non-negative.");
-        TORCH_CHECK(t == 0 || size[t] <= size[t - 1], "batch_sizes must not increase, but batch_sizes[", t, "] = ", size[t],
+        TORCH_CHECK(t == 0 || size[t] <= size[t - 1],
+                    "batch_sizes must not increase, but batch_sizes[", t, "] = ", size[t],
                     " follows ", size[t - 1], "; sort the sequences by length, longest first");
-        TORCH_CHECK(size[t] <= rows - sum, "start (", sum, ") + length (", size[t], ") exceeds dimension size (", rows, ").");
+        TORCH_CHECK(size[t] <= rows - sum, "start (", sum, ") + length (", size[t],
+                    ") exceeds dimension size (", rows, ").");
         sum += size[t];
     }
-    TORCH_CHECK(sum == rows, "batch_sizes sum to ", sum, " but the packed data has ", rows, " rows");
+    TORCH_CHECK(sum == rows, "batch_sizes sum to ", sum, " but the packed data has ", rows,
+                " rows");
 }
 
 int find_cell(const std::string& name) {
@@ -62,8 +72,9 @@ int find_cell(const std::string& name) {
 
 void check_weights(const Arguments& a, const Problem& p) {
     // Before the product, which a forged state of no rows and enormous width could overflow.
-    TORCH_CHECK(p.hidden <= a.weights[0].numel(), "Expected weight_ih with ", p.cell.gates, " * hidden_size rows for hidden_size ",
-                p.hidden, ", got size ", a.weights[0].sizes());
+    TORCH_CHECK(p.hidden <= a.weights[0].numel(), "Expected weight_ih with ", p.cell.gates,
+                " * hidden_size rows for hidden_size ", p.hidden, ", got size ",
+                a.weights[0].sizes());
     const int64_t gate_rows = p.cell.gates * p.hidden;
     for (size_t i = 0; i < a.weights.size(); ++i) {
         const int64_t layer = i / p.weights_per_layer / p.directions;
@@ -93,7 +104,8 @@ Problem check(const Arguments& a) {
     TORCH_CHECK(a.input.defined(), "fastrnn: the input tensor is undefined");
     check_place(a, "input", a.input);
     check_place(a, "hidden", a.h0);
-    TORCH_CHECK(a.c0.has_value() == p.cell.has_c, a.cell, p.cell.has_c ? " expects two hidden states" : " expects one hidden state");
+    TORCH_CHECK(a.c0.has_value() == p.cell.has_c, a.cell,
+                p.cell.has_c ? " expects two hidden states" : " expects one hidden state");
     if (p.cell.has_c) check_place(a, "hidden", *a.c0);
     for (const Tensor& w : a.weights) check_place(a, "parameter", w);
 
@@ -102,13 +114,17 @@ Problem check(const Arguments& a) {
     check_dtype(a.h0, p.dtype);
     if (p.cell.has_c) check_dtype(*a.c0, p.dtype);
     for (const Tensor& w : a.weights) check_dtype(w, p.dtype);
-    TORCH_CHECK(p.dtype == at::kFloat || p.dtype == at::kDouble || p.dtype == at::kBFloat16 || p.dtype == at::kHalf,
-                "fastrnn: dtype ", p.dtype, " is not supported, expected Float, Double, BFloat16 or Half");
+    TORCH_CHECK(p.dtype == at::kFloat || p.dtype == at::kDouble || p.dtype == at::kBFloat16 ||
+                    p.dtype == at::kHalf,
+                "fastrnn: dtype ", p.dtype,
+                " is not supported, expected Float, Double, BFloat16 or Half");
     p.arithmetic = p.dtype == at::kDouble ? at::kDouble : at::kFloat;
-    TORCH_CHECK_VALUE(a.dropout >= 0 && a.dropout <= 1, "dropout probability has to be between 0 and 1, but got ", a.dropout);
+    TORCH_CHECK_VALUE(a.dropout >= 0 && a.dropout <= 1,
+                      "dropout probability has to be between 0 and 1, but got ", a.dropout);
 
     const int64_t expected_dim = a.batch_sizes ? 2 : 3;
-    TORCH_CHECK(a.input.dim() == expected_dim, "input must have ", expected_dim, " dimensions, got ", a.input.dim());
+    TORCH_CHECK(a.input.dim() == expected_dim, "input must have ", expected_dim,
+                " dimensions, got ", a.input.dim());
     p.input = a.input.size(-1);
     if (a.batch_sizes) {
         p.rows = a.input.size(0);
@@ -130,7 +146,8 @@ Problem check(const Arguments& a) {
     p.weights_per_layer = 2 + 2 * p.has_biases + p.projected;
     // The count before any product of sizes, which a forged num_layers could overflow.
     TORCH_CHECK(a.weights.size() % (p.weights_per_layer * p.directions) == 0 &&
-                    static_cast<int64_t>(a.weights.size()) / (p.weights_per_layer * p.directions) == p.layers,
+                    static_cast<int64_t>(a.weights.size()) / (p.weights_per_layer * p.directions) ==
+                        p.layers,
                 "got an incorrect number of RNN parameters");
     if (p.projected) {
         TORCH_CHECK(p.cell.allows_projection, a.cell, " does not support projections");
@@ -152,13 +169,20 @@ void check_kept(const Arguments& a, const Problem& p, const Kept& k) {
     else
         check_tensor(a, "output", k.output, {p.steps, p.batch, width}, p.dtype);
     check_tensor(a, "hidden", k.hidden, {p.layers - 1, p.rows, width}, p.dtype);
-    check_tensor(a, "saved", k.saved, {p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, p.dtype);
-    check_tensor(a, "c", k.c, {p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, p.arithmetic);
-    if (k.noise.defined() && k.noise.numel() > 0) check_tensor(a, "noise", k.noise, {p.layers - 1, p.rows, width}, at::kByte);
+    check_tensor(a, "saved", k.saved, {p.layers, p.directions, p.rows, p.cell.saved * p.hidden},
+                 p.dtype);
+    check_tensor(a, "c", k.c, {p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0},
+                 p.arithmetic);
+    if (k.noise.defined() && k.noise.numel() > 0)
+        check_tensor(a, "noise", k.noise, {p.layers - 1, p.rows, width}, at::kByte);
 }
 
 void check_gradients(const Arguments& a, const Problem& p, const OutputGradients& g) {
-    if (g.output) check_tensor(a, "grad_output", *g.output, a.batch_sizes ? at::DimVector{p.rows, p.directions * p.recurrent} : at::DimVector{p.steps, p.batch, p.directions * p.recurrent}, p.dtype);
+    if (g.output)
+        check_tensor(a, "grad_output", *g.output,
+                     a.batch_sizes ? at::DimVector{p.rows, p.directions * p.recurrent}
+                                   : at::DimVector{p.steps, p.batch, p.directions * p.recurrent},
+                     p.dtype);
     const int64_t states = p.layers * p.directions;
     if (g.h_n) check_tensor(a, "grad_h_n", *g.h_n, {states, p.batch, p.recurrent}, p.dtype);
     TORCH_CHECK(!g.c_n || p.cell.has_c, a.cell, " has no c_n, but grad_c_n was given");

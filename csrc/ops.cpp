@@ -1,5 +1,5 @@
-// The operators torch.ops.fastrnn.forward and .backward (their schemas, and the way to a device's kernels), and the module
-// fastrnn._C, which says what was built.
+// The operators torch.ops.fastrnn.forward and .backward (their schemas, and the way to a device's
+// kernels), and the module fastrnn._C, which says what was built.
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <pybind11/pybind11.h>
@@ -17,45 +17,57 @@ using at::Tensor;
 
 TORCH_LIBRARY(fastrnn, m) {
     m.def(
-        "forward(str cell, Tensor input, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, bool has_biases, "
+        "forward(str cell, Tensor input, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? "
+        "batch_sizes, bool has_biases, "
         "int num_layers, bool bidirectional, float dropout, bool train, bool keep) -> "
-        "(Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor saved, Tensor c, Tensor noise)",
+        "(Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor saved, Tensor c, Tensor "
+        "noise)",
         {at::Tag::nondeterministic_seeded});
     m.def(
-        "backward(str cell, Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h0, Tensor? c0, "
-        "Tensor[] weights, Tensor? batch_sizes, bool has_biases, int num_layers, bool bidirectional, float dropout, "
+        "backward(str cell, Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+        "Tensor h0, Tensor? c0, "
+        "Tensor[] weights, Tensor? batch_sizes, bool has_biases, int num_layers, bool "
+        "bidirectional, float dropout, "
         "Tensor output, Tensor hidden, Tensor saved, Tensor c, Tensor noise, bool[] wanted) -> "
         "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 }
 
-cpu::ForwardResult forward(const std::string& cell, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
-                           at::TensorList weights, const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
+cpu::ForwardResult forward(const std::string& cell, const Tensor& input, const Tensor& h0,
+                           const OptionalTensor& c0, at::TensorList weights,
+                           const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
                            bool bidirectional, double dropout, bool train, bool keep) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Arguments arguments{cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
+    const Arguments arguments{
+        cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Problem problem = check(arguments);
-    TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ", input.device(),
-                                " in this build, expected tensors on the CPU");
+    TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
+                                input.device(), " in this build, expected tensors on the CPU");
     return cpu::forward(arguments, problem, train, keep);
 }
 
-cpu::BackwardResult backward(const std::string& cell, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                             const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
-                             at::TensorList weights, const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
-                             bool bidirectional, double dropout, const Tensor& output, const Tensor& hidden,
-                             const Tensor& saved, const Tensor& c, const Tensor& noise, c10::List<bool> wanted) {
+cpu::BackwardResult backward(const std::string& cell, const OptionalTensor& grad_output,
+                             const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+                             const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
+                             at::TensorList weights, const OptionalTensor& batch_sizes,
+                             bool has_biases, int64_t num_layers, bool bidirectional,
+                             double dropout, const Tensor& output, const Tensor& hidden,
+                             const Tensor& saved, const Tensor& c, const Tensor& noise,
+                             c10::List<bool> wanted) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Arguments arguments{cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
+    const Arguments arguments{
+        cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Problem problem = check(arguments);
-    TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ", input.device(),
-                                " in this build, expected tensors on the CPU");
+    TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
+                                input.device(), " in this build, expected tensors on the CPU");
     const Kept kept{output, hidden, saved, c, noise};
     const OutputGradients gradients{grad_output, grad_h_n, grad_c_n};
     check_kept(arguments, problem, kept);
     check_gradients(arguments, problem, gradients);
-    TORCH_CHECK_VALUE(wanted.size() == 3 + weights.size(), "wanted has ", wanted.size(), " elements, expected ",
-                      3 + weights.size(), ": one for input, h0, c0 and each weight");
-    return cpu::backward(arguments, problem, kept, gradients, std::vector<bool>(wanted.begin(), wanted.end()));
+    TORCH_CHECK_VALUE(wanted.size() == 3 + weights.size(), "wanted has ", wanted.size(),
+                      " elements, expected ", 3 + weights.size(),
+                      ": one for input, h0, c0 and each weight");
+    return cpu::backward(arguments, problem, kept, gradients,
+                         std::vector<bool>(wanted.begin(), wanted.end()));
 }
 
 // For every device: the checks come first, and one without kernels is named by them.
@@ -98,7 +110,8 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "The compiled part of fastrnn. The operators are in torch.ops.fastrnn.";
-    m.def("cells", &registered_cells, "The registered cells: name -> gates, states, values kept for backward.");
+    m.def("cells", &registered_cells,
+          "The registered cells: name -> gates, states, values kept for backward.");
     m.def("build_info", &build_info, "What was built, and what is in use.");
 }
 

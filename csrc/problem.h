@@ -1,4 +1,5 @@
-// A call of an operator after its arguments were checked: everything below this line of the code may trust it.
+// A call of an operator after its arguments were checked: everything below this line of the code
+// may trust it.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -14,10 +15,10 @@ using OptionalTensor = std::optional<at::Tensor>;
 // The arguments that forward and backward share, as the user gave them.
 struct Arguments {
     std::string cell;
-    const at::Tensor& input;  // [T, B, I], or packed [N, I]
-    const at::Tensor& h0;     // [L * D, B, H or P]
-    const OptionalTensor& c0;  // [L * D, B, H] for a cell that has c
-    at::TensorList weights;   // per layer and direction: w_ih, w_hh, (b_ih, b_hh), (w_hr)
+    const at::Tensor& input;            // [T, B, I], or packed [N, I]
+    const at::Tensor& h0;               // [L * D, B, H or P]
+    const OptionalTensor& c0;           // [L * D, B, H] for a cell that has c
+    at::TensorList weights;             // per layer and direction: w_ih, w_hh, (b_ih, b_hh), (w_hr)
     const OptionalTensor& batch_sizes;  // [T] int64 on the CPU, for packed input
     bool has_biases;
     int64_t num_layers;
@@ -28,18 +29,19 @@ struct Arguments {
 struct Problem {
     int cell_index;
     CellInfo cell;
-    int64_t steps, batch, rows;         // T, B, N
-    int64_t input, hidden, recurrent;   // I, H, and H or P
-    int64_t layers, directions;         // L, D
+    int64_t steps, batch, rows;        // T, B, N
+    int64_t input, hidden, recurrent;  // I, H, and H or P
+    int64_t layers, directions;        // L, D
     bool projected, has_biases;
-    int weights_per_layer;              // tensors per layer and direction
+    int weights_per_layer;  // tensors per layer and direction
     at::ScalarType dtype;
-    at::ScalarType arithmetic;          // float, or double for double
+    at::ScalarType arithmetic;  // float, or double for double
 
     int64_t layer_input(int64_t layer) const { return layer == 0 ? input : directions * recurrent; }
 };
 
-// Throws c10::Error, or the error that torch's layer raises where that has one, naming what is wrong and what was expected.
+// Throws c10::Error, or the error that torch's layer raises where that has one, naming what is
+// wrong and what was expected.
 Problem check(const Arguments& arguments);
 
 // What forward returns beside the results, and backward takes.
@@ -48,7 +50,8 @@ struct Kept {
     const at::Tensor& hidden;  // [L - 1, N, D * (H or P)]: outputs of the layers below the last
     const at::Tensor& saved;   // [L, D, N, saved * H]
     const at::Tensor& c;       // [L, D, N, H] of the arithmetic type
-    const at::Tensor& noise;   // [L - 1, N, D * (H or P)] uint8, or empty: which outputs dropout kept
+    const at::Tensor&
+        noise;  // [L - 1, N, D * (H or P)] uint8, or empty: which outputs dropout kept
 };
 
 struct OutputGradients {
@@ -58,6 +61,7 @@ struct OutputGradients {
 };
 
 void check_kept(const Arguments& arguments, const Problem& problem, const Kept& kept);
-void check_gradients(const Arguments& arguments, const Problem& problem, const OutputGradients& gradients);
+void check_gradients(const Arguments& arguments, const Problem& problem,
+                     const OutputGradients& gradients);
 
 }  // namespace fastrnn

@@ -4,7 +4,8 @@
     layer = fastrnn.LSTM(32, 64, num_layers=2)   # in the place of torch.nn.LSTM
     fastrnn.accelerate(model)                    # or: every recurrent layer of a model, in place
 
-Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward` and changes nothing else.
+Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward` and changes nothing
+else.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-import torch  # noqa: F401  its libraries must be loaded before ours
+import torch
 
-from fastrnn import _C, functional, reference
+from fastrnn import _C as _C
+from fastrnn import functional, reference
 from fastrnn.functional import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.ops import CELLS
@@ -44,7 +46,8 @@ def build_info() -> dict[str, Any]:
     """What was built and what is in use.
 
     Returns:
-        version; torch (built against) and torch_running; isa (in use), isa_compiled, isa_supported (of those, what this CPU
-        has); openmp (its version as a date, or None); compiler; cuda_archs, and cuda: "built", or why there is none.
+        version; torch (built against) and torch_running; isa (in use), isa_compiled, isa_supported
+        (of those, what this CPU has); openmp (its version as a date, or None); compiler;
+        cuda_archs, and cuda: "built", or why there is none.
     """
     return {"version": __version__, "torch_running": torch.__version__, **_C.build_info()}

@@ -1,4 +1,7 @@
-"""The autograd Functions around the operators: what is saved, the backward, and the backward of the backward."""
+"""The autograd Functions around the operators.
+
+What is saved, the backward, and the backward of the backward.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,16 @@ def run(
     weights: list[Tensor] | tuple[Tensor, ...],
     batch_sizes: Tensor | None,
 ) -> Results:
-    """output, h_n and c_n (empty for a cell without c) of a network; differentiable any number of times."""
+    """output, h_n and c_n (empty for a cell without c) of a network.
+
+    Differentiable any number of times.
+    """
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, h0, c0, *weights)
     ):
-        results: Results = _Forward.apply(network, batch_sizes, input, h0, c0, *weights)[:3]
+        results: Results = _Forward.apply(  # type: ignore[no-untyped-call]
+            network, batch_sizes, input, h0, c0, *weights
+        )[:3]
         return results
     n = network
     return ops.forward(  # type: ignore[no-any-return]
@@ -74,7 +82,7 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(batch_sizes, result, hidden, saved, c, noise, *tensors)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any,
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
@@ -90,7 +98,7 @@ class _Forward(torch.autograd.Function):
             return (None,) * (2 + len(tensors))
         wanted = list(ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():  # create_graph=True
-            grads = _Backward.apply(
+            grads = _Backward.apply(  # type: ignore[no-untyped-call]
                 ctx.network, wanted, batch_sizes, tuple(kept), *grad_results, *tensors
             )
         else:
@@ -109,7 +117,7 @@ def _gradients(
     grad_results: tuple[Tensor | None, ...],
     tensors: tuple[Any, ...],
 ) -> tuple[Tensor, ...]:
-    """Gradients of input, h0, c0 and the weights (empty where not wanted), by the fused operator."""
+    """Gradients of input, h0, c0 and weights (empty where not wanted), by the fused operator."""
     n = network
     input, h0, c0, *weights = tensors
     grad_input, grad_h0, grad_c0, grad_weights = ops.backward(
@@ -122,7 +130,8 @@ def _gradients(
 class _Backward(torch.autograd.Function):
     """The backward pass as a differentiable function.
 
-    Its value is the fused operator's; its own gradient goes through the plain formulas of `reference`.
+    Its value is the fused operator's; its own gradient goes through the plain formulas of
+    `reference`.
     """
 
     @staticmethod
@@ -148,13 +157,14 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(batch_sizes, kept[-1], *variables)
 
     @staticmethod
-    def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         batch_sizes, noise, *variables = ctx.saved_tensors
         higher = torch.is_grad_enabled()
         n: Network = ctx.network
         with torch.enable_grad():
-            # Views, so that a gradient of one variable does not reach another through the history they may share.
-            own = [None if v is None else _fresh(v, higher) for v in variables]
+            # Views, so that a gradient of one variable does not reach another through the history
+            # they may share.
+            own: list[Any] = [None if v is None else _fresh(v, higher) for v in variables]
             grad_results, tensors = own[:3], own[3:]
             input, h0, c0, *weights = tensors
             results = reference.run(
@@ -162,13 +172,17 @@ class _Backward(torch.autograd.Function):
                 has_biases=n.has_biases, num_layers=n.num_layers, bidirectional=n.bidirectional,
                 dropout=n.dropout, noise=noise if noise.numel() else None,
             )  # fmt: skip
-            used = [(r, g) for r, g in zip(results, grad_results, strict=True) if g is not None]
+            used: list[tuple[Any, Any]] = [(r, g) for r, g in zip(results, grad_results, strict=True) if g is not None]
             inputs = [t for t, yes in zip(tensors, ctx.wanted, strict=True) if yes]
-            first = torch.autograd.grad(
-                [r for r, _ in used], inputs, [g for _, g in used], create_graph=True, allow_unused=True
+            first: tuple[Any, ...] = torch.autograd.grad(
+                [r for r, _ in used],
+                inputs,
+                [g for _, g in used],
+                create_graph=True,
+                allow_unused=True,
             )
         given = [g for g, yes in zip(grad_grads, ctx.wanted, strict=True) if yes]
-        pairs = [
+        pairs: list[tuple[Any, Any]] = [
             (f, g) for f, g in zip(first, given, strict=True)
             if f is not None and g is not None and f.requires_grad
         ]  # fmt: skip
@@ -179,11 +193,16 @@ class _Backward(torch.autograd.Function):
                 create_graph=higher, allow_unused=True,
             ) if pairs else [None] * len(asked)
         )  # fmt: skip
-        return (None,) * 4 + tuple(next(second) if yes else None for yes in ctx.needs_input_grad[4:])
+        return (None,) * 4 + tuple(
+            next(second) if yes else None for yes in ctx.needs_input_grad[4:]
+        )
 
 
 def _fresh(tensor: Tensor, higher: bool) -> Tensor:
-    """The same values as a variable of its own, still connected to `tensor` if `higher` derivatives are to come."""
+    """The same values as a variable of its own.
+
+    It stays connected to `tensor` if `higher` derivatives are to come.
+    """
     if not tensor.is_floating_point():
         return tensor
     if higher and tensor.requires_grad:

@@ -1,18 +1,20 @@
-"""Stateless recurrent networks: torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu and their cells, by fused kernels.
+"""Stateless networks: torch.lstm, gru, rnn_tanh, rnn_relu and their cells, by fused kernels.
 
-Each function has torch's own signatures. Sizes: T steps, B batch, I input, H hidden, P projection (`proj_size`), L layers, D
-directions (2 if `bidirectional`), G gates (4 for an LSTM, 3 for a GRU, 1 for an RNN).
+Each function has torch's own signatures. Sizes: T steps, B batch, I input, H hidden, P projection
+(`proj_size`), L layers, D directions (2 if `bidirectional`), G gates (4 for an LSTM, 3 for a GRU, 1
+for an RNN).
 
-`params` is a flat list, for each layer and direction: weight_ih [G*H, I or D*H], weight_hh [G*H, H], then bias_ih [G*H] and
-bias_hh [G*H] if `has_biases`, then weight_hr [P, H] if there is a projection. dtypes: float32, float64, bfloat16, float16, one for
-all tensors; the 16-bit types compute in float32 and round h_t once a step.
+`params` is a flat list, for each layer and direction: weight_ih [G*H, I or D*H], weight_hh [G*H,
+H], then bias_ih [G*H] and bias_hh [G*H] if `has_biases`, then weight_hr [P, H] if there is a
+projection. dtypes: float32, float64, bfloat16, float16, one for all tensors; the 16-bit types
+compute in float32 and round h_t once a step.
 """
 
 from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
@@ -25,7 +27,10 @@ _fallbacks: collections.Counter[str] = collections.Counter()
 
 
 def fallbacks() -> dict[str, int]:
-    """How many calls went to torch's own kernels because this build has none for their device: reason -> calls."""
+    """How many calls went to torch's own kernels because this build has none for their device.
+
+    Reason -> calls.
+    """
     return dict(_fallbacks)
 
 
@@ -55,7 +60,8 @@ def rnn(
         dropout: probability of zeroing an output between two layers, if `train`.
 
     Returns:
-        output [T, B, D*(H or P)] or [N, D*(H or P)], h_n and c_n (None for a cell without one), shaped as h0 and c0.
+        output [T, B, D*(H or P)] or [N, D*(H or P)], h_n and c_n (None for a cell without one),
+        shaped as h0 and c0.
 
     Raises:
         ValueError, RuntimeError: as torch's layers do, naming what was wrong and what was expected.
@@ -71,7 +77,11 @@ def _kernels_for(name: str, input: Tensor) -> bool:
     if device in ("cpu", "meta"):
         return True
     if not _fallbacks[f"{name} on {device}"]:
-        _log.warning("%s on %s: this build of fastrnn has no kernels for it, torch's own are used", name, device)
+        _log.warning(
+            "%s on %s: this build of fastrnn has no kernels for it, torch's own are used",
+            name,
+            device,
+        )
     _fallbacks[f"{name} on {device}"] += 1
     return False
 
@@ -79,10 +89,12 @@ def _kernels_for(name: str, input: Tensor) -> bool:
 def _autocast(
     cell: str, padded: bool, projected: bool, h0: Tensor, input: Tensor, weights: Sequence[Tensor]
 ) -> tuple[torch.dtype | None, torch.dtype | None]:
-    """The dtypes that torch's CPU layers give output and c under autocast, or None if they do not change.
+    """The dtypes that torch's CPU layers give output and c under autocast, or None if they do not
+    change.
 
-    nn.RNN, the fused LSTM and projections are products last and come out in the lower precision; a GRU's and an unfused LSTM's
-    states are sums with the state before, and keep the promoted type of both.
+    nn.RNN, the fused LSTM and projections are products last and come out in the lower precision; a
+    GRU's and an unfused LSTM's states are sums with the state before, and keep the promoted type of
+    both.
     """
     if not torch.is_autocast_enabled("cpu") or input.device.type != "cpu":
         return None, None
@@ -110,7 +122,8 @@ def _run(
     projected = c0 is not None and c0.dim() == 3 and h0.dim() == 3 and c0.size(2) != h0.size(2)
     dtype, c_dtype = _autocast(cell, padded, projected, h0, input, params)
     if dtype is not None:
-        # The network runs in the lower precision where all its results have it or a projection rounds them, else in float32.
+        # The network runs in the lower precision where all its results have it or a projection
+        # rounds them, else in float32.
         input, h0, *params = (t.to(dtype) for t in (input, h0, *params))
         c0 = None if c0 is None else c0.to(dtype)
     output, h_n, c_n = run(
@@ -128,13 +141,17 @@ _PACKED = ("data", "batch_sizes", "hx", "params", *_OPTIONS)
 
 
 def _layer(cell: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # The packed overload has batch_sizes, a tensor, where the other has hx (a pair, for an LSTM), or hx where it has params.
+    # The packed overload has batch_sizes, a tensor, where the other has hx (a pair, for an LSTM),
+    # or hx where it has params.
     place = 1 if cell == "lstm" else 2
     packed = "batch_sizes" in kwargs or (len(args) > place and isinstance(args[place], Tensor))
     names = _PACKED if packed else _PADDED
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     if len(given) != len(args) + len(kwargs) or set(given) != set(names):
-        raise TypeError(f"{cell}() expects the arguments {', '.join(names)}, got {len(args)} by position and {list(kwargs)}")
+        raise TypeError(
+            f"{cell}() expects the arguments {', '.join(names)}, "
+            f"got {len(args)} by position and {list(kwargs)}"
+        )
     input, hx, params = given["data" if packed else "input"], given["hx"], given["params"]
     if not _kernels_for(cell, input):
         return getattr(torch, cell)(*(given[name] for name in names))
@@ -142,13 +159,55 @@ def _layer(cell: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError("lstm expects two hidden states")
     states = hx if cell == "lstm" else (hx,)
     network = tuple(given[name] for name in _OPTIONS)
-    if packed:
-        return _run(cell, False, input, given["batch_sizes"], states, params, network)
-    batch_first = given["batch_first"] and input.dim() == 3
-    if batch_first:
-        input = input.transpose(0, 1)
-    output, *last = _run(cell, True, input, None, states, params, network)
+    batch_first = not packed and given["batch_first"] and input.dim() == 3
+    try:
+        output, *last = _run(
+            cell,
+            not packed,
+            input.transpose(0, 1) if batch_first else input,
+            given["batch_sizes"] if packed else None,
+            states,
+            params,
+            network,
+        )
+    except (RuntimeError, ValueError, IndexError):
+        if not packed or _is_sound(given["batch_sizes"], input):
+            _raise_as_torch(getattr(torch, cell), *(given[name] for name in names))
+        raise
     return (output.transpose(0, 1) if batch_first else output, *last)
+
+
+def _is_sound(batch_sizes: Tensor, data: Tensor) -> bool:
+    """Whether torch's functions can be given these batch_sizes.
+
+    They read out of bounds on some others.
+    """
+    if (
+        batch_sizes.device.type != "cpu"
+        or batch_sizes.dtype != torch.int64
+        or batch_sizes.dim() != 1
+    ):
+        return False
+    sizes = batch_sizes.tolist()
+    return (
+        bool(sizes)
+        and sizes == sorted(sizes, reverse=True)
+        and sizes[-1] >= 0
+        and sum(sizes) == len(data)
+    )
+
+
+def _raise_as_torch(function: Callable[..., Any], *args: Any) -> None:
+    """Raise what torch's function says of arguments that ours refused.
+
+    Its texts depend on torch's version and on the kernel it would have chosen. It returns None
+    where torch takes them.
+    """
+    with torch.no_grad():
+        try:
+            function(*args)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise error from None
 
 
 _Three = tuple[Tensor, Tensor, Tensor]
@@ -157,27 +216,29 @@ _Two = tuple[Tensor, Tensor]
 
 @overload
 def lstm(
-    input: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], has_biases: bool, num_layers: int,
-    dropout: float, train: bool, bidirectional: bool, batch_first: bool,
+    input: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], has_biases: bool,
+    num_layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool,
 ) -> _Three: ...  # fmt: skip
 @overload
 def lstm(
-    data: Tensor, batch_sizes: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], has_biases: bool,
-    num_layers: int, dropout: float, train: bool, bidirectional: bool,
+    data: Tensor, batch_sizes: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor],
+    has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> _Three: ...  # fmt: skip
 def lstm(*args: Any, **kwargs: Any) -> Any:
     """torch.lstm: a long short-term memory network.
 
     Args:
-        input: [T, B, I], or [B, T, I] if batch_first; or `data` [N, I] with `batch_sizes` [T], as in a PackedSequence.
+        input: [T, B, I], or [B, T, I] if batch_first; or `data` [N, I] with `batch_sizes` [T], as
+            in a PackedSequence.
         hx: (h0 [L*D, B, H or P], c0 [L*D, B, H]).
-        params, has_biases, num_layers, dropout, train, bidirectional: as described at the top of this module.
+        params, has_biases, num_layers, dropout, train, bidirectional: see the top of this module.
 
     Returns:
         output [T, B, D*(H or P)] (or [B, T, ...], or [N, ...]), h_n and c_n shaped as h0 and c0.
 
     Raises:
-        RuntimeError: for sizes, dtypes or devices that do not fit, with torch's text where torch has one.
+        RuntimeError: for sizes, dtypes or devices that do not fit, with torch's text where torch
+        has one.
     """
     return _layer("lstm", args, kwargs)
 
@@ -193,7 +254,10 @@ def gru(
     num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> _Two: ...  # fmt: skip
 def gru(*args: Any, **kwargs: Any) -> Any:
-    """torch.gru: a network of gated recurrent units. Shapes and errors as for `lstm`, with hx = h0 [L*D, B, H]; returns output, h_n."""
+    """torch.gru: gated recurrent units.
+
+    Shapes and errors as for `lstm`, with hx = h0 [L*D, B, H]; returns output and h_n.
+    """
     return _layer("gru", args, kwargs)
 
 
@@ -208,7 +272,10 @@ def rnn_tanh(
     num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> _Two: ...  # fmt: skip
 def rnn_tanh(*args: Any, **kwargs: Any) -> Any:
-    """torch.rnn_tanh: an Elman network with tanh. Shapes and errors as for `lstm`, with hx = h0 [L*D, B, H]; returns output, h_n."""
+    """torch.rnn_tanh: an Elman network with tanh.
+
+    Shapes and errors as for `lstm`, with hx = h0 [L*D, B, H]; returns output and h_n.
+    """
     return _layer("rnn_tanh", args, kwargs)
 
 
@@ -223,28 +290,11 @@ def rnn_relu(
     num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> _Two: ...  # fmt: skip
 def rnn_relu(*args: Any, **kwargs: Any) -> Any:
-    """torch.rnn_relu: an Elman network with relu. Shapes and errors as for `lstm`, with hx = h0 [L*D, B, H]; returns output, h_n."""
+    """torch.rnn_relu: an Elman network with relu.
+
+    Shapes and errors as for `lstm`, with hx = h0 [L*D, B, H]; returns output and h_n.
+    """
     return _layer("rnn_relu", args, kwargs)
-
-
-def _check_cell(input: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor) -> None:
-    """torch's checks of a cell's arguments, with torch's texts."""
-    gates = w_ih.size(0) // max(w_hh.size(1), 1)
-    if input.size(1) != w_ih.size(1):
-        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {w_ih.size(1)}")
-    for i, state in enumerate(states):
-        if state.size(0) != input.size(0):
-            raise RuntimeError(
-                f"Input batch size {input.size(0)} doesn't match hidden{i} batch size {state.size(0)}"
-            )
-        if state.size(1) != w_hh.size(1):
-            raise RuntimeError(
-                f"hidden{i} has inconsistent hidden_size: got {state.size(1)}, expected {w_hh.size(1)}"
-            )
-    if w_ih.size(0) != gates * w_hh.size(1):
-        raise RuntimeError(
-            f"weight_ih first dim must be {gates} * hidden_size = {gates * w_hh.size(1)}, but got {w_ih.size(0)}"
-        )
 
 
 def _cell(
@@ -256,15 +306,18 @@ def _cell(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    _check_cell(input, states, w_ih, w_hh)
     params = [w_ih, w_hh]
     if b_ih is not None or b_hh is not None:
         zeros = w_ih.new_zeros(w_ih.size(0))
         params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
-    _, *last = _run(
-        name, False, input.unsqueeze(0), None, [s.unsqueeze(0) for s in states], params,
-        (len(params) == 4, 1, 0.0, False, False),
-    )  # fmt: skip
+    network = (len(params) == 4, 1, 0.0, False, False)
+    try:
+        states_3d = [s.unsqueeze(0) for s in states]
+        _, *last = _run(name, False, input.unsqueeze(0), None, states_3d, params, network)
+    except (RuntimeError, ValueError, IndexError):
+        hx = states if name == "lstm" else states[0]
+        _raise_as_torch(getattr(torch, f"{name}_cell"), input, hx, w_ih, w_hh, b_ih, b_hh)
+        raise
     return tuple(t.squeeze(0) for t in last)
 
 
@@ -276,7 +329,7 @@ def lstm_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """torch.lstm_cell: one step. input [B, I], hx (h [B, H], c [B, H]); returns the next h and c."""
+    """torch.lstm_cell: one step from input [B, I] and hx (h [B, H], c [B, H]) to new h and c."""
     if not _kernels_for("lstm_cell", input):
         return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[arg-type]
     if len(hx) != 2:
@@ -286,27 +339,42 @@ def lstm_cell(
 
 
 def gru_cell(
-    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
 ) -> Tensor:
-    """torch.gru_cell: one step. input [B, I], hx [B, H]; returns the next h."""
+    """torch.gru_cell: one step from input [B, I] and hx [B, H] to the new h."""
     if not _kernels_for("gru_cell", input):
         return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     return _cell("gru", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_tanh_cell(
-    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
 ) -> Tensor:
-    """torch.rnn_tanh_cell: one step. input [B, I], hx [B, H]; returns the next h."""
+    """torch.rnn_tanh_cell: one step from input [B, I] and hx [B, H] to the new h."""
     if not _kernels_for("rnn_tanh_cell", input):
         return torch.rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     return _cell("rnn_tanh", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_relu_cell(
-    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
 ) -> Tensor:
-    """torch.rnn_relu_cell: one step. input [B, I], hx [B, H]; returns the next h."""
+    """torch.rnn_relu_cell: one step from input [B, I] and hx [B, H] to the new h."""
     if not _kernels_for("rnn_relu_cell", input):
         return torch.rnn_relu_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     return _cell("rnn_relu", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]

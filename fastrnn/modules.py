@@ -22,7 +22,7 @@ from torch import nn
 
 # torch's forward code says `_VF.lstm(...)` and runs with the globals of this module: this name is
 # the whole replacement.
-from . import functional as _VF  # noqa: F401
+from fastrnn import functional as _VF  # noqa: F401
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 

@@ -1,9 +1,9 @@
 """The operators `torch.ops.fastrnn.forward` and `.backward`: loading them, and their fake kernels.
 
-One call of `forward` runs a whole network (all layers, both directions), one call of `backward` its whole backward pass. Both
-check every argument in C++. A fake kernel tells shapes and dtypes without computing; sizes are named as everywhere: T steps, B
-batch, N rows (T * B, or the rows of packed data), I input, H hidden, R the size of h (H, or P with a projection), L layers, D
-directions.
+One call of `forward` runs a whole network (all layers, both directions), one call of `backward` its
+whole backward pass. Both check every argument in C++. A fake kernel tells shapes and dtypes without
+computing; sizes are named as everywhere: T steps, B batch, N rows (T * B, or the rows of packed
+data), I input, H hidden, R the size of h (H, or P with a projection), L layers, D directions.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastrnn import _C
+from fastrnn import _C as _C
 
 CELLS: dict[str, dict[str, int]] = _C.cells()
-"""The registered cells by name: gates, states (2 if there is a c beside h), saved, allows_projection."""
+"""The registered cells: name -> gates, states (2 with a c beside h), saved, allows_projection."""
 
 forward = torch.ops.fastrnn.forward.default
 backward = torch.ops.fastrnn.backward.default
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a network of `dtype` computes and keeps c in: float32, but float64 for float64."""
+    """The dtype that a network of `dtype` computes and keeps c in: float32 or float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

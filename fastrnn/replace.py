@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from . import modules
+from fastrnn import modules
 
 __all__ = ["Patch", "accelerate", "patch", "restore"]
 

@@ -1,4 +1,5 @@
-// Gated recurrent unit, as torch.nn.GRU defines it (Cho et al. 2014, with the reset gate applied after the product):
+// Gated recurrent unit, as torch.nn.GRU defines it (Cho et al. 2014, with the reset gate applied
+// after the product):
 //   r = sigmoid(x_r + r_r)   z = sigmoid(x_z + r_z)   n = tanh(x_n + r * r_n)
 //   h_t = (1 - z) n + z h_{t-1}
 #pragma once
@@ -9,9 +10,10 @@ namespace fastrnn {
 struct Gru {
     static constexpr int gates = 3;  // r, z, n
     static constexpr bool has_c = false;
-    static constexpr int saved = 4;             // r, z, n after their activations, and r_n (W_hn h + b_hn)
-    static constexpr int grads = 4;             // of x_n; then of r_r, r_z, r_n
-    static constexpr int x_grad[gates] = {1, 2, 0};  // r and z share theirs with the recurrent product
+    static constexpr int saved = 4;  // r, z, n after their activations, and r_n (W_hn h + b_hn)
+    static constexpr int grads = 4;  // of x_n; then of r_r, r_z, r_n
+    static constexpr int x_grad[gates] = {1, 2,
+                                          0};  // r and z share theirs with the recurrent product
     static constexpr bool needs_h = false;
     static constexpr bool needs_h_prev = true;
 
@@ -26,7 +28,8 @@ struct Gru {
     }
 
     template <class V>
-    static FASTRNN_FN void backward(const V* saved, V h_prev, V, V, V, V dh, V, V* dgates, V& dh_prev, V&) {
+    static FASTRNN_FN void backward(const V* saved, V h_prev, V, V, V, V dh, V, V* dgates,
+                                    V& dh_prev, V&) {
         const V reset = saved[0], z = saved[1], n = saved[2], r_n = saved[3];
         const V dx_n = dh * (1 - z) * (1 - n * n);
         dgates[0] = dx_n;

@@ -1,5 +1,5 @@
-// Long short-term memory, as torch.nn.LSTM defines it (Hochreiter and Schmidhuber 1997, with the forget gate of Gers
-// et al. 2000):
+// Long short-term memory, as torch.nn.LSTM defines it (Hochreiter and Schmidhuber 1997, with the
+// forget gate of Gers et al. 2000):
 //   i = sigmoid(x_i + r_i)   f = sigmoid(x_f + r_f)   g = tanh(x_g + r_g)   o = sigmoid(x_o + r_o)
 //   c_t = f c_{t-1} + i g    h_t = o tanh(c_t)
 #pragma once
@@ -29,8 +29,8 @@ struct Lstm {
     }
 
     template <class V>
-    static FASTRNN_FN void backward(const V* saved, V, V c_prev, V, V c, V dh, V dc, V* dgates, V& dh_prev,
-                                    V& dc_prev) {
+    static FASTRNN_FN void backward(const V* saved, V, V c_prev, V, V c, V dh, V dc, V* dgates,
+                                    V& dh_prev, V& dc_prev) {
         const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
         const V tanh_c = Math<V>::tanh(c);
         const V dc_all = dc + dh * o * (1 - tanh_c * tanh_c);

@@ -1,14 +1,15 @@
-// The list of cells. A line here, a header beside it and a function of the same name in fastrnn/reference.py make a
-// cell: its kernels on every device, its backward, its fake kernels and its tests follow.
+// The list of cells. A line here, a header beside it and a function of the same name in
+// fastrnn/reference.py make a cell: its kernels on every device, its backward, its fake kernels and
+// its tests follow.
 #pragma once
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"
 
 //   name, type
-#define FASTRNN_FOR_EACH_CELL(X) \
-    X(lstm, ::fastrnn::Lstm)     \
-    X(gru, ::fastrnn::Gru)       \
+#define FASTRNN_FOR_EACH_CELL(X)                 \
+    X(lstm, ::fastrnn::Lstm)                     \
+    X(gru, ::fastrnn::Gru)                       \
     X(rnn_tanh, ::fastrnn::Rnn<::fastrnn::Tanh>) \
     X(rnn_relu, ::fastrnn::Rnn<::fastrnn::Relu>)
 
@@ -24,8 +25,9 @@ struct CellInfo {
     bool allows_projection;
 };
 
-#define FASTRNN_CELL_INFO(name, Cell) \
-    {#name, Cell::gates, Cell::has_c, Cell::saved, Cell::grads, !Cell::needs_h && !Cell::needs_h_prev},
+#define FASTRNN_CELL_INFO(name, Cell)       \
+    {#name,       Cell::gates, Cell::has_c, \
+     Cell::saved, Cell::grads, !Cell::needs_h && !Cell::needs_h_prev},
 inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
 #undef FASTRNN_CELL_INFO
 

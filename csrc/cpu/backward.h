@@ -1,8 +1,10 @@
 // The backward pass of one layer. Every thread of the team runs `backward` with its rank:
 //   1. together they pack the transposed weights;
-//   2. each runs its part of the time loop, last step first: a step is one product of the gate gradients of the step after it
-//      with W_hh, with the cell's backward as its epilogue, which leaves this step's gate gradients;
-//   3. from the gate gradients of all steps, together: the gradient of the input, then those of the weights (gradients.h).
+//   2. each runs its part of the time loop, last step first: a step is one product of the gate
+//      gradients of the step after it with W_hh, with the cell's backward as its epilogue, which
+//      leaves this step's gate gradients;
+//   3. from the gate gradients of all steps, together: the gradient of the input, then those of the
+//      weights (gradients.h).
 #pragma once
 #include "forward.h"
 
@@ -12,8 +14,8 @@ namespace FASTRNN_ISA {
 using cpu::BackwardDirection;
 using cpu::BackwardLayer;
 
-// Rows of data whose products are summed before they are added to a weight's gradient: short enough that the packed rows stay
-// in the L2 cache, and sums of sums lose less to rounding than one long sum.
+// Rows of data whose products are summed before they are added to a weight's gradient in memory:
+// few enough that the packed rows stay in the L2 cache.
 constexpr int64_t sum_rows = 384;
 
 template <class Cell, class T>
@@ -27,9 +29,9 @@ struct BackwardPlan {
         T* m;             // [N, H]: the projection's input, likewise
     };
 
-    Panels ih, hh, hr;         // for gradients of the input, of h and of the projection's input
+    Panels ih, hh, hr;           // for gradients of the input, of h and of the projection's input
     Panels sum_x, sum_h, sum_m;  // rows of input, of h_{t-1} and of m, for gradients of weights
-    T* sums[2];                // packed rows, by turns
+    T* sums[2];                  // packed rows, by turns
     Direction direction[2];
     size_t size;
 
@@ -66,7 +68,8 @@ struct BackwardPlan {
     }
 };
 
-// Where the previous values of a row are: in the row of the step before it, or in the initial state.
+// Where the previous values of a row are: in the row of the step before it, or in the initial
+// state.
 template <class V, class Initial>
 struct PreviousRows {
     const Sequence& sequence;
@@ -79,7 +82,9 @@ struct PreviousRows {
     bool from_rows(int64_t t, int64_t b) const {
         return reverse ? t + 1 < sequence.steps && b < sequence.batch_sizes[t + 1] : t > 0;
     }
-    const V* row(int64_t t, int64_t b) const { return rows + (sequence.offsets[t + (reverse ? 1 : -1)] + b) * rows_stride; }
+    const V* row(int64_t t, int64_t b) const {
+        return rows + (sequence.offsets[t + (reverse ? 1 : -1)] + b) * rows_stride;
+    }
     const Initial* start(int64_t b) const { return initial + b * initial_stride; }
 
     template <class T>
@@ -93,7 +98,8 @@ class BackwardLoop {
     static constexpr int L = lanes<T>;
 
 public:
-    BackwardLoop(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, const Share& share, int64_t direction)
+    BackwardLoop(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, const Share& share,
+                 int64_t direction)
         : layer_(layer),
           plan_(plan),
           share_(share),
@@ -104,9 +110,18 @@ public:
           R_(layer.size.recurrent),
           h_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)),
           m_panels_(Span{0, plan.hr.count()}.part(share.unit, share.units)),
-          h_prev_{layer.sequence, reverse_, static_cast<const S*>(user_.output), layer.output_stride,
-                  static_cast<const S*>(user_.h0), R_},
-          c_prev_{layer.sequence, reverse_, static_cast<const T*>(user_.c), H_, static_cast<const S*>(user_.c0), H_} {}
+          h_prev_{layer.sequence,
+                  reverse_,
+                  static_cast<const S*>(user_.output),
+                  layer.output_stride,
+                  static_cast<const S*>(user_.h0),
+                  R_},
+          c_prev_{layer.sequence,
+                  reverse_,
+                  static_cast<const T*>(user_.c),
+                  H_,
+                  static_cast<const S*>(user_.c0),
+                  H_} {}
 
     void run() {
         start();
@@ -145,13 +160,15 @@ private:
         if (Cell::has_c) copy(own_.dc, user_.grad_c0, H_);
     }
 
-    // t: this step; after: the step handled before it (the next in time), or -1. Rows that are in `after` get their gradient
-    // through W_hh; rows that are in t go on through the cell. A row only in `after` has reached its initial state; one only
-    // in t is at its last step.
+    // t: this step; after: the step handled before it (the next in time), or -1. Rows that are in
+    // `after` get their gradient through W_hh; rows that are in t go on through the cell. A row
+    // only in `after` has reached its initial state; one only in t is at its last step.
     void step(int64_t t, int64_t after, bool inside) {
         const Sequence& s = layer_.sequence;
         const int64_t b0 = share_.rows.first;
-        const auto rows_in = [&](int64_t step) { return minimum(share_.rows.last, s.batch_sizes[step]) - b0; };
+        const auto rows_in = [&](int64_t step) {
+            return minimum(share_.rows.last, s.batch_sizes[step]) - b0;
+        };
         const int64_t rows = inside ? rows_in(t) : 0;
         const int64_t linked = after >= 0 ? rows_in(after) : 0;
         const bool projected = layer_.size.projected;
@@ -167,7 +184,9 @@ private:
             }
             const int64_t at = layer_.sequence.offsets[t] + b;
             if (user_.grad_output)
-                dh += load<T>(static_cast<const T*>(user_.grad_output) + at * layer_.grad_output_stride + unit, n);
+                dh += load<T>(static_cast<const T*>(user_.grad_output) +
+                                  at * layer_.grad_output_stride + unit,
+                              n);
             if (projected) {
                 store<T>(own_.dh_total + at * R_ + unit, dh, n);
                 store<T>(known, Vec<T>{}, n);
@@ -177,31 +196,41 @@ private:
         };
         if (linked > 0) {
             // The last G * H columns of the gate gradients belong to W_hh h.
-            const T* dgates = own_.dgates + (s.offsets[after] + b0) * (Cell::grads * H_) + (Cell::grads - Cell::gates) * H_;
+            const T* dgates = own_.dgates + (s.offsets[after] + b0) * (Cell::grads * H_) +
+                              (Cell::grads - Cell::gates) * H_;
             product<T>(plan_.hh, h_panels_, own_.hh, nullptr, dgates, Cell::grads * H_, linked,
-                       [&](int64_t row, int64_t block, const Vec<T>* sums) { add_up(row, block, sums[0]); });
+                       [&](int64_t row, int64_t block, const Vec<T>* sums) {
+                           add_up(row, block, sums[0]);
+                       });
         }
         const int64_t first_block = h_panels_.first * plan_.hh.blocks;
-        const int64_t last_block = minimum(h_panels_.last * plan_.hh.blocks, plan_.hh.block_count());
+        const int64_t last_block =
+            minimum(h_panels_.last * plan_.hh.blocks, plan_.hh.block_count());
         for (int64_t row = linked > 0 ? linked : 0; row < rows; ++row)
-            for (int64_t block = first_block; block < last_block; ++block) add_up(row, block, Vec<T>{});
+            for (int64_t block = first_block; block < last_block; ++block)
+                add_up(row, block, Vec<T>{});
         if (!projected || rows <= 0) return;
 
         share_.barrier->wait();  // every unit of dh_total is there
-        product<T>(plan_.hr, m_panels_, own_.hr, nullptr, own_.dh_total + (s.offsets[t] + b0) * R_, R_, rows,
-                   [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+        product<T>(plan_.hr, m_panels_, own_.hr, nullptr, own_.dh_total + (s.offsets[t] + b0) * R_,
+                   R_, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                        const int64_t unit = block * L;
-                       through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)), sums[0]);
+                       through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)),
+                                    sums[0]);
                    });
     }
 
-    // Writes the gate gradients; returns the part of the gradient of h_{t-1} that does not pass through W_hh.
+    // Writes the gate gradients; returns the part of the gradient of h_{t-1} that does not pass
+    // through W_hh.
     FASTRNN_INLINE Vec<T> through_cell(int64_t t, int64_t b, int64_t unit, int n, Vec<T> dh) const {
         const int64_t at = layer_.sequence.offsets[t] + b;
-        Vec<T> saved[Cell::saved + 1], dgates[Cell::grads], h{}, h_prev{}, c{}, c_prev{}, dc{}, dh_prev{}, dc_prev{};
+        Vec<T> saved[Cell::saved + 1], dgates[Cell::grads], h{}, h_prev{}, c{}, c_prev{}, dc{},
+            dh_prev{}, dc_prev{};
         for (int i = 0; i < Cell::saved; ++i)
-            saved[i] = load<T>(static_cast<const S*>(user_.saved) + (at * Cell::saved + i) * H_ + unit, n);
-        if (Cell::needs_h) h = load<T>(static_cast<const S*>(user_.output) + at * layer_.output_stride + unit, n);
+            saved[i] =
+                load<T>(static_cast<const S*>(user_.saved) + (at * Cell::saved + i) * H_ + unit, n);
+        if (Cell::needs_h)
+            h = load<T>(static_cast<const S*>(user_.output) + at * layer_.output_stride + unit, n);
         if (Cell::needs_h_prev) h_prev = h_prev_.template load_at<T>(t, b, unit, n);
         if (Cell::has_c) {
             c = load<T>(static_cast<const T*>(user_.c) + at * H_ + unit, n);

@@ -5,8 +5,8 @@
 namespace fastrnn::cpu {
 namespace {
 
-// About the time of a few short steps. Longer, and waiting threads starve the one they wait for when there are more
-// threads than cores; shorter, and they enter the kernel at every step.
+// About the time of a few short steps. Longer, and waiting threads starve the one they wait for
+// when there are more threads than cores; shorter, and they enter the kernel at every step.
 constexpr int spins = 200;
 
 inline void pause() {

@@ -1,5 +1,5 @@
-// A barrier for threads that meet every few microseconds: it spins a little, then yields its core, so that more threads
-// than cores cost a system call a wait and not a time slice.
+// A barrier for threads that meet every few microseconds: it spins a little, then yields its core,
+// so that more threads than cores cost a system call a wait and not a time slice.
 #pragma once
 #include <stdint.h>
 

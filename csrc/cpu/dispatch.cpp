@@ -5,9 +5,9 @@
 
 // From the narrowest to the widest. setup.py defines FASTRNN_X86 where it compiles the last two.
 #ifdef FASTRNN_X86
-#define FASTRNN_FOR_EACH_ISA(X)                   \
-    X(generic, true)                              \
-    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) \
+#define FASTRNN_FOR_EACH_ISA(X)                                                          \
+    X(generic, true)                                                                     \
+    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))             \
     X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
 #else
@@ -16,12 +16,12 @@
 
 namespace fastrnn {
 
-#define FASTRNN_DECLARE(isa, supported)           \
-    namespace isa {                               \
-    extern const cpu::Kernel kernels_float32[];   \
-    extern const cpu::Kernel kernels_float64[];   \
-    extern const cpu::Kernel kernels_bfloat16[];  \
-    extern const cpu::Kernel kernels_float16[];   \
+#define FASTRNN_DECLARE(isa, supported)          \
+    namespace isa {                              \
+    extern const cpu::Kernel kernels_float32[];  \
+    extern const cpu::Kernel kernels_float64[];  \
+    extern const cpu::Kernel kernels_bfloat16[]; \
+    extern const cpu::Kernel kernels_float16[];  \
     }
 FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
 
@@ -35,9 +35,11 @@ struct Isa {
 };
 
 const std::vector<Isa>& sets() {
-#define FASTRNN_ENTRY(isa, supported)                                                                        \
-    Isa{#isa, static_cast<bool>(supported), {isa::kernels_float32, isa::kernels_float64, isa::kernels_bfloat16, \
-                                             isa::kernels_float16}},
+#define FASTRNN_ENTRY(isa, supported)                                       \
+    Isa{#isa,                                                               \
+        static_cast<bool>(supported),                                       \
+        {isa::kernels_float32, isa::kernels_float64, isa::kernels_bfloat16, \
+         isa::kernels_float16}},
     static const std::vector<Isa> list = {FASTRNN_FOR_EACH_ISA(FASTRNN_ENTRY)};
     return list;
 }
@@ -56,7 +58,8 @@ const Isa& choose() {
     }
     if (!known) {
         std::string names;
-        for (const Isa& isa : sets()) names += names.empty() ? isa.name : std::string(", ") + isa.name;
+        for (const Isa& isa : sets())
+            names += names.empty() ? isa.name : std::string(", ") + isa.name;
         throw std::invalid_argument("FASTRNN_ISA is '" + cap + "', expected one of: " + names);
     }
     return *best;
@@ -69,7 +72,9 @@ const Isa& in_use() {
 
 }  // namespace
 
-const Kernel& kernel(int cell, Storage storage) { return in_use().kernels[static_cast<int>(storage)][cell]; }
+const Kernel& kernel(int cell, Storage storage) {
+    return in_use().kernels[static_cast<int>(storage)][cell];
+}
 
 const char* isa_in_use() { return in_use().name; }
 

@@ -12,8 +12,9 @@ enum class Storage { float32, float64, bfloat16, float16 };
 // The kernel of the cell at `cell` in the registry, for the instruction set in use.
 const Kernel& kernel(int cell, Storage storage);
 
-// "generic", "avx2" or "avx512": the widest that was compiled, that the CPU has, and that the environment variable FASTRNN_ISA
-// (read once) allows. Throws std::invalid_argument if the variable holds anything else.
+// "generic", "avx2" or "avx512": the widest that was compiled, that the CPU has, and that the
+// environment variable FASTRNN_ISA (read once) allows. Throws std::invalid_argument if the variable
+// holds anything else.
 const char* isa_in_use();
 std::vector<std::string> isa_compiled();
 std::vector<std::string> isa_supported();  // compiled, and this CPU has it

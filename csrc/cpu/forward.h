@@ -1,7 +1,8 @@
 // The forward pass of one layer. Every thread of the team runs `forward` with its rank:
 //   1. together they pack the weights;
-//   2. each runs its part of the time loop: some directions, some rows, some units. The input projection is done for a chunk
-//      of steps at a time; then each step is one product with the cell as its epilogue, and (if units are shared) a barrier;
+//   2. each runs its part of the time loop: some directions, some rows, some units. The input
+//      projection is done for a chunk of steps at a time; then each step is one product with the
+//      cell as its epilogue, and (if units are shared) a barrier;
 //   3. the last states are copied out.
 #pragma once
 #include "layer.h"
@@ -20,8 +21,8 @@ using cpu::Sequence;
 using cpu::Team;
 using cpu::Workspace;
 
-// The input projection of about so many rows is made at once: enough to read its weights seldom, few enough that the result
-// is still in the cache when the steps come to it.
+// The input projection of about so many rows is made at once: enough to read its weights seldom,
+// few enough that the result is still in the cache when the steps come to it.
 constexpr int64_t chunk_rows = 128;
 
 // Which part of the time loop a thread runs.
@@ -30,7 +31,8 @@ struct Share {
     int64_t unit, units;  // its place among the threads that share these rows, and their number
     Barrier* barrier;     // where those meet
 
-    // Rows are split so that each part has about as many steps of work: in packed data the first rows are longest.
+    // Rows are split so that each part has about as many steps of work: in packed data the first
+    // rows are longest.
     Share(Team& team, int rank, const Sequence& sequence, int direction_count) {
         const auto& p = team.partition;
         units = p.units;
@@ -46,7 +48,8 @@ private:
         if (part == 0) return 0;
         if (part == parts) return s.batch;
         if (s.rows() == s.steps * s.batch) return Span{0, s.batch}.part(part, parts).first;
-        // Sequence b has as many steps as there are t with batch_sizes[t] > b; walk b upwards until the share is full.
+        // Sequence b has as many steps as there are t with batch_sizes[t] > b; walk b upwards until
+        // the share is full.
         const int64_t target = s.rows() * part / parts;
         int64_t t = s.steps - 1, done = 0, b = 0;
         for (; b < s.batch && done < target; ++b) {
@@ -63,14 +66,14 @@ template <class Cell, class T>
 struct ForwardPlan {
     struct Direction {
         T *ih, *hh, *bias_ih, *bias_hh, *hr;  // packed
-        T* x;                                 // [rows of a chunk, columns of `ih`]: W_ih x + b_ih
-        T* h[2];                              // [B, H or P]: h of the last step and of this one, by turns
-        T* m;                                 // [B, H]: the cell's output before the projection
-        T* c;                                 // [B, H]
+        T* x;     // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih
+        T* h[2];  // [B, H or P]: h of the last step and of this one, by turns
+        T* m;     // [B, H]: the cell's output before the projection
+        T* c;     // [B, H]
     };
 
     Panels ih, hh, hr;
-    int64_t chunk;  // rows of x
+    int64_t chunk;  // steps
     Direction direction[2];
     size_t size;
 
@@ -82,7 +85,7 @@ struct ForwardPlan {
         hh = Panels(d.recurrent, d.hidden, Cell::gates, L, share);
         hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, share);
         const Sequence& s = layer.sequence;
-        chunk = minimum(s.rows(), chunk_rows + s.batch);
+        chunk = s.batch < chunk_rows ? minimum(s.steps, chunk_rows / s.batch) : 1;
         Workspace space(layer.workspace);
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
@@ -91,7 +94,7 @@ struct ForwardPlan {
             p.hr = space.take<T>(hr.size());
             p.bias_ih = space.take<T>(ih.columns());
             p.bias_hh = space.take<T>(hh.columns());
-            p.x = space.take<T>(chunk * ih.columns());
+            p.x = space.take<T>(chunk * s.batch * ih.columns());
             p.h[0] = space.take<T>(s.batch * d.recurrent);
             p.h[1] = space.take<T>(s.batch * d.recurrent);
             p.m = space.take<T>(d.projected ? s.batch * d.hidden : 0);
@@ -122,7 +125,8 @@ class ForwardLoop {
     static constexpr int L = lanes<T>;
 
 public:
-    ForwardLoop(const ForwardLayer& layer, const ForwardPlan<Cell, T>& plan, const Share& share, int64_t direction)
+    ForwardLoop(const ForwardLayer& layer, const ForwardPlan<Cell, T>& plan, const Share& share,
+                int64_t direction)
         : layer_(layer),
           plan_(plan),
           share_(share),
@@ -138,17 +142,13 @@ public:
         const Sequence& s = layer_.sequence;
         for (int64_t done = 0; done < s.steps;) {
             // A chunk: steps [first, first + count) in time, walked upwards or downwards.
-            int64_t count = 1;
-            const auto rows = [&](int64_t n) {
-                return reverse_ ? s.offsets[s.steps - done] - s.offsets[s.steps - done - n]
-                                : s.offsets[done + n] - s.offsets[done];
-            };
-            while (done + count < s.steps && rows(count + 1) <= chunk_rows) ++count;
+            const int64_t count = minimum(plan_.chunk, s.steps - done);
             const int64_t first = reverse_ ? s.steps - done - count : done;
             project_input(first, count);
             for (int64_t i = 0; i < count; ++i, ++done) {
                 const int64_t t = reverse_ ? first + count - 1 - i : first + i;
-                step(t, s.offsets[first], own_.h[done % 2], own_.h[(done + 1) % 2]);
+                step(t, own_.x + (t - first) * s.batch * plan_.ih.columns(), own_.h[done % 2],
+                     own_.h[(done + 1) % 2]);
                 share_.barrier->wait();
             }
         }
@@ -156,87 +156,97 @@ public:
     }
 
 private:
-    // Both buffers of h begin as h0: a row that starts late (the end of a short sequence, read backwards) finds it in either.
+    // Both buffers of h begin as h0: a row that starts late (the end of a short sequence, read
+    // backwards) finds it in either.
     void start() {
         const Span rows = share_.rows.part(share_.unit, share_.units);
         for (int64_t b = rows.first; b < rows.last; ++b) {
             convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[0] + b * R_, R_);
             convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[1] + b * R_, R_);
-            if (Cell::has_c) convert<T>(static_cast<const S*>(user_.c0) + b * H_, own_.c + b * H_, H_);
+            if (Cell::has_c)
+                convert<T>(static_cast<const S*>(user_.c0) + b * H_, own_.c + b * H_, H_);
         }
         share_.barrier->wait();
     }
 
     void project_input(int64_t first, int64_t count) {
         const Sequence& s = layer_.sequence;
-        const int64_t base = s.offsets[first];
-        const int64_t stride = plan_.ih.columns();
-        const auto rows_of = [&](Span rows) {
-            const T* x = static_cast<const T*>(layer_.input) + rows.first * layer_.size.input;
-            T* out = own_.x + (rows.first - base) * stride;
-            return [=, this](int64_t panel) {
-                product<T>(plan_.ih, {panel, panel + 1}, own_.ih, own_.bias_ih, x, layer_.size.input, rows.size(),
-                           [=](int64_t row, int64_t block, const Vec<T>* sums) {
-                               for (int g = 0; g < Cell::gates; ++g)
-                                   store<T>(out + row * stride + (block * Cell::gates + g) * L, sums[g], L);
-                           });
-            };
+        const int64_t stride = plan_.ih.columns(), b0 = share_.rows.first;
+        const auto project = [&](int64_t panel, int64_t t, int64_t rows) {
+            const T* x =
+                static_cast<const T*>(layer_.input) + (s.offsets[t] + b0) * layer_.size.input;
+            T* out = own_.x + ((t - first) * s.batch + b0) * stride;
+            product<T>(plan_.ih, {panel, panel + 1}, own_.ih, own_.bias_ih, x, layer_.size.input,
+                       rows, [=](int64_t row, int64_t block, const Vec<T>* sums) {
+                           for (int g = 0; g < Cell::gates; ++g)
+                               store<T>(out + row * stride + (block * Cell::gates + g) * L, sums[g],
+                                        L);
+                       });
         };
-        const bool whole = share_.rows.first == 0 && share_.rows.last == s.batch;
+        // All rows of all steps are one run of rows, unless some are another thread's or missing.
+        const bool one_run = share_.rows.size() == s.batch &&
+                             s.offsets[first + count] - s.offsets[first] == count * s.batch;
         for (int64_t panel = my_panels_.first; panel < my_panels_.last; ++panel) {
-            if (whole) {
-                rows_of({base, s.offsets[first + count]})(panel);
+            if (one_run) {
+                project(panel, first, count * s.batch);
             } else {
                 for (int64_t t = first; t < first + count; ++t)
-                    rows_of({s.offsets[t] + share_.rows.first,
-                             s.offsets[t] + minimum(share_.rows.last, s.batch_sizes[t])})(panel);
+                    project(panel, t, minimum(share_.rows.last, s.batch_sizes[t]) - b0);
             }
         }
     }
 
-    void step(int64_t t, int64_t base, const T* h_prev, T* h_next) {
+    // x: W_ih x + b_ih of this step, by row of the batch.
+    void step(int64_t t, const T* x, const T* h_prev, T* h_next) {
         const Sequence& s = layer_.sequence;
         const int64_t b0 = share_.rows.first;
         const int64_t rows = minimum(share_.rows.last, s.batch_sizes[t]) - b0;
         const int64_t row0 = s.offsets[t] + b0;  // of the data
         const bool projected = layer_.size.projected;
-        const T* x = own_.x + (row0 - base) * plan_.ih.columns();
         T* h_out = projected ? own_.m : h_next;
 
-        product<T>(plan_.hh, my_panels_, own_.hh, own_.bias_hh, h_prev + b0 * R_, R_, rows,
-                   [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
-                       const int64_t unit = block * L;
-                       const int n = static_cast<int>(minimum(L, H_ - unit));
-                       const int64_t at = (b0 + row) * H_ + unit;
-                       Vec<T> gates[Cell::gates], saved[Cell::saved + 1], h_before{}, c_before{}, h, c{};
-                       for (int g = 0; g < Cell::gates; ++g)
-                           gates[g] = load<T>(x + row * plan_.ih.columns() + (block * Cell::gates + g) * L, L);
-                       if (!projected) h_before = load<T>(h_prev + at, n);
-                       if (Cell::has_c) c_before = load<T>(own_.c + at, n);
-                       Cell::forward(gates, sums, h_before, c_before, h, c, saved);
-                       if (Cell::has_c) store<T>(own_.c + at, c, n);
-                       if (projected) {
-                           store<T>(h_out + at, h, n);
-                       } else {
-                           store<T>(h_out + at, rounded_to<T, S>(h), n);
-                           store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit, h, n);
-                       }
-                       if (user_.saved)
-                           for (int i = 0; i < Cell::saved; ++i)
-                               store<T>(static_cast<S*>(user_.saved) + ((row0 + row) * Cell::saved + i) * H_ + unit,
-                                        saved[i], n);
-                       if (Cell::has_c && user_.c) store<T>(static_cast<T*>(user_.c) + (row0 + row) * H_ + unit, c, n);
-                   });
+        product<T>(
+            plan_.hh, my_panels_, own_.hh, own_.bias_hh, h_prev + b0 * R_, R_, rows,
+            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                const int64_t unit = block * L;
+                const int n = static_cast<int>(minimum(L, H_ - unit));
+                const int64_t at = (b0 + row) * H_ + unit;
+                Vec<T> gates[Cell::gates], saved[Cell::saved + 1], h_before{}, c_before{}, h, c{};
+                for (int g = 0; g < Cell::gates; ++g)
+                    gates[g] = load<T>(
+                        x + (b0 + row) * plan_.ih.columns() + (block * Cell::gates + g) * L, L);
+                if (!projected) h_before = load<T>(h_prev + at, n);
+                if (Cell::has_c) c_before = load<T>(own_.c + at, n);
+                Cell::forward(gates, sums, h_before, c_before, h, c, saved);
+                if (Cell::has_c) store<T>(own_.c + at, c, n);
+                if (projected) {
+                    store<T>(h_out + at, h, n);
+                } else {
+                    store<T>(h_out + at, rounded_to<T, S>(h), n);
+                    store<T>(
+                        static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
+                        h, n);
+                }
+                if (user_.saved)
+                    for (int i = 0; i < Cell::saved; ++i)
+                        store<T>(static_cast<S*>(user_.saved) +
+                                     ((row0 + row) * Cell::saved + i) * H_ + unit,
+                                 saved[i], n);
+                if (Cell::has_c && user_.c)
+                    store<T>(static_cast<T*>(user_.c) + (row0 + row) * H_ + unit, c, n);
+            });
         if (!projected) return;
 
         share_.barrier->wait();  // every unit of m is there
-        product<T>(plan_.hr, Span{0, plan_.hr.count()}.part(share_.unit, share_.units), own_.hr, nullptr,
-                   own_.m + b0 * H_, H_, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
-                       const int64_t unit = block * L;
-                       const int n = static_cast<int>(minimum(L, R_ - unit));
-                       store<T>(h_next + (b0 + row) * R_ + unit, rounded_to<T, S>(sums[0]), n);
-                       store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit, sums[0], n);
-                   });
+        product<T>(
+            plan_.hr, Span{0, plan_.hr.count()}.part(share_.unit, share_.units), own_.hr, nullptr,
+            own_.m + b0 * H_, H_, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                const int64_t unit = block * L;
+                const int n = static_cast<int>(minimum(L, R_ - unit));
+                store<T>(h_next + (b0 + row) * R_ + unit, rounded_to<T, S>(sums[0]), n);
+                store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
+                         sums[0], n);
+            });
     }
 
     void finish() {
@@ -279,7 +289,8 @@ void forward(const ForwardLayer& layer, int rank) {
         pack_bias<T>(plan.ih, part, static_cast<const S*>(w.bias_ih), packed.bias_ih);
         pack_bias<T>(plan.hh, part, static_cast<const S*>(w.bias_hh), packed.bias_hh);
         if (layer.size.projected)
-            pack_rows<T>(plan.hr, Span{0, plan.hr.count()}.part(rank, threads), static_cast<const S*>(w.hr), packed.hr);
+            pack_rows<T>(plan.hr, Span{0, plan.hr.count()}.part(rank, threads),
+                         static_cast<const S*>(w.hr), packed.hr);
     }
     layer.team->all.wait();
     const Share share(*layer.team, rank, layer.sequence, layer.size.directions);

@@ -1,8 +1,10 @@
-// What a kernel is told: one layer of a network, both directions, as plain pointers and sizes. No torch here.
+// What a kernel is told: one layer of a network, both directions, as plain pointers and sizes. No
+// torch here.
 //
-// Rows. A sequence of T steps is N rows, step after step: all rows of step 0, then those of step 1. A padded input has B
-// rows in every step; packed data has fewer and fewer. `void*` points to values of the storage type (the dtype of the
-// user's tensors); the arithmetic type is float, or double for float64, and is called T.
+// Rows. A sequence of T steps is N rows, step after step: all rows of step 0, then those of step 1.
+// A padded input has B rows in every step; packed data has fewer and fewer. `void*` points to
+// values of the storage type (the dtype of the user's tensors); the arithmetic type is float, or
+// double for float64, and is called T.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -20,8 +22,9 @@ struct Sequence {
     int64_t rows() const { return offsets[steps]; }
 };
 
-// threads = directions * rows * units: which thread does what in the time loop. Threads of different directions or of
-// different rows never wait for each other; those that share the units of a row meet once a step.
+// threads = directions * rows * units: which thread does what in the time loop. Threads of
+// different directions or of different rows never wait for each other; those that share the units
+// of a row meet once a step.
 struct Partition {
     int directions = 1;
     int rows = 1;
@@ -52,12 +55,12 @@ struct Dimensions {
     int directions;  // D
 };
 
-struct Weights {            // contiguous
-    const void* ih;         // [G * H, I]
-    const void* hh;         // [G * H, H or P]
-    const void* bias_ih;    // [G * H] or null
-    const void* bias_hh;    // [G * H] or null
-    const void* hr;         // [P, H] or null
+struct Weights {          // contiguous
+    const void* ih;       // [G * H, I]
+    const void* hh;       // [G * H, H or P]
+    const void* bias_ih;  // [G * H] or null
+    const void* bias_hh;  // [G * H] or null
+    const void* hr;       // [P, H] or null
 };
 
 struct ForwardDirection {
@@ -116,8 +119,9 @@ struct BackwardLayer {
     Team* team;
 };
 
-// The kernels of one cell and one storage type. `forward` and `backward` are called by every thread of the team with its
-// rank; the workspace (64-byte aligned, of as many bytes as the other two say) is shared by all.
+// The kernels of one cell and one storage type. `forward` and `backward` are called by every thread
+// of the team with its rank; the workspace (64-byte aligned, of as many bytes as the other two say)
+// is shared by all.
 struct Kernel {
     size_t (*forward_workspace)(const ForwardLayer&);
     void (*forward)(const ForwardLayer&, int rank);

@@ -28,10 +28,12 @@ struct Rows {
     std::vector<int64_t> batch_sizes, offsets;
     Sequence sequence;
 
-    Rows(const Arguments& a, const Problem& p) : batch_sizes(p.steps, p.batch), offsets(p.steps + 1, 0) {
+    Rows(const Arguments& a, const Problem& p)
+        : batch_sizes(p.steps, p.batch), offsets(p.steps + 1, 0) {
         if (a.batch_sizes) {
             const Tensor list = a.batch_sizes->contiguous();
-            batch_sizes.assign(list.const_data_ptr<int64_t>(), list.const_data_ptr<int64_t>() + p.steps);
+            batch_sizes.assign(list.const_data_ptr<int64_t>(),
+                               list.const_data_ptr<int64_t>() + p.steps);
         }
         for (int64_t t = 0; t < p.steps; ++t) offsets[t + 1] = offsets[t] + batch_sizes[t];
         sequence = {p.steps, p.batch, batch_sizes.data(), offsets.data()};
@@ -45,7 +47,8 @@ std::vector<Tensor> contiguous(at::TensorList tensors) {
     return list;
 }
 
-Weights weights_of(const Problem& p, const std::vector<Tensor>& all, int64_t layer, int64_t direction) {
+Weights weights_of(const Problem& p, const std::vector<Tensor>& all, int64_t layer,
+                   int64_t direction) {
     const Tensor* w = all.data() + (layer * p.directions + direction) * p.weights_per_layer;
     Weights result{w[0].const_data_ptr(), w[1].const_data_ptr(), nullptr, nullptr, nullptr};
     if (p.has_biases) {
@@ -57,12 +60,14 @@ Weights weights_of(const Problem& p, const std::vector<Tensor>& all, int64_t lay
 }
 
 Dimensions dimensions_of(const Problem& p, int64_t layer) {
-    return {p.layer_input(layer), p.hidden, p.recurrent, p.projected, static_cast<int>(p.directions)};
+    return {p.layer_input(layer), p.hidden, p.recurrent, p.projected,
+            static_cast<int>(p.directions)};
 }
 
 // Runs one kernel with the threads that torch allows.
 template <class Layer>
-void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&), void (*kernel)(const Layer&, int)) {
+void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
+         void (*kernel)(const Layer&, int)) {
     const auto team = std::make_unique<Team>();
     layer.team = team.get();
     const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
@@ -78,7 +83,8 @@ void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
         bool enough = true;
 #pragma omp parallel num_threads(planned)
         {
-            // The runtime may give fewer threads than asked for; the barriers would wait for the missing ones for ever.
+            // The runtime may give fewer threads than asked for; the barriers would wait for the
+            // missing ones for ever.
 #pragma omp single
             enough = omp_get_num_threads() == planned;
             if (enough) kernel(layer, omp_get_thread_num());
@@ -92,7 +98,8 @@ void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
     kernel(layer, 0);
 }
 
-// The rows of a layer's input, [N, I], as the kernels read them. `scale` undoes what dropout takes from the mean.
+// The rows of a layer's input, [N, I], as the kernels read them. `scale` undoes what dropout takes
+// from the mean.
 Tensor dropped(const Problem& p, const Tensor& hidden, const Tensor& noise, double dropout) {
     const Tensor rows = hidden.to(p.arithmetic);
     if (noise.numel() == 0) return rows;
@@ -107,17 +114,23 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     const auto options = a.input.options().memory_format(std::nullopt);
     const auto arithmetic = options.dtype(p.arithmetic);
 
-    Tensor output = a.batch_sizes ? at::empty({p.rows, width}, options) : at::empty({p.steps, p.batch, width}, options);
+    Tensor output = a.batch_sizes ? at::empty({p.rows, width}, options)
+                                  : at::empty({p.steps, p.batch, width}, options);
     Tensor h_n = at::empty({states, p.batch, p.recurrent}, options);
-    Tensor c_n = p.cell.has_c ? at::empty({states, p.batch, p.hidden}, options) : at::empty({0}, options);
+    Tensor c_n =
+        p.cell.has_c ? at::empty({states, p.batch, p.hidden}, options) : at::empty({0}, options);
     Tensor hidden = at::empty({p.layers - 1, p.rows, width}, options);
-    Tensor saved = keep ? at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options) : at::empty({0}, options);
-    Tensor c = keep ? at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, arithmetic)
-                    : at::empty({0}, arithmetic);
+    Tensor saved =
+        keep ? at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options)
+             : at::empty({0}, options);
+    Tensor c =
+        keep ? at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, arithmetic)
+             : at::empty({0}, arithmetic);
     Tensor noise = at::empty({0}, options.dtype(at::kByte));
     if (train && a.dropout > 0 && p.layers > 1) {
         noise = at::empty({p.layers - 1, p.rows, width}, options.dtype(at::kByte));
-        // Layer by layer, as torch draws them: the same seed gives the same masks. torch draws nothing for 1.
+        // Layer by layer, as torch draws them: the same seed gives the same masks. torch draws
+        // nothing for 1.
         for (int64_t layer = 0; layer + 1 < p.layers; ++layer)
             if (a.dropout < 1)
                 noise[layer].bernoulli_(1 - a.dropout);
@@ -132,7 +145,9 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
     Tensor input = a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
     for (int64_t layer = 0; layer < p.layers; ++layer) {
-        if (layer > 0) input = dropped(p, hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout);
+        if (layer > 0)
+            input =
+                dropped(p, hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout);
         const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
         ForwardLayer task{};
         task.sequence = rows.sequence;
@@ -145,7 +160,8 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
             direction.weights = weights_of(p, weights, layer, d);
             direction.h0 = h0[state].const_data_ptr();
             direction.h_n = h_n[state].data_ptr();
-            direction.output = static_cast<char*>(out.data_ptr()) + d * p.recurrent * out.element_size();
+            direction.output =
+                static_cast<char*>(out.data_ptr()) + d * p.recurrent * out.element_size();
             if (p.cell.has_c) {
                 direction.c0 = c0[state].const_data_ptr();
                 direction.c_n = c_n[state].data_ptr();
@@ -161,23 +177,26 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     return {output, h_n, c_n, hidden, saved, c, noise};
 }
 
-BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept, const OutputGradients& gradients,
-                        const std::vector<bool>& wanted) {
+BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
+                        const OutputGradients& gradients, const std::vector<bool>& wanted) {
     const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
     const int64_t width = p.directions * p.recurrent;
     const auto options = a.input.options().memory_format(std::nullopt).dtype(p.arithmetic);
-    const auto want = [&](bool yes, at::IntArrayRef size) { return yes ? at::empty(size, options) : at::empty({0}, options); };
+    const auto want = [&](bool yes, at::IntArrayRef size) {
+        return yes ? at::empty(size, options) : at::empty({0}, options);
+    };
 
     Tensor grad_input = want(wanted[0], {p.rows, p.input});
     const Tensor grad_h0 = want(wanted[1], a.h0.sizes());
     const Tensor grad_c0 = p.cell.has_c ? want(wanted[2], a.c0->sizes()) : want(false, {});
     std::vector<Tensor> grad_weights;
-    for (size_t i = 0; i < a.weights.size(); ++i) grad_weights.push_back(want(wanted[3 + i], a.weights[i].sizes()));
+    for (size_t i = 0; i < a.weights.size(); ++i)
+        grad_weights.push_back(want(wanted[3 + i], a.weights[i].sizes()));
 
     const auto finish = [&]() -> BackwardResult {
         for (Tensor& g : grad_weights) g = g.to(p.dtype);
-        return {(wanted[0] ? grad_input.view(a.input.sizes()) : grad_input).to(p.dtype), grad_h0.to(p.dtype),
-                grad_c0.to(p.dtype), std::move(grad_weights)};
+        return {(wanted[0] ? grad_input.view(a.input.sizes()) : grad_input).to(p.dtype),
+                grad_h0.to(p.dtype), grad_c0.to(p.dtype), std::move(grad_weights)};
     };
     if (p.batch == 0) {
         for (Tensor& g : grad_weights) g.zero_();
@@ -186,19 +205,26 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept, 
 
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
-    const Tensor h0 = a.h0.contiguous(), output = kept.output.contiguous(), hidden = kept.hidden.contiguous(),
-                 saved = kept.saved.contiguous(), c = kept.c.contiguous(), noise = kept.noise.contiguous();
+    const Tensor h0 = a.h0.contiguous(), output = kept.output.contiguous(),
+                 hidden = kept.hidden.contiguous(), saved = kept.saved.contiguous(),
+                 c = kept.c.contiguous(), noise = kept.noise.contiguous();
     const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
-    const auto prepared = [&](const OptionalTensor& g) { return g ? g->to(p.arithmetic).contiguous() : Tensor(); };
+    const auto prepared = [&](const OptionalTensor& g) {
+        return g ? g->to(p.arithmetic).contiguous() : Tensor();
+    };
     const Tensor grad_h_n = prepared(gradients.h_n), grad_c_n = prepared(gradients.c_n);
     Tensor grad_output = prepared(gradients.output);
     const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
-    const auto at_state = [](const Tensor& t, int64_t i) { return t.defined() && t.numel() ? t[i].data_ptr() : nullptr; };
+    const auto at_state = [](const Tensor& t, int64_t i) {
+        return t.defined() && t.numel() ? t[i].data_ptr() : nullptr;
+    };
 
     for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
-        const Tensor mask = layer > 0 && noise.numel() ? noise[layer - 1] : at::empty({0}, at::kByte);
-        const Tensor input = layer > 0 ? dropped(p, hidden[layer - 1], mask, a.dropout)
-                                       : a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
+        const Tensor mask =
+            layer > 0 && noise.numel() ? noise[layer - 1] : at::empty({0}, at::kByte);
+        const Tensor input = layer > 0
+                                 ? dropped(p, hidden[layer - 1], mask, a.dropout)
+                                 : a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
         const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
         Tensor grad_below = layer > 0 ? at::empty({p.rows, width}, options) : grad_input;
         BackwardLayer task{};
@@ -214,12 +240,13 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept, 
             direction.weights = weights_of(p, weights, layer, d);
             direction.h0 = h0[state].const_data_ptr();
             direction.c0 = at_state(c0, state);
-            direction.output = static_cast<const char*>(out.const_data_ptr()) + d * p.recurrent * out.element_size();
+            direction.output = static_cast<const char*>(out.const_data_ptr()) +
+                               d * p.recurrent * out.element_size();
             direction.saved = saved[layer][d].const_data_ptr();
             direction.c = c[layer][d].const_data_ptr();
             if (grad_output.defined())
-                direction.grad_output =
-                    static_cast<char*>(grad_output.data_ptr()) + d * p.recurrent * grad_output.element_size();
+                direction.grad_output = static_cast<char*>(grad_output.data_ptr()) +
+                                        d * p.recurrent * grad_output.element_size();
             direction.grad_h_n = at_state(grad_h_n, state);
             direction.grad_c_n = at_state(grad_c_n, state);
             direction.grad_h0 = at_state(grad_h0, state);

@@ -1,4 +1,5 @@
-// The whole network on the CPU: every layer and direction, the dropout between layers, and what is kept for backward.
+// The whole network on the CPU: every layer and direction, the dropout between layers, and what is
+// kept for backward.
 #pragma once
 #include <tuple>
 #include <vector>
@@ -14,7 +15,8 @@ using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vecto
 // output, h_n, c_n, then Kept's hidden, saved, c, noise (empty unless `keep`).
 ForwardResult forward(const Arguments& arguments, const Problem& problem, bool train, bool keep);
 
-// Gradients of input, h0, c0 and the weights; `wanted` says which, in this order, the others are empty.
+// Gradients of input, h0, c0 and the weights; `wanted` says which, in this order, the others are
+// empty.
 BackwardResult backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted);
 

@@ -1,12 +1,13 @@
 // Packed matrices and the one product that everything here is made of:
 //   for every row m and column n:  sum over k of a[m][k] * w[k][n]
 //
-// A packed matrix is a list of panels. A panel holds all k of a few columns, [K][vectors][lanes], so that a step of k is one
-// short contiguous read. The columns of a panel are `blocks` blocks of `lanes` units, each with all its gates: a tile of the
-// product ends with whatever the cell needs of those units in registers.
+// A packed matrix is a list of panels. A panel holds all k of a few columns, [K][vectors][lanes],
+// so that a step of k is one short contiguous read. The columns of a panel are `blocks` blocks of
+// `lanes` units, each with all its gates: a tile of the product ends with whatever the cell needs
+// of those units in registers.
 //
-// Every sum runs over k in order, in one accumulator, whatever the tile, the panel or the thread: the result of a row has the
-// same bits alone or in any batch, for any number of threads.
+// Every sum runs over k in the same order, whatever the tile, the panel or the thread: the result of
+// a row has the same bits alone or in any batch, for any number of threads.
 #pragma once
 #include "simd.h"
 
@@ -21,8 +22,11 @@ constexpr int tile_rows(int vectors) {
     return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 9;
 }
 constexpr int max_tile_rows = 9;
-// Up to this many rows, two panels at once: a few rows alone have too few independent sums to hide the latency of an FMA.
-constexpr int paired_rows(int vectors) { return vector_registers == 32 ? (vectors == 4 ? 2 : 3) : (vectors >= 3 ? 1 : 2); }
+// Up to this many rows, two panels at once: a few rows alone have too few independent sums to hide
+// the latency of an FMA.
+constexpr int paired_rows(int vectors) {
+    return vector_registers == 32 ? (vectors == 4 ? 2 : 3) : (vectors >= 3 ? 1 : 2);
+}
 
 struct Panels {
     int64_t depth;  // K
@@ -34,7 +38,11 @@ struct Panels {
     Panels() = default;
     // `share` > 1 asks for panels narrow enough that so many threads get some each.
     Panels(int64_t depth, int64_t units, int gates, int lanes, int share = 1)
-        : depth(depth), units(units), gates(gates), lanes(lanes), blocks(max_panel_vectors / gates) {
+        : depth(depth),
+          units(units),
+          gates(gates),
+          lanes(lanes),
+          blocks(max_panel_vectors / gates) {
         const int64_t per_thread = (block_count() + share - 1) / share;
         if (blocks > per_thread) blocks = per_thread < 1 ? 1 : static_cast<int>(per_thread);
     }
@@ -51,36 +59,47 @@ struct Panels {
     int64_t size() const { return count() * width() * depth; }
 };
 
+// So many products are summed in a row before the sum is added to the total: a sum of short sums
+// loses less to rounding than one long sum.
+constexpr int64_t sum_length = 128;
+
 template <class T, int Vectors, int Pair, int Rows, bool Transposed>
-void tile(const T* a, int64_t a_stride, const T* w, int64_t pair_stride, int64_t depth, const T* bias, Vec<T>* sums) {
+void tile(const T* a, int64_t a_stride, const T* w, int64_t pair_stride, int64_t depth,
+          const T* bias, Vec<T>* sums) {
     constexpr int L = lanes<T>;
     constexpr int total = Vectors * Pair;
-    Vec<T> acc[Rows][total];
-    for (int j = 0; j < total; ++j) {
-        const Vec<T> start = bias ? load<T>(bias + j * L, L) : Vec<T>{};
+    for (int64_t start = 0; start < depth; start += sum_length) {
+        const int64_t count = depth - start < sum_length ? depth - start : sum_length;
+        Vec<T> acc[Rows][total];
+        for (int j = 0; j < total; ++j) {
+            const Vec<T> first = bias && start == 0 ? load<T>(bias + j * L, L) : Vec<T>{};
 #pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) acc[r][j] = start;
-    }
-    for (int64_t k = 0; k < depth; ++k) {
-        Vec<T> weights[total];
-#pragma GCC unroll 16
-        for (int j = 0; j < total; ++j)
-            weights[j] = load<T>(w + (j / Vectors) * pair_stride + (j % Vectors) * L, L);
-        __builtin_prefetch(w + 8 * Vectors * L);
-        if (Vectors > 2) __builtin_prefetch(w + (8 * Vectors + Vectors / 2) * L);
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-            const Vec<T> value = broadcast(Transposed ? a[r] : a[r * a_stride]);
-#pragma GCC unroll 16
-            for (int j = 0; j < total; ++j) acc[r][j] += value * weights[j];
+            for (int r = 0; r < Rows; ++r) acc[r][j] = first;
         }
-        a += Transposed ? a_stride : 1;
-        w += Vectors * L;
+        for (int64_t k = 0; k < count; ++k) {
+            Vec<T> weights[total];
+#pragma GCC unroll 16
+            for (int j = 0; j < total; ++j)
+                weights[j] = load<T>(w + (j / Vectors) * pair_stride + (j % Vectors) * L, L);
+            __builtin_prefetch(w + 8 * Vectors * L);
+            if (Vectors > 2) __builtin_prefetch(w + (8 * Vectors + Vectors / 2) * L);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) {
+                const Vec<T> value = broadcast(Transposed ? a[r] : a[r * a_stride]);
+#pragma GCC unroll 16
+                for (int j = 0; j < total; ++j) acc[r][j] += value * weights[j];
+            }
+            a += Transposed ? a_stride : 1;
+            w += Vectors * L;
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+            for (int j = 0; j < total; ++j) {
+                Vec<T>& sum = sums[r * total + j];
+                sum = start == 0 ? acc[r][j] : sum + acc[r][j];
+            }
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 16
-        for (int j = 0; j < total; ++j) sums[r * total + j] = acc[r][j];
 }
 
 template <class T>
@@ -108,10 +127,14 @@ Tile<T> tile_for(int rows) {
 template <class T, bool Transposed>
 Tile<T> tile_for(int vectors, bool pair, int rows) {
     switch (vectors) {
-        case 1: return pair ? tile_for<T, 1, 2, Transposed>(rows) : tile_for<T, 1, 1, Transposed>(rows);
-        case 2: return pair ? tile_for<T, 2, 2, Transposed>(rows) : tile_for<T, 2, 1, Transposed>(rows);
-        case 3: return pair ? tile_for<T, 3, 2, Transposed>(rows) : tile_for<T, 3, 1, Transposed>(rows);
-        default: return pair ? tile_for<T, 4, 2, Transposed>(rows) : tile_for<T, 4, 1, Transposed>(rows);
+        case 1:
+            return pair ? tile_for<T, 1, 2, Transposed>(rows) : tile_for<T, 1, 1, Transposed>(rows);
+        case 2:
+            return pair ? tile_for<T, 2, 2, Transposed>(rows) : tile_for<T, 2, 1, Transposed>(rows);
+        case 3:
+            return pair ? tile_for<T, 3, 2, Transposed>(rows) : tile_for<T, 3, 1, Transposed>(rows);
+        default:
+            return pair ? tile_for<T, 4, 2, Transposed>(rows) : tile_for<T, 4, 1, Transposed>(rows);
     }
 }
 
@@ -128,12 +151,13 @@ struct Span {
     }
 };
 
-// The product of `rows` rows with a span of panels. Row m of a is at a + m * a_stride, or, Transposed, its k-th value at
-// a + m + k * a_stride. For every row and every block of units, epilogue(row, block, sums) gets the sums, one vector a gate;
-// bias (one value a packed column) is where they start.
+// The product of `rows` rows with a span of panels. Row m of a is at a + m * a_stride, or,
+// Transposed, its k-th value at a + m + k * a_stride. For every row and every block of units,
+// epilogue(row, block, sums) gets the sums, one vector a gate; bias (one value a packed column) is
+// where they start.
 template <class T, bool Transposed = false, class Epilogue>
-FASTRNN_INLINE void product(const Panels& panels, Span span, const T* packed, const T* bias, const T* a, int64_t a_stride,
-                            int64_t rows, const Epilogue& epilogue) {
+FASTRNN_INLINE void product(const Panels& panels, Span span, const T* packed, const T* bias,
+                            const T* a, int64_t a_stride, int64_t rows, const Epilogue& epilogue) {
     if (rows <= 0) return;
     Vec<T> sums[max_tile_rows * max_panel_vectors];
     const int gates = panels.gates;
@@ -141,15 +165,17 @@ FASTRNN_INLINE void product(const Panels& panels, Span span, const T* packed, co
     for (int64_t panel = span.first; panel < span.last;) {
         const int blocks = panels.blocks_of(panel);
         const int vectors = blocks * gates;
-        const bool pair = rows <= paired_rows(vectors) && panel + 1 < span.last && panels.blocks_of(panel + 1) == blocks;
+        const bool pair = rows <= paired_rows(vectors) && panel + 1 < span.last &&
+                          panels.blocks_of(panel + 1) == blocks;
         const int64_t most = pair ? rows : tile_rows(vectors);
         const int64_t tiles = (rows + most - 1) / most;
         const T* panel_bias = bias ? bias + panel * panels.width() : nullptr;
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t row = rows * i / tiles;
             const int count = static_cast<int>(rows * (i + 1) / tiles - row);
-            tile_for<T, Transposed>(vectors, pair, count)(a + (Transposed ? row : row * a_stride), a_stride,
-                                                          packed + panel * step, step, panels.depth, panel_bias, sums);
+            tile_for<T, Transposed>(vectors, pair, count)(a + (Transposed ? row : row * a_stride),
+                                                          a_stride, packed + panel * step, step,
+                                                          panels.depth, panel_bias, sums);
             const Vec<T>* s = sums;
             for (int r = 0; r < count; ++r)
                 for (int p = 0; p <= int(pair); ++p)

@@ -1,4 +1,5 @@
-// Who does what: the choice of a Partition (layer.h) for a layer and a number of threads. No choice changes a bit of the results.
+// Who does what: the choice of a Partition (layer.h) for a layer and a number of threads. No choice
+// changes a bit of the results.
 #pragma once
 #include "layer.h"
 
@@ -8,18 +9,22 @@ namespace fastrnn::cpu {
 constexpr int64_t worth_a_barrier = 4096;
 // Below so many in the whole layer, waking the threads costs more.
 constexpr int64_t worth_a_thread = 50000;
-// A thread takes rows of its own only if it gets so many: with fewer, tiles are too short to use the weights they load.
+// A thread takes rows of its own only if it gets so many: with fewer, tiles are too short to use
+// the weights they load.
 constexpr int64_t rows_per_thread = 8;
 
 inline int at_most(int a, int64_t b) { return a < b ? a : static_cast<int>(b < 1 ? 1 : b); }
 
-inline Partition choose_partition(const Sequence& sequence, const Dimensions& d, int gates, int threads) {
+inline Partition choose_partition(const Sequence& sequence, const Dimensions& d, int gates,
+                                  int threads) {
     Partition p;
     threads = at_most(threads, max_threads);
     const int64_t step = sequence.batch * gates * d.hidden * d.recurrent;
-    const int64_t total = sequence.rows() * gates * d.hidden * (d.recurrent + d.input) * d.directions;
+    const int64_t total =
+        sequence.rows() * gates * d.hidden * (d.recurrent + d.input) * d.directions;
     threads = at_most(threads, total / worth_a_thread);
-    // Rows: no barrier at all, but every thread reads all weights, which pays while they fit a core's L2 cache.
+    // Rows: no barrier at all, but every thread reads all weights, which pays while they fit a
+    // core's L2 cache.
     if (sequence.batch >= rows_per_thread * threads && d.hidden <= 256) {
         p.rows = threads;
         return p;

@@ -1,9 +1,10 @@
-// SIMD values: GCC and clang vector extensions at the native width of the instruction set this file is compiled for,
-// and their loads and stores from every storage type. Wider vectors than the native width fall to a fraction of the
-// speed, narrower ones waste it, so the width is fixed here.
+// SIMD values: GCC and clang vector extensions at the native width of the instruction set this file
+// is compiled for, and their loads and stores from every storage type. Wider vectors than the
+// native width fall to a fraction of the speed, narrower ones waste it, so the width is fixed here.
 //
-// Everything in this folder that a kernel file includes lives in the namespace of its instruction set (FASTRNN_ISA, given
-// by setup.py), so that no two differently compiled copies of a function can be merged by the linker.
+// Everything in this folder that a kernel file includes lives in the namespace of its instruction
+// set (FASTRNN_ISA, given by setup.py), so that no two differently compiled copies of a function
+// can be merged by the linker.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -53,8 +54,9 @@ FASTRNN_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};
 }
 
-// load<T>(p, n): the first n <= lanes<T> values at p, the rest zero; store likewise. T is the type of arithmetic, the
-// pointer's type that of memory. n is lanes<T> nearly always: the branch is free and the tail is slower.
+// load<T>(p, n): the first n <= lanes<T> values at p, the rest zero; store likewise. T is the type
+// of arithmetic, the pointer's type that of memory. n is lanes<T> nearly always: the branch is free
+// and the tail is slower.
 
 template <class T>
 FASTRNN_INLINE Vec<T> load(const T* p, int n) {

@@ -14,35 +14,38 @@ FASTRNN_INLINE V at_least(V x, V limit) {
     return x < limit ? limit : x;
 }
 
-// exp(x) = 2^n exp(r) with n = round(x / ln 2). The range is clamped so that 2^n stays a normal number: results below
-// 2^-125 (float) or 2^-1021 (double) come out as that, which no sigmoid or tanh can tell.
+// exp(x) = 2^n exp(r) with n = round(x / ln 2). Above the largest finite result it is infinite, so
+// that sigmoid reaches 0 where torch's does; below, 2^n is kept a normal number, which no sigmoid or
+// tanh can tell from 0. The polynomials are Taylor's: on |r| <= ln(2) / 2 the remainder is far below
+// the rounding of the sum.
 FASTRNN_INLINE Vec<float> exponential(Vec<float> x) {
     typedef int32_t Int __attribute__((vector_size(vector_bytes)));
-    x = at_least(at_most(x, broadcast(87.0f)), broadcast(-86.5f));
+    constexpr float most = 88.7228f;
+    const Vec<float> t = at_least(at_most(x, broadcast(most)), broadcast(-86.5f));
     // Adding 1.5 * 2^23 leaves round(x / ln 2) in the low bits of the sum.
-    const Vec<float> shifted = x * 1.44269504088896341f + 0x1.8p23f;
+    const Vec<float> shifted = t * 1.44269504088896341f + 0x1.8p23f;
     const Vec<float> n = shifted - 0x1.8p23f;
-    Vec<float> r = x - n * 0.693359375f;
+    Vec<float> r = t - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
-    // The polynomial of Cephes' expf (Moshier).
-    Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+    Vec<float> p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
     p = p * (r * r) + r + 1.0f;
     const Int exponent = (Int)shifted << 23;  // the constant's own bits leave at the top
-    return (Vec<float>)((Int)p + exponent);
+    const Vec<float> result = (Vec<float>)((Int)p + exponent);
+    return x > most ? broadcast(__builtin_inff()) : result;
 }
 
 FASTRNN_INLINE Vec<double> exponential(Vec<double> x) {
     typedef int64_t Int __attribute__((vector_size(vector_bytes)));
-    x = at_least(at_most(x, broadcast(709.0)), broadcast(-707.0));
-    const Vec<double> shifted = x * 1.4426950408889634073599 + 0x1.8p52;
+    constexpr double most = 709.7827;
+    const Vec<double> t = at_least(at_most(x, broadcast(most)), broadcast(-707.0));
+    const Vec<double> shifted = t * 1.4426950408889634073599 + 0x1.8p52;
     const Vec<double> n = shifted - 0x1.8p52;
-    Vec<double> r = x - n * 6.93145751953125e-1;
+    Vec<double> r = t - n * 6.93145751953125e-1;
     r = r - n * 1.42860682030941723212e-6;
-    // Taylor to degree 13: the remainder is below 5e-18 for |r| <= ln(2) / 2.
     Vec<double> p = r * (1.0 / 6227020800) + 1.0 / 479001600;
     p = p * r + 1.0 / 39916800;
     p = p * r + 1.0 / 3628800;
@@ -55,7 +58,8 @@ FASTRNN_INLINE Vec<double> exponential(Vec<double> x) {
     p = p * r + 1.0 / 6;
     p = p * r + 0.5;
     p = p * (r * r) + r + 1.0;
-    return (Vec<double>)((Int)p + ((Int)shifted << 52));
+    const Vec<double> result = (Vec<double>)((Int)p + ((Int)shifted << 52));
+    return x > most ? broadcast(__builtin_inf()) : result;
 }
 
 // tanh of |x| < 0.625, where 1 - 2 / (exp(2x) + 1) would cancel: Cephes' tanhf and tanh (Moshier).

@@ -1,5 +1,6 @@
-// The parts of a layer's scratch memory, laid out one after the other. Laid out from a null base it tells how many bytes are
-// needed; from the real base it gives the pointers: one description serves both.
+// The parts of a layer's scratch memory, laid out one after the other. Laid out from a null base it
+// tells how many bytes are needed; from the real base it gives the pointers: one description serves
+// both.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -13,7 +14,8 @@ public:
     template <class T>
     T* take(int64_t count) {
         T* part = reinterpret_cast<T*>(base_ + size_);
-        // Whole cache lines, and one more, so that no two parts share a line or start at the same offset of a page.
+        // Whole cache lines, and one more, so that no two parts share a line or start at the same
+        // offset of a page.
         size_ += (count * sizeof(T) + 63) / 64 * 64 + 64;
         return part;
     }

@@ -1,0 +1,81 @@
+# make demo   forecasts the S&P 500's closes with torch.nn.LSTM and fastrnn.LSTM, and compares them
+# make test   runs the tests
+# make lint   checks style, format and types
+# make clean  removes the environment and what the build left
+#
+# All share one environment, made on first use. A change in csrc/ rebuilds the extension alone.
+#   PYTHON=python3.12            the interpreter that makes the environment
+#   TORCH=torch==2.14.1          the torch to build against, as pip is to read it
+#   TORCH_INDEX=URL              the index to take torch from, instead of pip's own
+#   VENV=.venv                   where the environment is
+#   ARGS='--window 60'           arguments to the example (demo) or to pytest (test)
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+VENV ?= .venv
+ARGS ?=
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip --disable-pip-version-check
+build_tools := 'setuptools>=77.0.3' wheel 'ninja>=1.11' 'pybind11>=2.13' 'numpy>=1.26'
+sources := $(shell find csrc)# with the folders: a removed file is a change too
+formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources))
+
+# torch's build looks for ninja there.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+# What lies outside the environment is not part of it.
+export PYTHONNOUSERSITE := 1
+
+.PHONY: demo test lint clean FORCE
+
+demo: $(VENV)/built
+	$(python) examples/forecast.py $(ARGS)
+
+test: $(VENV)/built
+	$(python) -m pytest $(ARGS)
+
+lint: $(VENV)/linters
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(formatted)
+	$(python) -m mypy fastrnn
+
+clean:
+	rm -rf $(VENV) .venv-cuda build dist *.egg-info fastrnn/*.so
+
+# --- the environment ------------------------------------------------------------------------------
+
+# $(call need,test,what lacks,Debian's package)
+need = @{ $(1); } >/dev/null 2>&1 || { echo 'make: $(2): on Debian, apt install $(3)' >&2; exit 1; }
+
+# What was asked for. The file changes only where the text does: another TORCH is then installed.
+request := $(PYTHON) $(TORCH) $(TORCH_INDEX)
+$(VENV)/request: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(request)' | cmp -s - $@ || echo '$(request)' >$@
+
+$(VENV)/torch: $(VENV)/request
+	$(call need,$(PYTHON) -c 'import ensurepip$(comma) venv',$(PYTHON) has no venv,python3-venv)
+	$(call need,test -e "$$($(PYTHON) -c '$(header)')",$(PYTHON) has no Python.h,python3-dev)
+	$(call need,$${CXX:-g++} --version,there is no C++ compiler,g++)
+	$(PYTHON) -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV)
+	$(pip) install $(build_tools)
+	$(pip) install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') '$(TORCH)'
+	@echo '$(request)' >$(VENV)/request
+	@touch $@
+comma := ,
+header := import sysconfig; print(sysconfig.get_path("include") + "/Python.h")
+
+# All of it where the set-up changed. Where only sources did, the extension, of which ninja compiles
+# what changed: --force, since setuptools would not look at the headers.
+install = $(pip) install --no-build-isolation --editable '.[test,demo]'
+rebuild = $(python) setup.py --quiet build_ext --inplace --force
+$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources)
+	$(if $(filter-out $(sources),$?),$(install),$(rebuild))
+	@touch $@
+
+# fastrnn is installed at this point, so that pip fetches its extra alone.
+$(VENV)/linters: $(VENV)/torch setup.py | $(VENV)/built
+	$(pip) install 'fastrnn[lint]'
+	@touch $@

@@ -1,0 +1,54 @@
+"""What every test can rely on: which instruction set is under test, and torch left as found."""
+
+import os
+from collections.abc import Iterator
+
+# Before torch starts its threads: those that wait for the next of very many small loops sleep
+# rather than spin, or the suite takes ten times as long on a machine that has other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+import torch
+
+import fastrnn
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "once: the same whatever the instruction set, so test_isa.py leaves it out"
+    )
+
+    # Of torch's own layer, once a process: nothing that a test here could do about it.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fastrnn: instruction set {fastrnn.build_info()['isa']}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isa(record_testsuite_property) -> str:
+    """The instruction set these tests run under; written into --junitxml for test_isa.py to check.
+
+    FASTRNN_ISA is read when fastrnn is imported, so one process can only test one set: test_isa.py
+    runs the others in processes of their own.
+    """
+    name = fastrnn.build_info()["isa"]
+    record_testsuite_property("isa", name)
+    order = ["generic", "avx2", "avx512"]
+    cap = os.environ.get("FASTRNN_ISA")
+    if cap in order:
+        assert order.index(name) <= order.index(cap), f"FASTRNN_ISA={cap} gave {name}"
+    return name
+
+
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    """The same random numbers for a test whichever ran before it, and as many threads anywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,185 @@
+"""Pairs of layers (fastrnn's and torch's) with the same weights, and how their numbers compare."""
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import fastrnn
+
+#: The layers of torch.nn as they differ in what is computed; "proj" stands for a size under H.
+LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm": ("LSTM", {}),
+    "lstm_proj": ("LSTM", {"proj_size": True}),
+    "gru": ("GRU", {}),
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+}
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm": ("LSTMCell", {}),
+    "gru": ("GRUCell", {}),
+    "rnn_tanh": ("RNNCell", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNNCell", {"nonlinearity": "relu"}),
+}
+FULL = [torch.float32, torch.float64]
+LOW = [torch.bfloat16, torch.float16]
+
+State = Tensor | tuple[Tensor, Tensor]
+
+
+class Sizes(NamedTuple):
+    T: int
+    B: int
+    I: int
+    H: int
+
+
+def some_sizes(case: str) -> Sizes:
+    """Sizes around the widths of registers and tiles, drawn by the name of the case.
+
+    A product of all options with all sizes would take an hour: every option meets many sizes and
+    every size many options, and a case's name always gives the same sizes.
+    """
+    draw = random.Random(case).choice
+    return Sizes(draw([1, 2, 7]), draw([1, 3, 8, 17]), draw([1, 5, 33]), draw([1, 16, 17, 33, 64]))
+
+
+def pair(kind: str, input_size: int, hidden_size: int, **options: Any) -> tuple[Any, Any]:
+    """fastrnn's layer and torch's, with equal weights."""
+    name, fixed = LAYERS[kind]
+    options = {**fixed, **options}
+    if options.get("proj_size"):
+        options["proj_size"] = max(1, hidden_size // 3)
+    theirs = getattr(nn, name)(input_size, hidden_size, **options)
+    ours = getattr(fastrnn, name)(input_size, hidden_size, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def cell_pair(kind: str, input_size: int, hidden_size: int, **options: Any) -> tuple[Any, Any]:
+    """fastrnn's cell and torch's, with equal weights."""
+    name, fixed = CELLS[kind]
+    theirs = getattr(nn, name)(input_size, hidden_size, **fixed, **options)
+    ours = getattr(fastrnn, name)(input_size, hidden_size, **fixed, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def random_state(layer: nn.RNNBase, *batch: int) -> State:
+    """h0, or (h0, c0), of a layer: [L*D, B, H or P]; unbatched without a batch size."""
+    dtype = next(layer.parameters()).dtype
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    h = torch.randn(rows, *batch, layer.proj_size or layer.hidden_size, dtype=dtype)
+    if not isinstance(layer, nn.LSTM):
+        return h
+    return h, torch.randn(rows, *batch, layer.hidden_size, dtype=dtype)
+
+
+def cell_state(cell: nn.RNNCellBase, *batch: int) -> State:
+    dtype = next(cell.parameters()).dtype
+    h = torch.randn(*batch, cell.hidden_size, dtype=dtype)
+    return (h, torch.randn(*batch, cell.hidden_size, dtype=dtype)) if is_lstm(cell) else h
+
+
+def is_lstm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LSTM | nn.LSTMCell)
+
+
+def ragged(lengths: Sequence[int], size: int, dtype: torch.dtype = torch.float32) -> PackedSequence:
+    """A packed batch of random sequences, in any order of lengths."""
+    sequences = [torch.randn(n, size, dtype=dtype) for n in lengths]
+    return pack_sequence(sequences, enforce_sorted=False)
+
+
+def flat(nested: Any) -> list[Tensor]:
+    """The tensors of a layer's result, or of its arguments: output, h_n, c_n."""
+    if nested is None:
+        return []
+    if isinstance(nested, PackedSequence):
+        return [nested.data]
+    if isinstance(nested, Tensor):
+        return [nested]
+    return [tensor for part in nested for tensor in flat(part)]
+
+
+def mapped(nested: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest with every floating tensor changed."""
+    if nested is None:
+        return None
+    if isinstance(nested, PackedSequence):
+        return nested._replace(data=change(nested.data))
+    if isinstance(nested, Tensor):
+        return change(nested)
+    return type(nested)(mapped(part, change) for part in nested)
+
+
+def leaves(nested: Any) -> Any:
+    """The same nest of fresh leaves that require grad, strides kept."""
+    return mapped(nested, lambda t: t.detach().clone().requires_grad_())
+
+
+def in_double(module: nn.Module, *args: Any) -> Any:
+    """What the module would give without rounding: its exact weights and inputs, in float64."""
+    exact = copy.deepcopy(module).double()
+    return exact(*mapped(args, Tensor.double))
+
+
+def assert_same(ours: Any, theirs: Any, exact: Any = None, *, strides: bool = True) -> None:
+    """Equal dtypes, shapes, strides and values: those of 16 bits as near to `exact` as torch's."""
+    ours, theirs, exact = flat(ours), flat(theirs), flat(exact)
+    assert len(ours) == len(theirs)
+    for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        assert our.dtype == their.dtype
+        assert our.shape == their.shape
+        assert not strides or our.stride() == their.stride()
+        if our.dtype in LOW:
+            assert_no_worse(our, their, exact[i])
+        else:
+            torch.testing.assert_close(our, their)
+
+
+def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
+    """No more than twice the error that torch has against the exact values, root mean square.
+
+    By chance torch's can be smaller than what rounding the exact result to the dtype would cost
+    (half a unit in the last place), and no error is held against us that torch's would have without
+    that luck. A mean hides a single bad element, so the largest errors are compared too: each is
+    the sum of a few unlucky roundings, and twice as many of them are allowed.
+    """
+    assert exact.dtype == torch.float64
+    assert torch.isfinite(ours).all()
+    if exact.numel() == 0:
+        return
+
+    def rms(t: Tensor) -> float:
+        return t.square().mean().sqrt().item()
+
+    info = torch.finfo(ours.dtype)
+    rounding = exact.abs().clamp(min=info.tiny) * info.eps / 2
+    our, their = (ours.double() - exact).abs(), (theirs.double() - exact).abs()
+    mean, allowed = rms(our), 2 * max(rms(their), rms(rounding))
+    assert mean <= allowed, f"root mean square of the errors {mean:.3g}, allowed {allowed:.3g}"
+    largest = our.max().item()
+    allowed = 4 * max(their.max().item(), rounding.max().item())
+    assert largest <= allowed, f"largest error {largest:.3g}, allowed {allowed:.3g}"
+
+
+def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
+    """d(sum of cotangents * outputs) / d(inputs), for cotangents drawn from the seed.
+
+    An input that no output depends on has no gradient in torch's graph and one of zeros in that of
+    a single fused operator, which does not know the graph around it: both are zeros here.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    outputs = flat(outputs)
+    cotangents = [
+        torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs
+    ]
+    found = torch.autograd.grad(
+        outputs, inputs, cotangents, allow_unused=True, materialize_grads=True
+    )
+    return list(found)

@@ -1,0 +1,116 @@
+"""The same bits: for every run, for any number of threads, for a row alone or in any batch."""
+
+import pytest
+import torch
+from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, gradients, leaves, pair, ragged
+from helpers import random_state as layer_state
+from torch.nn.utils.rnn import PackedSequence
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+#: (T, B, I, H): odd, one row, more rows than a tile, wide enough for several threads to share
+SIZES = [(7, 3, 5, 17), (5, 1, 33, 64), (3, 40, 16, 33), (4, 4, 64, 256), (12, 20, 17, 192)]
+
+
+def results(layer, args):
+    """All values, inputs' gradients, and weights' gradients."""
+    outputs = flat(layer(*args))
+    inputs = flat(args)
+    found = gradients(outputs, [*inputs, *layer.parameters()])
+    with torch.no_grad():
+        without = flat(layer(*args))
+    return [*outputs, *without, *found]
+
+
+def assert_same_bits(ours, theirs):
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert torch.equal(a, b), f"tensor {i}: {(a != b).sum()} of {a.numel()} differ"
+
+
+def arguments(layer, T, B, I, packed=False):
+    dtype = next(layer.parameters()).dtype
+    if packed:
+        x = ragged([1 + (5 * b) % T for b in range(B)], I, dtype)
+    else:
+        x = torch.randn(T, B, I, dtype=dtype)
+    return leaves((x, layer_state(layer, B)))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_runs_and_threads(kind, dtype, packed):
+    for T, B, I, H in SIZES:
+        for bidirectional in [False, True]:
+            layer, _ = pair(kind, I, H, bidirectional=bidirectional, dtype=dtype)
+            args = arguments(layer, T, B, I, packed)
+            torch.set_num_threads(1)
+            first = results(layer, args)
+            for threads in [1, 2, 8]:
+                torch.set_num_threads(threads)
+                assert_same_bits(results(layer, args), first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_row_alone_or_in_a_batch(kind, dtype):
+    """What a row gives does not depend on which rows, or how many, are computed beside it."""
+    for T, B, I, H in [(5, 17, 5, 17), (3, 9, 33, 64), (2, 40, 16, 33)]:
+        layer, _ = pair(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype)
+        x, state = arguments(layer, T, B, I)
+        whole = flat(layer(x, state))
+        cotangents = [torch.randn_like(t) for t in whole]
+        wanted = [x, *flat(state)]
+        whole_grads = torch.autograd.grad(whole, wanted, cotangents)
+        for rows in [slice(0, 1), slice(B - 1, B), slice(2, 5), slice(1, B)]:
+            some = [t[:, rows].detach().clone().requires_grad_() for t in wanted]
+            hx = tuple(some[1:]) if len(some) == 3 else some[1]
+            part = flat(layer(some[0], hx))
+            assert_same_bits(part, [t[:, rows] for t in whole])
+            grads = torch.autograd.grad(part, some, [t[:, rows] for t in cotangents])
+            assert_same_bits(grads, [t[:, rows] for t in whole_grads])
+            with torch.no_grad():
+                assert_same_bits(flat(layer(some[0], hx)), [t[:, rows] for t in whole])
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_packed_or_padded(kind):
+    """Sequences of one length give the same bits in both forms."""
+    for T, B, I, H in [(5, 17, 5, 17), (4, 1, 33, 64)]:
+        layer, _ = pair(kind, I, H, num_layers=2, bidirectional=True)
+        x, state = arguments(layer, T, B, I)
+        packed = PackedSequence(x.flatten(0, 1), torch.full((T,), B))
+        output, last = layer(x, state)
+        assert_same_bits(flat(layer(packed, state)), [output.flatten(0, 1), *flat(last)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells(kind, dtype):
+    for B, I, H in [(3, 5, 17), (17, 33, 64), (40, 64, 256)]:
+        cell, _ = cell_pair(kind, I, H, dtype=dtype)
+        x, state = leaves((torch.randn(B, I, dtype=dtype), cell_state(cell, B)))
+        torch.set_num_threads(1)
+        first = results(cell, (x, state))
+        for threads in [1, 2, 8]:
+            torch.set_num_threads(threads)
+            assert_same_bits(results(cell, (x, state)), first)
+        rows = slice(1, 2)
+        alone = [t[rows] for t in flat(state)]
+        hx = tuple(alone) if len(alone) == 2 else alone[0]
+        outputs = flat(cell(x, state))
+        assert_same_bits(flat(cell(x[rows], hx)), [t[rows] for t in outputs])
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_dropout_with_threads(kind):
+    layer, _ = pair(kind, 16, 33, num_layers=3, dropout=0.5, bidirectional=True)
+    args = arguments(layer, 6, 20, 16)
+    found = []
+    for threads in [1, 2, 8]:
+        torch.set_num_threads(threads)
+        torch.manual_seed(4)
+        outputs = flat(layer(*args))
+        found.append([*outputs, *gradients(outputs, [*flat(args), *layer.parameters()])])
+    for other in found[1:]:
+        assert_same_bits(other, found[0])

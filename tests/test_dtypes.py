@@ -1,0 +1,240 @@
+"""Rounding: the error against float64 is no more than twice torch's, whatever the dtype.
+
+Torch's error on the same weights and inputs, rounded to the dtype beforehand, is the yardstick: no
+tolerance would say whether an error is the dtype's or a fault. Errors are pooled over a few draws,
+so that the ratio of the two does not hang on a few lucky roundings.
+"""
+
+import copy
+
+import pytest
+import torch
+from helpers import (
+    CELLS,
+    FULL,
+    LAYERS,
+    LOW,
+    assert_no_worse,
+    cell_pair,
+    cell_state,
+    flat,
+    gradients,
+    in_double,
+    leaves,
+    mapped,
+    pair,
+    ragged,
+    random_state,
+)
+
+BOTH = [False, True]
+SEEDS = range(3)
+
+#: (T, B, I, H): one step, odd sizes, long sums, long sequences
+SIZES = [(1, 3, 33, 17), (7, 8, 5, 33), (5, 4, 300, 40), (30, 17, 16, 64), (200, 2, 8, 48)]
+
+
+def compare(draw):
+    """assert_no_worse for each of the tensors that draw(seed) gives, as (ours, theirs, exact)."""
+    pools = zip(*(zip(*draw(seed), strict=True) for seed in SEEDS), strict=True)
+    for name, pool in enumerate(pools):  # one tensor of the result, all draws of it
+        for results in pool:
+            assert results[0].dtype == results[1].dtype, name
+        assert_no_worse(*(torch.cat([t.flatten() for t in ts]) for ts in zip(*pool, strict=True)))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_error_of_values(kind, dtype, size):
+    T, B, I, H = size
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        ours, theirs = pair(kind, I, H, num_layers=2, dtype=dtype)
+        args = torch.randn(T, B, I, dtype=dtype), random_state(theirs, B)
+        with torch.no_grad():
+            return [flat(r) for r in (ours(*args), theirs(*args), in_double(theirs, *args))]
+
+    compare(draw)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(d, s) for d in [torch.float32, *LOW] for s in SIZES if d not in LOW or s[0] < 200],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_error_of_gradients(kind, dtype, size):
+    T, B, I, H = size
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        ours, theirs = pair(kind, I, H, bidirectional=True, dtype=dtype)
+        args = leaves((torch.randn(T, B, I, dtype=dtype), random_state(theirs, B)))
+        results = [
+            gradients(layer(*args), [*flat(args), *layer.parameters()]) for layer in [ours, theirs]
+        ]
+        exact = copy.deepcopy(theirs).double()
+        doubles = leaves(mapped(args, torch.Tensor.double))
+        outputs = flat(exact(*doubles))
+        # The cotangents are those of the 16 bits' results, drawn alike and rounded alike.
+        generator = torch.Generator().manual_seed(1)
+        cotangents = [
+            torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtype).double()
+            for o in outputs
+        ]
+        wanted = [*flat(doubles), *exact.parameters()]
+        return [*results, list(torch.autograd.grad(outputs, wanted, cotangents))]
+
+    compare(draw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_error_of_packed(kind, dtype):
+    def draw(seed):
+        torch.manual_seed(seed)
+        ours, theirs = pair(kind, 16, 40, num_layers=2, bidirectional=True, dtype=dtype)
+        args = ragged([40, 3, 1, 17, 25, 2], 16, dtype), random_state(theirs, 6)
+        with torch.no_grad():
+            return [flat(r) for r in (ours(*args), theirs(*args), in_double(theirs, *args))]
+
+    compare(draw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+@pytest.mark.parametrize("kind", CELLS)
+def test_error_of_cells(kind, dtype):
+    def draw(seed):
+        torch.manual_seed(seed)
+        ours, theirs = cell_pair(kind, 33, 40, dtype=dtype)
+        args = torch.randn(17, 33, dtype=dtype), cell_state(theirs, 17)
+        with torch.no_grad():
+            return [flat(r) for r in (ours(*args), theirs(*args), in_double(theirs, *args))]
+
+    compare(draw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_small_numbers(kind, dtype):
+    """Relative precision where tanh(x) is nearly x: gates of 1e-4 and less."""
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        ours, theirs = pair(kind, 5, 17, bias=False, dtype=dtype)
+        args = (
+            torch.randn(3, 4, 5, dtype=dtype) * 1e-4,
+            mapped(random_state(theirs, 4), lambda t: t * 1e-4),
+        )
+        with torch.no_grad():
+            return [flat(r) for r in (ours(*args), theirs(*args), in_double(theirs, *args))]
+
+    compare(draw)
+
+
+@pytest.mark.parametrize("dtype", FULL + LOW, ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_result_has_the_dtype(kind, dtype):
+    ours, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True, dtype=dtype)
+    for x in [torch.randn(4, 3, 5, dtype=dtype), ragged([4, 2, 1], 5, dtype)]:
+        args = leaves((x, random_state(ours, 3)))
+        outputs = flat(ours(*args))
+        found = gradients(outputs, [*flat(args), *ours.parameters()])
+        assert {t.dtype for t in [*outputs, *found]} == {dtype}
+
+
+# ---- autocast ------------------------------------------------------------------------------------
+
+
+def cannot(kind, packed, low):
+    """Whether torch's padded LSTM, which goes to oneDNN, has no kernel of this dtype here."""
+    if kind != "lstm" or packed:
+        return False
+    return low == torch.float16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+AUTOCAST = [
+    (kind, packed, low)
+    for kind in LAYERS
+    for packed in BOTH
+    for low in LOW
+    if not cannot(kind, packed, low)
+]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "packed", "low"), AUTOCAST)
+def test_autocast(kind, packed, low, given, state):
+    """float32 weights; the dtypes that come out are torch's, and the numbers no worse."""
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        ours, theirs = pair(kind, 5, 17, num_layers=2)
+        x = ragged([4, 2, 1, 4], 5) if packed else torch.randn(4, 4, 5)
+        x = mapped(x, lambda t: t.to(given))
+        hx = None if state is None else mapped(random_state(theirs, 4), lambda t: t.to(state))
+        results = []
+        for layer in [ours, theirs]:
+            for record in BOTH:
+                with torch.autocast("cpu", dtype=low), torch.set_grad_enabled(record):
+                    results.append(flat(layer(x, hx)))
+        assert [t.dtype for t in results[0]] == [t.dtype for t in results[1]]
+        return results[0], results[2], flat(in_double(theirs, x, hx))
+
+    compare(draw)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("low", LOW, ids=str)
+@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", CELLS)
+def test_autocast_of_cells(kind, given, state, low):
+    def draw(seed):
+        torch.manual_seed(seed)
+        ours, theirs = cell_pair(kind, 5, 17)
+        x = torch.randn(8, 5).to(given)
+        hx = None if state is None else mapped(cell_state(theirs, 8), lambda t: t.to(state))
+        with torch.autocast("cpu", dtype=low):
+            results = [flat(cell(x, hx)) for cell in [ours, theirs]]
+        return [*results, flat(in_double(theirs, x, hx))]
+
+    compare(draw)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("kind", "packed", "low"), AUTOCAST)
+def test_gradients_under_autocast(kind, packed, low):
+    """Those of float32 leaves are float32, and no worse than torch's."""
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        ours, theirs = pair(kind, 5, 17, num_layers=2)
+        args = leaves(
+            (ragged([4, 2, 1, 4], 5) if packed else torch.randn(4, 4, 5), random_state(theirs, 4))
+        )
+        results = []
+        for layer in [ours, theirs]:
+            with torch.autocast("cpu", dtype=low):
+                loss = sum(o.float().sin().sum() for o in flat(layer(*args)))
+            results.append(torch.autograd.grad(loss, [*flat(args), *layer.parameters()]))
+        assert {g.dtype for g in results[0]} == {torch.float32}
+        exact = copy.deepcopy(theirs).double()
+        doubles = leaves(mapped(args, torch.Tensor.double))
+        loss = sum(o.sin().sum() for o in flat(exact(*doubles)))
+        return [*results, torch.autograd.grad(loss, [*flat(doubles), *exact.parameters()])]
+
+    compare(draw)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_autocast_leaves_float64_alone(kind):
+    ours, _ = pair(kind, 5, 17, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = flat(ours(x))
+    assert all(torch.equal(a, b) for a, b in zip(inside, flat(ours(x)), strict=True))

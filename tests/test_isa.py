@@ -1,0 +1,111 @@
+"""The numeric tests once more, under each instruction set that the suite itself does not run under.
+
+fastrnn reads FASTRNN_ISA once, when it is imported, so each set has a process of its own. What that
+process ran, and under which set, is read from the report it leaves, not from its exit status.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import fastrnn
+
+pytestmark = pytest.mark.once
+
+TESTS = Path(__file__).parent
+NUMERIC = [
+    "test_layers.py",
+    "test_gradients.py",
+    "test_dtypes.py",
+    "test_determinism.py",
+    "test_registry.py",
+]
+SETS = ["generic", "avx2", "avx512"]
+
+
+def supported(name: str) -> bool:
+    """By torch's look at this CPU, not fastrnn's, which is under test."""
+    best = torch.backends.cpu.get_cpu_capability()  # capped by ATEN_CPU_CAPABILITY
+    return SETS.index(name) <= {"AVX2": 1, "AVX512": 2}.get(best, 0)
+
+
+def environment(name: str) -> dict[str, str]:
+    return {**os.environ, "FASTRNN_ISA": name}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not an x86-64")
+def test_all_sets_are_compiled():
+    assert set(SETS) <= set(fastrnn.build_info()["isa_compiled"])
+
+
+@pytest.mark.skipif("FASTRNN_ISA" in os.environ, reason="capped by FASTRNN_ISA")
+def test_the_best_set_is_in_use():
+    best = [s for s in SETS if supported(s) and s in fastrnn.build_info()["isa_compiled"]][-1]
+    assert fastrnn.build_info()["isa"] == best
+
+
+def other_sets() -> list[str]:
+    info = fastrnn.build_info()
+    return [s for s in SETS if s != info["isa"] and s in info["isa_compiled"] and supported(s)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The processes, all started at once: most of their time is Python's, on one core each."""
+    folder = tmp_path_factory.mktemp("isa")
+    command = [sys.executable, "-m", "pytest", "-m", "not once", "-p", "no:cacheprovider"]
+    started = {}
+    for name in other_sets():
+        report, log = folder / f"{name}.xml", (folder / f"{name}.log").open("w+")
+        process = subprocess.Popen(
+            [*command, f"--junitxml={report}", *(str(TESTS / f) for f in NUMERIC)],
+            env=environment(name), cwd=TESTS.parent, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        started[name] = process, report, log
+    yield started
+    for process, _, log in started.values():
+        process.kill()  # of no effect on those that have ended
+        process.wait()
+        log.close()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_numbers(name, runs):
+    if name == fastrnn.build_info()["isa"]:
+        pytest.skip("the set that the suite runs under")
+    if name not in other_sets():
+        pytest.skip("not compiled, or not one of this CPU's")
+    process, report, log = runs[name]
+    status = process.wait()
+    log.seek(0)
+    tail = "\n".join(log.read().splitlines()[-60:])
+    assert report.exists(), tail
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    under = {p.get("value") for p in suite.iter("property") if p.get("name") == "isa"}
+    assert under == {name}, tail
+    count = {key: int(suite.get(key)) for key in ["tests", "failures", "errors", "skipped"]}
+    assert count["failures"] == count["errors"] == 0, tail
+    assert status == 0, tail
+    ran = {case.get("classname").rsplit(".")[-1] for case in suite.iter("testcase")}
+    assert ran == {f.removesuffix(".py") for f in NUMERIC}
+    assert count["tests"] - count["skipped"] > 1000, count
+
+
+@pytest.mark.parametrize("value", ["sse9", ""])
+def test_an_unknown_cap_is_refused_or_ignored_but_not_silent(value):
+    """A typing error must not leave the user believing in a cap that is not there."""
+    run = subprocess.run(
+        [sys.executable, "-c", "import fastrnn; print(fastrnn.build_info()['isa'])"],
+        env=environment(value), cwd=TESTS.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if value:
+        assert run.returncode != 0 or "sse9" in run.stderr, run.stdout
+    else:
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.strip() in SETS

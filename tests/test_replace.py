@@ -1,0 +1,683 @@
+"""accelerate(), restore() and patch(): what they change, what they leave, and the way back."""
+
+import copy
+import functools
+import inspect
+import io
+import logging
+import pickle
+import threading
+
+import pytest
+import torch
+from helpers import flat
+from torch import nn
+from torch.func import functional_call
+from torch.nn import LSTM as IMPORTED_EARLIER
+from torch.nn.utils import parametrizations, parametrize
+from torch.testing import assert_close
+
+import fastrnn
+
+# What is tested here comes before any kernel.
+pytestmark = pytest.mark.once
+
+I, H, T, B = 3, 4, 5, 2
+NAMES = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
+
+
+def an_input(module):
+    torch.manual_seed(1)
+    cell = isinstance(module, nn.RNNCellBase)
+    return torch.randn((B, I) if cell else (T, B, I))
+
+
+def result(module):
+    return flat(module(an_input(module)))
+
+
+def a_weight(module):
+    return next(name for name, _ in module.named_parameters() if name.startswith("weight_ih"))
+
+
+class Plain(nn.LSTM):
+    """A user's subclass that leaves the computation to torch."""
+
+    def __init__(self, size):
+        super().__init__(size, H)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def doubled(self, x):
+        return super().forward(x)[0] * 2
+
+
+class PlainCell(nn.GRUCell):
+    pass
+
+
+class OnPlain(Plain):
+    kind = "on plain"
+
+
+class OwnForward(nn.LSTM):
+    def forward(self, input, hx=None):
+        return super().forward(input * 0, hx)
+
+
+class OnOwnForward(OwnForward):
+    pass
+
+
+class OwnCall(nn.GRU):
+    def __call__(self, *args):
+        return super().__call__(*args)
+
+
+class OwnReduce(nn.GRU):
+    def __reduce__(self):
+        return OwnReduce, (self.input_size, self.hidden_size)
+
+
+class Registry(nn.GRU):
+    made = []  # noqa: RUF012
+
+    def __init_subclass__(cls):
+        Registry.made.append(cls)
+
+
+class Registered(Registry):
+    pass
+
+
+class Meta(type):
+    pass
+
+
+class WithMeta(nn.GRU, metaclass=Meta):
+    pass
+
+
+class OnOurs(fastrnn.LSTM):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def torch_as_found():
+    """No test may leave torch patched."""
+    before = [getattr(nn, name).__init__ for name in NAMES]
+    yield
+    assert [getattr(nn, name).__init__ for name in NAMES] == before
+
+
+@pytest.fixture
+def reports(caplog):
+    """The warnings in fastrnn's log, as a function."""
+    caplog.set_level(logging.WARNING, logger="fastrnn")
+    return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+# ---- accelerate and restore ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_that_is_the_model(name, reports):
+    torch_class, our_class = getattr(nn, name), getattr(fastrnn, name)
+    module = torch_class(I, H)
+    want = result(module)
+    attributes = dict(vars(module))
+
+    assert fastrnn.accelerate(module) is module
+    assert type(module) is our_class
+    assert vars(module) == attributes
+    assert_close(result(module), want)
+
+    assert fastrnn.restore(module) is module
+    assert type(module) is torch_class
+    assert vars(module).keys() == attributes.keys()
+    assert_close(result(module), want)
+    assert reports() == []
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(I, I)
+        self.layers = nn.ModuleList([nn.LSTM(I, H), nn.Sequential(nn.GRU(I, H), nn.ReLU())])
+        self.again = self.layers[0]
+        self.cells = nn.ModuleDict({"rnn": nn.RNNCell(I, H), "lstm": nn.LSTMCell(I, H)})
+        self.rnn = nn.RNN(I, H, nonlinearity="relu")
+        self.gru = nn.GRUCell(I, H)
+        self.not_a_child = [nn.LSTM(I, H)]
+
+    def forward(self, x):
+        x = self.embed(x)
+        parts = [self.layers[0](x), self.layers[1][0](x), self.again(x), self.rnn(x)]
+        return flat([parts, [cell(x[0]) for cell in (*self.cells.values(), self.gru)]])
+
+
+def types(model):
+    return {name: type(module) for name, module in model.named_modules(remove_duplicate=False)}
+
+
+def test_a_model():
+    model = Model().eval()
+    params = dict(model.named_parameters())
+    before = types(model)
+    want = model(torch.ones(T, B, I))
+
+    assert fastrnn.accelerate(model) is model
+    ours = types(model)
+    changed = {name for name in before if ours[name] is not before[name]}
+    assert changed == {
+        "layers.0", "layers.1.0", "again", "cells.rnn", "cells.lstm", "rnn", "gru"
+    }  # fmt: skip
+    assert all(ours[name] is getattr(fastrnn, before[name].__name__) for name in changed)
+    assert model.again is model.layers[0]
+    assert type(model.not_a_child[0]) is nn.LSTM
+    assert all(p is params[name] for name, p in model.named_parameters())
+    assert not any(module.training for module in model.modules())
+    assert_close(model(torch.ones(T, B, I)), want)
+
+    fastrnn.accelerate(model)
+    assert types(model) == ours
+
+    assert fastrnn.restore(model) is model
+    assert types(model) == before
+    assert all(p is params[name] for name, p in model.named_parameters())
+    assert_close(model(torch.ones(T, B, I)), want)
+    fastrnn.restore(model)
+    assert types(model) == before
+
+
+def test_the_functions_of_fastrnn_are_called(monkeypatch):
+    calls = []
+    lstm = fastrnn.functional.lstm
+    monkeypatch.setattr(
+        fastrnn.functional, "lstm", lambda *args: calls.append(len(args)) or lstm(*args)
+    )
+    for module in (
+        nn.LSTM(I, H),
+        Plain(I),
+        parametrizations.weight_norm(nn.LSTM(I, H), "bias_ih_l0", dim=None),
+    ):
+        module(an_input(module))
+        assert calls == []
+        fastrnn.accelerate(module)(an_input(module))
+        assert calls == [9]
+        fastrnn.restore(module)(an_input(module))
+        assert calls == [9]
+        calls.clear()
+
+
+def test_hooks_training_flag_and_optimizer_stay():
+    module = nn.LSTM(I, H, num_layers=2, dropout=0.5)
+    seen = []
+    module.register_forward_pre_hook(lambda m, args: seen.append("before"))
+    module.register_forward_hook(lambda m, args, out: seen.append("after"))
+    module.weight_hh_l0.register_hook(lambda grad: seen.append("backward"))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in module.parameters()]
+
+    fastrnn.accelerate(module)
+    assert module.training
+    module(an_input(module))[0].sum().backward()
+    optimizer.step()
+    assert seen == ["before", "after", "backward"]
+    assert not any(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    module.eval()
+    fastrnn.restore(module)
+    assert not module.training
+
+
+def test_restore_takes_what_was_built_as_ours():
+    model = nn.Sequential(fastrnn.GRU(I, H))
+    want = flat(model(an_input(model)))
+    assert type(fastrnn.restore(model)[0]) is nn.GRU
+    assert_close(flat(model(an_input(model))), want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_restored_layers_do_not_keep_weights_of_a_functional_call(name):
+    module = fastrnn.accelerate(getattr(nn, name)(I, H))
+    want = result(module)
+    other = {key: p.detach() * 2 for key, p in module.named_parameters()}
+    functional_call(module, other, (an_input(module),))
+    assert_close(result(fastrnn.restore(module)), want)
+
+    functional_call(module, other, (an_input(module),))
+    assert_close(result(fastrnn.accelerate(module)), want)
+
+
+@pytest.mark.parametrize("function", [fastrnn.accelerate, fastrnn.restore])
+@pytest.mark.parametrize("wrong", [None, nn.LSTM, [nn.LSTM(I, H)]], ids=["None", "class", "list"])
+def test_not_a_module(function, wrong):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got (NoneType|type|list)$"):
+        function(wrong)
+
+
+# ---- subclasses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "ours"),
+    [
+        (lambda: Plain(I), fastrnn.LSTM),
+        (lambda: OnPlain(I), fastrnn.LSTM),
+        (lambda: PlainCell(I, H), fastrnn.GRUCell),
+    ],
+    ids=["Plain", "OnPlain", "PlainCell"],
+)
+def test_a_subclass_that_keeps_forward(make, ours, reports):
+    module = make()
+    users = type(module)
+    want = result(module)
+    shown = repr(module)
+
+    assert fastrnn.accelerate(module) is module
+    assert isinstance(module, users)
+    assert isinstance(module, ours)
+    assert type(module).forward is ours.forward
+    assert repr(module) == shown
+    assert_close(result(module), want)
+    fast = type(module)
+    assert type(fastrnn.accelerate(module)) is fast
+    assert type(fastrnn.accelerate(make())) is fast
+
+    assert type(fastrnn.restore(module)) is users
+    assert_close(result(module), want)
+    assert reports() == []
+
+
+def test_a_subclasss_own_methods_reach_fastrnns_forward():
+    module = Plain(I)
+    want = module.doubled(an_input(module))
+    fastrnn.accelerate(module)
+    assert_close(module.doubled(an_input(module)), want)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle_of_an_accelerated_subclass(protocol):
+    module = fastrnn.accelerate(Plain(I)).eval()
+    module.extra = "kept"
+    twin = pickle.loads(pickle.dumps(module, protocol=protocol))
+    assert type(twin) is type(module)
+    assert (twin.extra, twin.training) == ("kept", False)
+    assert_close(result(twin), result(module), rtol=0, atol=0)
+    assert type(fastrnn.restore(twin)) is Plain
+
+
+def test_saved_subclass_and_its_deepcopy():
+    module = fastrnn.accelerate(nn.Sequential(OnPlain(I)))
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    for twin in (torch.load(buffer, weights_only=False), copy.deepcopy(module)):
+        assert type(twin[0]) is type(module[0])
+        assert twin[0].weight_hh_l0 is not module[0].weight_hh_l0
+        assert twin[0]._flat_weights[1] is twin[0].weight_hh_l0
+        assert_close(result(twin[0]), result(module[0]), rtol=0, atol=0)
+
+
+def test_pickle_of_a_subclass_that_has_since_got_its_own_forward(monkeypatch):
+    class_now = type("Later", (nn.LSTM,), {"__module__": __name__, "__qualname__": "Later"})
+    monkeypatch.setitem(globals(), "Later", class_now)
+    data = pickle.dumps(fastrnn.accelerate(class_now(I, H)))
+    later = type("Later", (OwnForward,), {"__module__": __name__, "__qualname__": "Later"})
+    monkeypatch.setitem(globals(), "Later", later)
+    twin = pickle.loads(data)
+    assert type(twin) is later
+    assert twin.weight_hh_l0.shape == (4 * H, H)
+
+
+LEFT_ALONE = {
+    "OwnForward": (lambda: OwnForward(I, H), "overrides forward"),
+    "OnOwnForward": (lambda: OnOwnForward(I, H), "overrides forward"),
+    "OwnCall": (lambda: OwnCall(I, H), "overrides __call__"),
+    "OwnReduce": (lambda: OwnReduce(I, H), "overrides __reduce__"),
+    "Registered": (lambda: Registered(I, H), "overrides __init_subclass__"),
+    "WithMeta": (lambda: WithMeta(I, H), "has the metaclass Meta"),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_left_alone_and_reported(kind, reports):
+    make, why = LEFT_ALONE[kind]
+    model = nn.Sequential(nn.Linear(I, I), make(), nn.LSTM(I, H))
+    before = type(model[1])
+    registered = list(Registry.made)
+    want = result(model[1])
+
+    assert fastrnn.accelerate(model) is model
+    assert type(model[1]) is before
+    assert type(model[2]) is fastrnn.LSTM
+    assert reports() == [f"'1' ({kind}) is left alone: it {why}"]
+    assert Registry.made == registered
+    assert_close(result(model[1]), want)
+
+    fastrnn.accelerate(model[1])
+    assert reports()[1:] == [f"the model ({kind}) is left alone: it {why}"]
+
+
+def test_a_forward_set_on_the_instance_is_left_alone(reports):
+    module = nn.LSTM(I, H)
+    module.forward = functools.partial(lambda forward, x: forward(x * 0), module.forward)
+    want = result(module)
+    fastrnn.accelerate(module)
+    assert type(module) is nn.LSTM
+    assert reports() == ["the model (LSTM) is left alone: it has a forward set on the instance"]
+    assert_close(result(module), want)
+
+
+def test_a_class_written_on_ours_stays(reports):
+    module = OnOurs(I, H)
+    fastrnn.accelerate(module)
+    assert type(module) is OnOurs
+    assert reports() == []
+    fastrnn.restore(module)
+    assert type(module) is OnOurs
+    assert reports() == ["the model (OnOurs) is left alone: it is of a class written on fastrnn's"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_modules_are_not_touched(reports):
+    scripted = torch.jit.script(nn.Sequential(nn.LSTM(I, H)))
+    want = flat(scripted(an_input(scripted)))
+    before = [type(module) for module in scripted.modules()]
+    fastrnn.accelerate(scripted)
+    assert [type(module) for module in scripted.modules()] == before
+    assert_close(flat(scripted(an_input(scripted))), want)
+    assert reports() == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_quantized_modules_are_not_touched(name, reports):
+    from torch.ao.nn.quantized import dynamic
+
+    quantized = getattr(dynamic, name)(I, H)
+    model = nn.Sequential(quantized)
+    fastrnn.accelerate(model)
+    assert type(model[0]) is getattr(dynamic, name)
+    assert reports() == []
+
+
+# ---- parametrized modules ------------------------------------------------------------------------
+
+
+PARAMETRIZED = {
+    **{
+        name: (functools.partial(getattr(nn, name), I, H), getattr(fastrnn, name)) for name in NAMES
+    },
+    "Plain": (lambda: Plain(I), fastrnn.LSTM),
+}
+
+
+@pytest.mark.parametrize("kind", PARAMETRIZED)
+def test_parametrized(kind, reports):
+    make, ours = PARAMETRIZED[kind]
+    module = make()
+    users = type(module)
+    name = a_weight(module)
+    parametrizations.weight_norm(module, name)
+    twin = copy.deepcopy(module)  # shares the class that parametrize made
+    want = result(module)
+    shown = repr(module)
+
+    assert fastrnn.accelerate(module) is module
+    fast = type(module)
+    assert issubclass(fast, users)
+    assert issubclass(fast, ours)
+    assert repr(module) == shown
+    assert parametrize.is_parametrized(module, name)
+    assert_close(result(module), want)
+    assert type(fastrnn.accelerate(module)) is fast
+    assert type(twin).__bases__ == (users,)
+
+    module.parametrizations[name].original0.data.mul_(2)
+    changed = result(module)
+    assert not torch.allclose(changed[0], want[0])
+    sum(t.sum() for t in changed).backward()
+    assert module.parametrizations[name].original0.grad.any()
+
+    fastrnn.restore(module)
+    assert type(module).__bases__ == (users,)
+    assert repr(module) == shown
+    assert_close(result(module), changed)
+
+    parametrize.remove_parametrizations(module, name)
+    assert type(module) is users
+    assert_close(result(module), changed)
+    assert_close(result(twin), want)
+    assert reports() == []
+
+
+@pytest.mark.parametrize("kind", PARAMETRIZED)
+def test_parametrized_removed_and_added_while_fast(kind):
+    make, _ = PARAMETRIZED[kind]
+    module = make()
+    users = type(module)
+    name = a_weight(module)
+    want = result(module)
+    parametrizations.weight_norm(module, name)
+    fastrnn.accelerate(module)
+    parametrize.remove_parametrizations(module, name)
+    assert not parametrize.is_parametrized(module)
+    assert type(module) is type(fastrnn.accelerate(make()))
+    assert_close(result(module), want)
+
+    parametrizations.weight_norm(module, name)
+    fastrnn.restore(module)
+    assert_close(result(module), want)
+    parametrize.remove_parametrizations(module, name)
+    assert type(module) is users
+    assert_close(result(module), want)
+
+
+def test_parametrized_left_alone(reports):
+    module = OwnForward(I, H)
+    parametrizations.weight_norm(module, "weight_hh_l0")
+    before = type(module)
+    fastrnn.accelerate(module)
+    assert type(module) is before
+    assert reports() == ["the model (ParametrizedOwnForward) is left alone: it overrides forward"]
+
+    module = parametrizations.weight_norm(nn.LSTM(I, H), "weight_hh_l0")
+    module.__class__ = type("Wrapped", (type("Mixin", (), {}), type(module)), {})
+    fastrnn.accelerate(module)
+    assert type(module).__name__ == "Wrapped"
+    assert reports()[1:] == [
+        "the model (Wrapped) is left alone: it was parametrized and then given another class"
+    ]
+
+
+def test_several_parametrizations():
+    module = nn.LSTM(I, H)
+    parametrizations.weight_norm(module, "weight_hh_l0")
+    parametrizations.spectral_norm(module, "weight_ih_l0")
+    module.eval()  # spectral_norm moves a step at each evaluation in training
+    want = result(module)
+    assert_close(result(fastrnn.accelerate(module)), want)
+    parametrize.remove_parametrizations(module, "weight_ih_l0")
+    assert_close(result(module), want)
+    parametrize.remove_parametrizations(module, "weight_hh_l0")
+    assert type(module) is fastrnn.LSTM
+    assert_close(result(module), want)
+
+
+# ---- patch ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_patch_builds_ours(name):
+    torch_class, our_class = getattr(nn, name), getattr(fastrnn, name)
+    signature = inspect.signature(torch_class)
+    with fastrnn.patch():
+        assert inspect.signature(torch_class) == signature
+        torch.manual_seed(0)
+        module = getattr(torch.nn, name)(I, H)
+        assert type(module) is our_class
+        assert type(our_class(I, H)) is our_class
+        assert getattr(nn.modules.rnn, name) is torch_class
+    torch.manual_seed(0)
+    theirs = torch_class(I, H)
+    assert type(theirs) is torch_class
+    assert_close(result(module), result(theirs))
+
+
+def test_patch_reaches_names_imported_earlier_and_keeps_isinstance():
+    before = nn.LSTM(I, H)
+    with fastrnn.patch():
+        module = IMPORTED_EARLIER(I, H)
+        assert type(module) is fastrnn.LSTM
+        assert isinstance(module, nn.LSTM)
+        assert isinstance(before, nn.LSTM)
+        assert type(before) is nn.LSTM
+        assert nn.LSTM is IMPORTED_EARLIER
+
+
+def test_patch_on_its_own_until_undone():
+    patch = fastrnn.patch()
+    try:
+        assert type(nn.GRU(I, H)) is fastrnn.GRU
+    finally:
+        patch.undo()
+    assert type(nn.GRU(I, H)) is nn.GRU
+    patch.undo()
+    assert type(nn.GRU(I, H)) is nn.GRU
+
+    with patch as again:
+        assert again is patch
+        assert type(nn.GRU(I, H)) is fastrnn.GRU
+    assert type(nn.GRU(I, H)) is nn.GRU
+
+
+def test_patch_made_first_and_entered_later():
+    patch = fastrnn.patch()
+    with patch:
+        assert type(nn.GRU(I, H)) is fastrnn.GRU
+    assert type(nn.GRU(I, H)) is nn.GRU
+
+
+def test_nested_patches():
+    with fastrnn.patch():
+        with fastrnn.patch():
+            assert type(nn.GRU(I, H)) is fastrnn.GRU
+        assert type(nn.GRU(I, H)) is fastrnn.GRU
+    assert type(nn.GRU(I, H)) is nn.GRU
+
+    first, second = fastrnn.patch(), fastrnn.patch()
+    first.undo()
+    first.undo()
+    assert type(nn.GRU(I, H)) is fastrnn.GRU
+    second.undo()
+    assert type(nn.GRU(I, H)) is nn.GRU
+
+
+def test_patch_ends_with_an_exception():
+    with pytest.raises(ValueError, match="hidden_size"), fastrnn.patch():
+        nn.GRU(I, 0)
+    assert type(nn.GRU(I, H)) is nn.GRU
+
+
+def test_patch_keeps_errors_and_warnings():
+    def message():
+        with pytest.raises(ValueError) as error:
+            nn.LSTM(I, 0)
+        return str(error.value)
+
+    with pytest.warns(UserWarning, match="dropout option adds") as theirs:
+        nn.LSTM(I, H, dropout=0.5)
+    want = message()
+    with fastrnn.patch():
+        with pytest.warns(UserWarning, match="dropout option adds") as ours:
+            nn.LSTM(I, H, dropout=0.5)
+        assert message() == want
+    assert (ours[0].filename, ours[0].lineno) == (theirs[0].filename, theirs[0].lineno)
+
+
+def test_patch_and_subclasses(caplog):
+    caplog.set_level(logging.DEBUG, logger="fastrnn")
+    with fastrnn.patch():
+
+        class Inside(nn.LSTM):
+            def __init__(self):
+                super().__init__(I, H, batch_first=True)
+                self.head = nn.GRU(I, H)
+
+        inside, plain, own = Inside(), Plain(I), OwnForward(I, H)
+    assert isinstance(inside, Inside)
+    assert isinstance(inside, fastrnn.LSTM)
+    assert inside.batch_first
+    assert type(inside.head) is fastrnn.GRU
+    assert isinstance(plain, Plain)
+    assert isinstance(plain, fastrnn.LSTM)
+    assert plain.scale == 1
+    assert type(own) is OwnForward
+    assert [r.getMessage() for r in caplog.records] == [
+        "OwnForward is left alone: it overrides forward"
+    ]
+    assert caplog.records[0].levelno == logging.DEBUG
+    assert type(fastrnn.restore(inside)) is Inside
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pickles_across_a_patch(name):
+    before = getattr(nn, name)(I, H)
+    want = result(before)
+    data = pickle.dumps(before)
+    with fastrnn.patch():
+        # torch's own layer saves, loads and copies as if there were no patch
+        assert pickle.dumps(before) == data
+        for twin in (pickle.loads(data), copy.deepcopy(before)):
+            assert type(twin) is type(before)
+            assert_close(result(twin), want)
+            assert type(fastrnn.accelerate(twin)) is getattr(fastrnn, name)
+        ours = pickle.dumps(getattr(nn, name)(I, H))
+    assert type(pickle.loads(ours)) is getattr(fastrnn, name)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_script_under_a_patch():
+    with fastrnn.patch():
+        model = nn.Sequential(nn.LSTM(I, H))
+        want = flat(model(an_input(model)))
+        assert_close(flat(torch.jit.script(model)(an_input(model))), want)
+
+
+def test_patch_wrapped_by_somebody_else():
+    patch = fastrnn.patch()
+    ours = nn.GRU.__init__
+    built = []
+
+    @functools.wraps(ours)
+    def theirs(self, *args, **kwargs):
+        built.append(args)
+        ours(self, *args, **kwargs)
+
+    nn.GRU.__init__ = theirs
+    try:
+        patch.undo()
+        assert nn.GRU.__init__ is theirs
+        assert type(nn.GRU(I, H)) is nn.GRU
+        with fastrnn.patch():
+            assert type(nn.GRU(I, H)) is fastrnn.GRU
+        assert built == [(I, H)] * 2
+    finally:
+        nn.GRU.__init__ = inspect.unwrap(ours)
+
+
+def test_patch_holds_for_all_threads_and_counts_them_right():
+    found = []
+
+    def work():
+        for _ in range(20):
+            with fastrnn.patch():
+                found.append(type(nn.RNNCell(1, 1)))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [fastrnn.RNNCell] * 80
+    assert type(nn.RNNCell(1, 1)) is nn.RNNCell
