@@ -172,7 +172,7 @@ void check_kept(const Arguments& a, const Problem& p, const Kept& k) {
     check_tensor(a, "saved", k.saved, {p.layers, p.directions, p.rows, p.cell.saved * p.hidden},
                  p.dtype);
     check_tensor(a, "c", k.c, {p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0},
-                 p.arithmetic);
+                 p.dtype);
     if (k.noise.defined() && k.noise.numel() > 0)
         check_tensor(a, "noise", k.noise, {p.layers - 1, p.rows, width}, at::kByte);
 }

@@ -49,7 +49,7 @@ struct Kept {
     const at::Tensor& output;  // as forward returned it
     const at::Tensor& hidden;  // [L - 1, N, D * (H or P)]: outputs of the layers below the last
     const at::Tensor& saved;   // [L, D, N, saved * H]
-    const at::Tensor& c;       // [L, D, N, H] of the arithmetic type
+    const at::Tensor& c;       // [L, D, N, H]
     const at::Tensor&
         noise;  // [L - 1, N, D * (H or P)] uint8, or empty: which outputs dropout kept
 };

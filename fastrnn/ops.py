@@ -20,11 +20,6 @@ forward = torch.ops.fastrnn.forward.default
 backward = torch.ops.fastrnn.backward.default
 
 
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a network of `dtype` computes and keeps c in: float32 or float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("fastrnn::forward")
 def _forward_fake(
     cell: str,
@@ -45,7 +40,6 @@ def _forward_fake(
     H = R if c0 is None else c0.shape[2]
     rows = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     width = directions * R
-    arithmetic = arithmetic_dtype(input.dtype)
 
     def kept(*size: int, dtype: torch.dtype) -> Tensor:
         return input.new_empty(size if keep else (0,), dtype=dtype)
@@ -55,7 +49,7 @@ def _forward_fake(
     c_n = input.new_empty((0,) if c0 is None else (num_layers * directions, B, H))
     hidden = kept(num_layers - 1, rows, width, dtype=input.dtype)
     saved = kept(num_layers, directions, rows, CELLS[cell]["saved"] * H, dtype=input.dtype)
-    c = kept(num_layers, directions, rows, 0 if c0 is None else H, dtype=arithmetic)
+    c = kept(num_layers, directions, rows, 0 if c0 is None else H, dtype=input.dtype)
     if train and dropout > 0 and num_layers > 1:
         noise = kept(num_layers - 1, rows, width, dtype=torch.uint8)
     else:

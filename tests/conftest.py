@@ -17,7 +17,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "once: the same whatever the instruction set, so test_isa.py leaves it out"
     )
-
     # Of torch's own layer, once a process: nothing that a test here could do about it.
     config.addinivalue_line(
         "filterwarnings", "ignore:LSTM with projections is not supported with oneDNN:UserWarning"

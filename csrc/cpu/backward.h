@@ -1,10 +1,10 @@
 // The backward pass of one layer. Every thread of the team runs `backward` with its rank:
 //   1. together they pack the transposed weights;
-//   2. each runs its part of the time loop, last step first: a step is one product of the gate
-//      gradients of the step after it with W_hh, with the cell's backward as its epilogue, which
-//      leaves this step's gate gradients;
-//   3. from the gate gradients of all steps, together: the gradient of the input, then those of the
-//      weights (gradients.h).
+//   2. each runs its part of the time loop over a chunk of steps, last step first: a step is one
+//      product of the gate gradients of the step after it with W_hh, with the cell's backward as
+//      its epilogue, which leaves this step's gate gradients;
+//   3. from the gate gradients of the chunk, together: what it adds to the gradients of the input
+//      and of the weights (gradients.h); then the next chunk.
 #pragma once
 #include "forward.h"
 
@@ -17,21 +17,33 @@ using cpu::BackwardLayer;
 // Rows of data whose products are summed before they are added to a weight's gradient in memory:
 // few enough that the packed rows stay in the L2 cache.
 constexpr int64_t sum_rows = 384;
+// Rows of data whose gate gradients are held at once. Their share in the gradients of the input and of
+// the weights is taken before the time loop goes on: memory does not grow with the length of the
+// sequence.
+constexpr int64_t backward_rows = 4 * sum_rows;
+
+// A chunk of steps [first, first + count) in time.
+struct Chunk {
+    int64_t first, count;
+    int64_t row, rows;  // of the data
+};
 
 template <class Cell, class T>
 struct BackwardPlan {
     struct Direction {
         T *ih, *hh, *hr;  // packed, transposed
-        T* dgates;        // [N, grads * H]
+        T* dgates;        // [rows of a chunk, grads * H]
+        T* after;         // [B, grads * H]: those of the last step of the chunk before
         T* dh;            // [B, H or P]: dL/dh of the step before, as far as it is known
         T* dc;            // [B, H]
-        T* dh_total;      // [N, P]: dL/dh_t, kept for the gradient of the projection's weight
-        T* m;             // [N, H]: the projection's input, likewise
+        T* dh_total;      // [rows of a chunk, P]: dL/dh_t, for the gradient of the projection
+        T* m;             // [rows of a chunk, H]: the projection's input, likewise
     };
 
     Panels ih, hh, hr;           // for gradients of the input, of h and of the projection's input
     Panels sum_x, sum_h, sum_m;  // rows of input, of h_{t-1} and of m, for gradients of weights
     T* sums[2];                  // packed rows, by turns
+    int64_t chunk, chunks;       // steps of a chunk, and how many there are
     Direction direction[2];
     size_t size;
 
@@ -50,6 +62,9 @@ struct BackwardPlan {
         int64_t most = sum_x.size();
         if (sum_h.size() > most) most = sum_h.size();
         if (sum_m.size() > most) most = sum_m.size();
+        chunk = s.batch < backward_rows ? minimum(s.steps, backward_rows / s.batch) : 1;
+        chunks = (s.steps + chunk - 1) / chunk;
+        const int64_t rows = minimum(s.rows(), chunk * s.batch);
         Workspace space(layer.workspace);
         sums[0] = space.take<T>(most);
         sums[1] = space.take<T>(most);
@@ -58,34 +73,42 @@ struct BackwardPlan {
             p.ih = space.take<T>(layer.grad_input ? ih.size() : 0);
             p.hh = space.take<T>(hh.size());
             p.hr = space.take<T>(hr.size());
-            p.dgates = space.take<T>(s.rows() * Cell::grads * d.hidden);
+            p.dgates = space.take<T>(rows * Cell::grads * d.hidden);
+            p.after = space.take<T>(chunks > 1 ? s.batch * Cell::grads * d.hidden : 0);
             p.dh = space.take<T>(s.batch * d.recurrent);
             p.dc = space.take<T>(Cell::has_c ? s.batch * d.hidden : 0);
-            p.dh_total = space.take<T>(s.rows() * P);
-            p.m = space.take<T>(d.projected ? s.rows() * d.hidden : 0);
+            p.dh_total = space.take<T>(rows * P);
+            p.m = space.take<T>(d.projected ? rows * d.hidden : 0);
         }
         size = space.size();
+    }
+
+    // The i-th chunk that a direction handles, from the end of its sequence.
+    Chunk chunk_at(const Sequence& s, int64_t i, bool reverse) const {
+        const int64_t count = minimum(chunk, s.steps - i * chunk);
+        const int64_t first = reverse ? i * chunk : s.steps - i * chunk - count;
+        return {first, count, s.offsets[first], s.offsets[first + count] - s.offsets[first]};
     }
 };
 
 // Where the previous values of a row are: in the row of the step before it, or in the initial
 // state.
-template <class V, class Initial>
+template <class S>
 struct PreviousRows {
     const Sequence& sequence;
     bool reverse;
-    const V* rows;
+    const S* rows;
     int64_t rows_stride;
-    const Initial* initial;
+    const S* initial;
     int64_t initial_stride;
 
     bool from_rows(int64_t t, int64_t b) const {
         return reverse ? t + 1 < sequence.steps && b < sequence.batch_sizes[t + 1] : t > 0;
     }
-    const V* row(int64_t t, int64_t b) const {
+    const S* row(int64_t t, int64_t b) const {
         return rows + (sequence.offsets[t + (reverse ? 1 : -1)] + b) * rows_stride;
     }
-    const Initial* start(int64_t b) const { return initial + b * initial_stride; }
+    const S* start(int64_t b) const { return initial + b * initial_stride; }
 
     template <class T>
     FASTRNN_INLINE Vec<T> load_at(int64_t t, int64_t b, int64_t unit, int n) const {
@@ -93,19 +116,23 @@ struct PreviousRows {
     }
 };
 
+// The time loop of one direction over one chunk.
 template <class Cell, class T, class S>
 class BackwardLoop {
     static constexpr int L = lanes<T>;
 
 public:
     BackwardLoop(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, const Share& share,
-                 int64_t direction)
+                 int64_t direction, int64_t chunk)
         : layer_(layer),
           plan_(plan),
           share_(share),
           user_(layer.direction[direction]),
           own_(plan.direction[direction]),
           reverse_(direction == 1),
+          is_first_(chunk == 0),
+          is_last_(chunk + 1 == plan.chunks),
+          chunk_(plan.chunk_at(layer.sequence, chunk, direction == 1)),
           H_(layer.size.hidden),
           R_(layer.size.recurrent),
           h_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)),
@@ -118,20 +145,24 @@ public:
                   R_},
           c_prev_{layer.sequence,
                   reverse_,
-                  static_cast<const T*>(user_.c),
+                  static_cast<const S*>(user_.c),
                   H_,
                   static_cast<const S*>(user_.c0),
                   H_} {}
 
     void run() {
-        start();
-        const Sequence& s = layer_.sequence;
-        for (int64_t i = 0; i <= s.steps; ++i) {
-            const int64_t t = reverse_ ? i : s.steps - 1 - i;
-            step(t, i > 0 ? t + (reverse_ ? -1 : 1) : -1, i < s.steps);
+        if (is_first_) start();
+        // After the last chunk, one more: the way from the first step to the initial state.
+        for (int64_t i = 0; i < chunk_.count + is_last_; ++i) {
+            const int64_t t = reverse_ ? chunk_.first + i : chunk_.first + chunk_.count - 1 - i;
+            const bool follows = i > 0 || !is_first_;
+            step(t, follows ? t + (reverse_ ? -1 : 1) : -1, i < chunk_.count);
             share_.barrier->wait();
         }
-        finish();
+        if (is_last_)
+            finish();
+        else
+            keep_last_step();
     }
 
 private:
@@ -158,6 +189,24 @@ private:
         };
         copy(own_.dh, user_.grad_h0, R_);
         if (Cell::has_c) copy(own_.dc, user_.grad_c0, H_);
+    }
+
+    void keep_last_step() {
+        const int64_t t = reverse_ ? chunk_.first + chunk_.count - 1 : chunk_.first;
+        const Span rows = share_.rows.part(share_.unit, share_.units);
+        const int64_t count = minimum(rows.last, layer_.sequence.batch_sizes[t]) - rows.first;
+        if (count > 0)
+            memcpy(own_.after + rows.first * Cell::grads * H_, dgates_of(t, rows.first),
+                   count * Cell::grads * H_ * sizeof(T));
+    }
+
+    // Row b of step t in the memory of a chunk.
+    int64_t slot(int64_t t, int64_t b) const { return layer_.sequence.offsets[t] + b - chunk_.row; }
+
+    T* dgates_of(int64_t t, int64_t b) const {
+        const bool inside = t >= chunk_.first && t < chunk_.first + chunk_.count;
+        return inside ? own_.dgates + slot(t, b) * (Cell::grads * H_)
+                      : own_.after + b * (Cell::grads * H_);
     }
 
     // t: this step; after: the step handled before it (the next in time), or -1. Rows that are in
@@ -188,7 +237,7 @@ private:
                                   at * layer_.grad_output_stride + unit,
                               n);
             if (projected) {
-                store<T>(own_.dh_total + at * R_ + unit, dh, n);
+                store<T>(own_.dh_total + slot(t, b) * R_ + unit, dh, n);
                 store<T>(known, Vec<T>{}, n);
             } else {
                 store<T>(known, through_cell(t, b, unit, n, dh), n);
@@ -196,8 +245,7 @@ private:
         };
         if (linked > 0) {
             // The last G * H columns of the gate gradients belong to W_hh h.
-            const T* dgates = own_.dgates + (s.offsets[after] + b0) * (Cell::grads * H_) +
-                              (Cell::grads - Cell::gates) * H_;
+            const T* dgates = dgates_of(after, b0) + (Cell::grads - Cell::gates) * H_;
             product<T>(plan_.hh, h_panels_, own_.hh, nullptr, dgates, Cell::grads * H_, linked,
                        [&](int64_t row, int64_t block, const Vec<T>* sums) {
                            add_up(row, block, sums[0]);
@@ -212,8 +260,8 @@ private:
         if (!projected || rows <= 0) return;
 
         share_.barrier->wait();  // every unit of dh_total is there
-        product<T>(plan_.hr, m_panels_, own_.hr, nullptr, own_.dh_total + (s.offsets[t] + b0) * R_,
-                   R_, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+        product<T>(plan_.hr, m_panels_, own_.hr, nullptr, own_.dh_total + slot(t, b0) * R_, R_,
+                   rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                        const int64_t unit = block * L;
                        through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)),
                                     sums[0]);
@@ -233,16 +281,17 @@ private:
             h = load<T>(static_cast<const S*>(user_.output) + at * layer_.output_stride + unit, n);
         if (Cell::needs_h_prev) h_prev = h_prev_.template load_at<T>(t, b, unit, n);
         if (Cell::has_c) {
-            c = load<T>(static_cast<const T*>(user_.c) + at * H_ + unit, n);
+            c = load<T>(static_cast<const S*>(user_.c) + at * H_ + unit, n);
             c_prev = c_prev_.template load_at<T>(t, b, unit, n);
             dc = load<T>(own_.dc + b * H_ + unit, n);
         }
         Cell::backward(saved, h_prev, c_prev, h, c, dh, dc, dgates, dh_prev, dc_prev);
         for (int i = 0; i < Cell::grads; ++i)
-            store<T>(own_.dgates + (at * Cell::grads + i) * H_ + unit, dgates[i], n);
+            store<T>(own_.dgates + (slot(t, b) * Cell::grads + i) * H_ + unit, dgates[i], n);
         if (Cell::has_c) store<T>(own_.dc + b * H_ + unit, dc_prev, n);
         if constexpr (requires { Cell::output(saved, c); })
-            if (layer_.size.projected) store<T>(own_.m + at * H_ + unit, Cell::output(saved, c), n);
+            if (layer_.size.projected)
+                store<T>(own_.m + slot(t, b) * H_ + unit, Cell::output(saved, c), n);
         return dh_prev;
     }
 
@@ -251,11 +300,12 @@ private:
     const Share& share_;
     const BackwardDirection& user_;
     const typename BackwardPlan<Cell, T>::Direction& own_;
-    const bool reverse_;
+    const bool reverse_, is_first_, is_last_;
+    const Chunk chunk_;
     const int64_t H_, R_;
     const Span h_panels_, m_panels_;
-    const PreviousRows<S, S> h_prev_;
-    const PreviousRows<T, S> c_prev_;
+    const PreviousRows<S> h_prev_;
+    const PreviousRows<S> c_prev_;
 };
 
 }  // namespace FASTRNN_ISA

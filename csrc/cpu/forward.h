@@ -233,7 +233,7 @@ private:
                                      ((row0 + row) * Cell::saved + i) * H_ + unit,
                                  saved[i], n);
                 if (Cell::has_c && user_.c)
-                    store<T>(static_cast<T*>(user_.c) + (row0 + row) * H_ + unit, c, n);
+                    store<T>(static_cast<S*>(user_.c) + (row0 + row) * H_ + unit, c, n);
             });
         if (!projected) return;
 

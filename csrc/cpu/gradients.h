@@ -1,6 +1,6 @@
-// What follows the time loop of a backward pass: the gradients of the input and of the weights, as
-// products over all rows of the data with the same tiles. Every element is summed in one fixed
-// order, whoever computes it.
+// What follows the time loop of a backward pass over a chunk: what the chunk adds to the gradients of
+// the input and of the weights, as products over its rows with the same tiles. Every element is
+// summed in one fixed order, whoever computes it.
 #pragma once
 #include "backward.h"
 
@@ -12,73 +12,72 @@ class Gradients {
     static constexpr int L = lanes<T>;
 
 public:
-    Gradients(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, int rank)
+    Gradients(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, int rank,
+              int direction, int64_t chunk)
         : layer_(layer),
           plan_(plan),
+          user_(layer.direction[direction]),
+          own_(plan.direction[direction]),
+          reverse_(direction == 1),
+          chunk_(plan.chunk_at(layer.sequence, chunk, direction == 1)),
           rank_(rank),
           threads_(layer.team->partition.threads()),
           H_(layer.size.hidden) {}
 
-    // grad_input [N, I] = sum over directions of dgates [N, G * H] W_ih [G * H, I].
+    // grad_input [N, I] += dgates [N, G * H] W_ih [G * H, I].
     void input() {
         if (!layer_.grad_input) return;
         const int64_t I = layer_.size.input, stride = Cell::grads * H_;
-        const Span mine = Span{0, layer_.sequence.rows()}.part(rank_, threads_);
+        const Span mine = Span{0, chunk_.rows}.part(rank_, threads_);
         // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
         for (int64_t first = mine.first; first < mine.last; first += input_rows) {
-            const int64_t rows = minimum(input_rows, mine.last - first);
-            for (int d = 0; d < layer_.size.directions; ++d) {
-                T* out = static_cast<T*>(layer_.grad_input) + first * I;
-                product<T>(plan_.ih, {0, plan_.ih.count()}, plan_.direction[d].ih, nullptr,
-                           plan_.direction[d].dgates + first * stride, stride, rows,
-                           [=](int64_t row, int64_t block, const Vec<T>* sums) {
-                               const int64_t unit = block * L;
-                               const int n = static_cast<int>(minimum(L, I - unit));
-                               T* p = out + row * I + unit;
-                               store<T>(p, d == 0 ? sums[0] : load<T>(p, n) + sums[0], n);
-                           });
-            }
+            T* out = static_cast<T*>(layer_.grad_input) + (chunk_.row + first) * I;
+            product<T>(plan_.ih, {0, plan_.ih.count()}, own_.ih, nullptr,
+                       own_.dgates + first * stride, stride, minimum(input_rows, mine.last - first),
+                       [=](int64_t row, int64_t block, const Vec<T>* sums) {
+                           const int64_t unit = block * L;
+                           const int n = static_cast<int>(minimum(L, I - unit));
+                           T* p = out + row * I + unit;
+                           store<T>(p, load<T>(p, n) + sums[0], n);
+                       });
         }
     }
 
     void weights() {
         const int64_t I = layer_.size.input, R = layer_.size.recurrent, stride = Cell::grads * H_;
-        constexpr int recurrent =
-            Cell::grads - Cell::gates;  // the first gate gradient that belongs to W_hh h
-        for (int d = 0; d < layer_.size.directions; ++d) {
-            const BackwardDirection& user = layer_.direction[d];
-            const auto& own = plan_.direction[d];
+        // The last G gate gradients belong to W_hh h.
+        constexpr auto h_grad = in_order<Cell::gates>(Cell::grads - Cell::gates);
+        const cpu::WeightGradients& grads = user_.grads;
+        if (grads.ih) {
             const auto x_row = [&](int64_t, int64_t, int64_t n) {
                 return static_cast<const T*>(layer_.input) + n * I;
             };
-            if (user.grads.ih)
-                sum_products(plan_.sum_x, x_row, H_, Cell::gates, own.dgates, stride, Cell::x_grad,
-                             static_cast<T*>(user.grads.ih));
-            constexpr auto h_grad = in_order<Cell::gates>(recurrent);
-            if (user.grads.hh) {
-                const PreviousRows<S, S> before{layer_.sequence,
-                                                d == 1,
-                                                static_cast<const S*>(user.output),
-                                                layer_.output_stride,
-                                                static_cast<const S*>(user.h0),
-                                                R};
-                const auto h_row = [&](int64_t t, int64_t b, int64_t) {
-                    return before.from_rows(t, b) ? before.row(t, b) : before.start(b);
-                };
-                sum_products(plan_.sum_h, h_row, H_, Cell::gates, own.dgates, stride, h_grad.index,
-                             static_cast<T*>(user.grads.hh));
-            }
-            if (user.grads.hr) {
-                const auto m_row = [&](int64_t, int64_t, int64_t n) { return own.m + n * H_; };
-                constexpr int only[1] = {0};
-                sum_products(plan_.sum_m, m_row, R, 1, own.dh_total, R, only,
-                             static_cast<T*>(user.grads.hr));
-            }
-            if (user.grads.bias_ih)
-                sum_rows_of(own.dgates, Cell::x_grad, static_cast<T*>(user.grads.bias_ih));
-            if (user.grads.bias_hh)
-                sum_rows_of(own.dgates, h_grad.index, static_cast<T*>(user.grads.bias_hh));
+            sum_products(plan_.sum_x, x_row, H_, Cell::gates, own_.dgates, stride, Cell::x_grad,
+                         static_cast<T*>(grads.ih));
         }
+        if (grads.hh) {
+            const PreviousRows<S> before{layer_.sequence,
+                                         reverse_,
+                                         static_cast<const S*>(user_.output),
+                                         layer_.output_stride,
+                                         static_cast<const S*>(user_.h0),
+                                         R};
+            const auto h_row = [&](int64_t t, int64_t b, int64_t) {
+                return before.from_rows(t, b) ? before.row(t, b) : before.start(b);
+            };
+            sum_products(plan_.sum_h, h_row, H_, Cell::gates, own_.dgates, stride, h_grad.index,
+                         static_cast<T*>(grads.hh));
+        }
+        if (grads.hr) {
+            const auto m_row = [&](int64_t, int64_t, int64_t n) {
+                return own_.m + (n - chunk_.row) * H_;
+            };
+            constexpr int only[1] = {0};
+            sum_products(plan_.sum_m, m_row, R, 1, own_.dh_total, R, only,
+                         static_cast<T*>(grads.hr));
+        }
+        if (grads.bias_ih) sum_rows_of(Cell::x_grad, static_cast<T*>(grads.bias_ih));
+        if (grads.bias_hh) sum_rows_of(h_grad.index, static_cast<T*>(grads.bias_hh));
     }
 
 private:
@@ -95,21 +94,21 @@ private:
         return r;
     }
 
-    // out [G * U, units] = sum over rows n of grad[n, column[g] * U + u] * row(n)[unit]
+    // out [G * U, units] += sum over rows n of grad[n, column[g] * U + u] * row(n)[unit]
     template <class Row>
     void sum_products(const Panels& full, const Row& row, int64_t U, int gates, const T* grad,
                       int64_t grad_stride, const int* column, T* out) {
         const Sequence& s = layer_.sequence;
-        int64_t t = 0;
+        int64_t t = chunk_.first;
         int turn = 0;
-        for (int64_t first = 0; first < s.rows(); first += sum_rows, turn ^= 1) {
+        for (int64_t first = 0; first < chunk_.rows; first += sum_rows, turn ^= 1) {
             Panels panels = full;
-            panels.depth = minimum(sum_rows, s.rows() - first);
+            panels.depth = minimum(sum_rows, chunk_.rows - first);
             T* packed = plan_.sums[turn];
             pack_columns<T>(
                 panels, Span{0, panels.count()}.part(rank_, threads_),
                 [&](int64_t k) {
-                    const int64_t n = first + k;
+                    const int64_t n = chunk_.row + first + k;
                     while (n >= s.offsets[t + 1]) ++t;
                     return row(t, n - s.offsets[t], n);
                 },
@@ -127,22 +126,23 @@ private:
                         const int64_t unit = block * L;
                         const int n = static_cast<int>(minimum(L, panels.units - unit));
                         T* p = to + m * panels.units + unit;
-                        store<T>(p, first == 0 ? sums[0] : load<T>(p, n) + sums[0], n);
+                        store<T>(p, load<T>(p, n) + sums[0], n);
                     });
             }
         }
         layer_.team->all.wait();  // the next sum starts with the first buffer
     }
 
-    // out [G * H] = sum over rows of grad[n, column[g] * H + u]
-    void sum_rows_of(const T* grad, const int* column, T* out) {
-        const int64_t N = layer_.sequence.rows(), stride = Cell::grads * H_;
+    // out [G * H] += sum over rows of dgates[n, column[g] * H + u]
+    void sum_rows_of(const int* column, T* out) {
         const Span mine = Span{0, (H_ + L - 1) / L}.part(rank_, threads_);
         for (int g = 0; g < Cell::gates; ++g)
             for (int64_t block = mine.first; block < mine.last; ++block) {
                 const int n = static_cast<int>(minimum(L, H_ - block * L));
-                const T* from = grad + column[g] * H_ + block * L;
-                store<T>(out + g * H_ + block * L, sum_pairwise(from, stride, N, n), n);
+                const T* from = own_.dgates + column[g] * H_ + block * L;
+                T* p = out + g * H_ + block * L;
+                store<T>(p, load<T>(p, n) + sum_pairwise(from, Cell::grads * H_, chunk_.rows, n),
+                         n);
             }
     }
 
@@ -160,6 +160,10 @@ private:
 
     const BackwardLayer& layer_;
     const BackwardPlan<Cell, T>& plan_;
+    const BackwardDirection& user_;
+    const typename BackwardPlan<Cell, T>::Direction& own_;
+    const bool reverse_;
+    const Chunk chunk_;
     const int64_t rank_, threads_, H_;
 };
 
@@ -205,12 +209,18 @@ void backward(const BackwardLayer& layer, int rank) {
     }
     layer.team->all.wait();
     const Share share(*layer.team, rank, layer.sequence, d.directions);
-    for (int64_t i = share.directions.first; i < share.directions.last; ++i)
-        BackwardLoop<Cell, T, S>(layer, plan, share, i).run();
-    layer.team->all.wait();
-    Gradients<Cell, T, S> gradients(layer, plan, rank);
-    gradients.input();
-    gradients.weights();
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        for (int64_t i = share.directions.first; i < share.directions.last; ++i)
+            BackwardLoop<Cell, T, S>(layer, plan, share, i, chunk).run();
+        layer.team->all.wait();
+        for (int i = 0; i < d.directions; ++i) {
+            Gradients<Cell, T, S> gradients(layer, plan, rank, i, chunk);
+            gradients.input();
+            gradients.weights();
+            // Before the other direction adds to the same rows, and the next chunk overwrites these.
+            layer.team->all.wait();
+        }
+    }
 }
 
 }  // namespace FASTRNN_ISA

@@ -71,7 +71,7 @@ struct ForwardDirection {
     void* c_n;       // [B, H] or null
     void* output;    // [N, H or P], rows output_stride apart
     void* saved;     // [N, saved * H] or null: what backward needs, if it is to be kept
-    void* c;         // [N, H] of T, or null: c_t of every step, likewise
+    void* c;         // [N, H] or null: c_t of every step, likewise
 };
 
 struct ForwardLayer {
@@ -84,7 +84,7 @@ struct ForwardLayer {
     Team* team;
 };
 
-struct WeightGradients {  // of T, contiguous, null where not wanted; written, not added to
+struct WeightGradients {  // of T, contiguous, null where not wanted; added to
     void* ih;
     void* hh;
     void* bias_ih;
@@ -114,7 +114,7 @@ struct BackwardLayer {
     int64_t output_stride;
     int64_t grad_output_stride;
     BackwardDirection direction[2];
-    void* grad_input;  // [N, I] of T or null
+    void* grad_input;  // [N, I] of T or null; added to
     void* workspace;
     Team* team;
 };

@@ -112,7 +112,6 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
     const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
     const auto options = a.input.options().memory_format(std::nullopt);
-    const auto arithmetic = options.dtype(p.arithmetic);
 
     Tensor output = a.batch_sizes ? at::empty({p.rows, width}, options)
                                   : at::empty({p.steps, p.batch, width}, options);
@@ -124,8 +123,8 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
         keep ? at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options)
              : at::empty({0}, options);
     Tensor c =
-        keep ? at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, arithmetic)
-             : at::empty({0}, arithmetic);
+        keep ? at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options)
+             : at::empty({0}, options);
     Tensor noise = at::empty({0}, options.dtype(at::kByte));
     if (train && a.dropout > 0 && p.layers > 1) {
         noise = at::empty({p.layers - 1, p.rows, width}, options.dtype(at::kByte));
@@ -183,7 +182,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
     const int64_t width = p.directions * p.recurrent;
     const auto options = a.input.options().memory_format(std::nullopt).dtype(p.arithmetic);
     const auto want = [&](bool yes, at::IntArrayRef size) {
-        return yes ? at::empty(size, options) : at::empty({0}, options);
+        return yes ? at::zeros(size, options) : at::empty({0}, options);
     };
 
     Tensor grad_input = want(wanted[0], {p.rows, p.input});
@@ -199,7 +198,6 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                 grad_h0.to(p.dtype), grad_c0.to(p.dtype), std::move(grad_weights)};
     };
     if (p.batch == 0) {
-        for (Tensor& g : grad_weights) g.zero_();
         return finish();
     }
 
@@ -226,7 +224,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                                  ? dropped(p, hidden[layer - 1], mask, a.dropout)
                                  : a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
         const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
-        Tensor grad_below = layer > 0 ? at::empty({p.rows, width}, options) : grad_input;
+        Tensor grad_below = layer > 0 ? at::zeros({p.rows, width}, options) : grad_input;
         BackwardLayer task{};
         task.sequence = rows.sequence;
         task.size = dimensions_of(p, layer);
