@@ -99,7 +99,7 @@ def test_empty_batch_and_empty_sequence():
 
 
 # torch's own derivatives of some operators are still scripts
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("kind", LAYERS)
 def test_differentiable_twice_and_forward(kind):
     _, theirs = pair(kind, 2, 3, num_layers=2, bidirectional=True, dtype=F64)

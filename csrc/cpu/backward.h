@@ -232,10 +232,12 @@ private:
                 return;
             }
             const int64_t at = layer_.sequence.offsets[t] + b;
-            if (user_.grad_output)
-                dh += load<T>(static_cast<const T*>(user_.grad_output) +
-                                  at * layer_.grad_output_stride + unit,
-                              n);
+            if (user_.grad_output) {
+                const int64_t offset = at * layer_.grad_output_stride + unit;
+                dh += layer_.grad_output_stored
+                          ? load<T>(static_cast<const S*>(user_.grad_output) + offset, n)
+                          : load<T>(static_cast<const T*>(user_.grad_output) + offset, n);
+            }
             if (projected) {
                 store<T>(own_.dh_total + slot(t, b) * R_ + unit, dh, n);
                 store<T>(known, Vec<T>{}, n);

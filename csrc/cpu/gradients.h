@@ -50,7 +50,7 @@ public:
         const cpu::WeightGradients& grads = user_.grads;
         if (grads.ih) {
             const auto x_row = [&](int64_t, int64_t, int64_t n) {
-                return static_cast<const T*>(layer_.input) + n * I;
+                return static_cast<const S*>(layer_.input) + n * I;
             };
             sum_products(plan_.sum_x, x_row, H_, Cell::gates, own_.dgates, stride, Cell::x_grad,
                          static_cast<T*>(grads.ih));

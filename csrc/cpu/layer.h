@@ -99,7 +99,7 @@ struct BackwardDirection {
     const void* output;
     const void* saved;
     const void* c;
-    const void* grad_output;  // [N, H or P] of T, rows grad_output_stride apart; or null for zeros
+    const void* grad_output;  // [N, H or P], rows grad_output_stride apart; or null for zeros
     const void* grad_h_n;     // [B, H or P] of T or null
     const void* grad_c_n;     // [B, H] of T or null
     WeightGradients grads;
@@ -110,9 +110,10 @@ struct BackwardDirection {
 struct BackwardLayer {
     Sequence sequence;
     Dimensions size;
-    const void* input;  // [N, I] of T, contiguous
+    const void* input;  // [N, I], contiguous
     int64_t output_stride;
     int64_t grad_output_stride;
+    bool grad_output_stored;  // whether grad_output is of the storage type, as the user gives it
     BackwardDirection direction[2];
     void* grad_input;  // [N, I] of T or null; added to
     void* workspace;

@@ -98,10 +98,8 @@ void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
     kernel(layer, 0);
 }
 
-// The rows of a layer's input, [N, I], as the kernels read them. `scale` undoes what dropout takes
-// from the mean.
-Tensor dropped(const Problem& p, const Tensor& hidden, const Tensor& noise, double dropout) {
-    const Tensor rows = hidden.to(p.arithmetic);
+// What dropout makes of a layer's output; 1 / (1 - dropout) undoes what it takes from the mean.
+Tensor dropped(const Tensor& rows, const Tensor& noise, double dropout) {
     if (noise.numel() == 0) return rows;
     return rows.mul(noise).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
 }
@@ -145,8 +143,8 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     Tensor input = a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
     for (int64_t layer = 0; layer < p.layers; ++layer) {
         if (layer > 0)
-            input =
-                dropped(p, hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout);
+            input = dropped(hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout)
+                        .to(p.arithmetic);
         const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
         ForwardLayer task{};
         task.sequence = rows.sequence;
@@ -211,7 +209,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
         return g ? g->to(p.arithmetic).contiguous() : Tensor();
     };
     const Tensor grad_h_n = prepared(gradients.h_n), grad_c_n = prepared(gradients.c_n);
-    Tensor grad_output = prepared(gradients.output);
+    Tensor grad_output = gradients.output ? gradients.output->contiguous() : Tensor();
     const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
     const auto at_state = [](const Tensor& t, int64_t i) {
         return t.defined() && t.numel() ? t[i].data_ptr() : nullptr;
@@ -220,9 +218,8 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
     for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
         const Tensor mask =
             layer > 0 && noise.numel() ? noise[layer - 1] : at::empty({0}, at::kByte);
-        const Tensor input = layer > 0
-                                 ? dropped(p, hidden[layer - 1], mask, a.dropout)
-                                 : a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
+        const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.dropout)
+                                       : a.input.reshape({p.rows, p.input}).contiguous();
         const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
         Tensor grad_below = layer > 0 ? at::zeros({p.rows, width}, options) : grad_input;
         BackwardLayer task{};
@@ -231,6 +228,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
         task.input = input.const_data_ptr();
         task.output_stride = width;
         task.grad_output_stride = width;
+        task.grad_output_stored = layer + 1 == p.layers;
         task.grad_input = pointer(grad_below);
         for (int64_t d = 0; d < p.directions; ++d) {
             const int64_t state = layer * p.directions + d;
@@ -255,7 +253,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                                p.projected ? pointer(g[p.weights_per_layer - 1]) : nullptr};
         }
         run(p, task, kernels.backward_workspace, kernels.backward);
-        if (layer > 0) grad_output = dropped(p, grad_below, mask, a.dropout);
+        if (layer > 0) grad_output = dropped(grad_below, mask, a.dropout);
     }
     return finish();
 }
