@@ -33,7 +33,7 @@ demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
 
 test: $(VENV)/built
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 lint: $(VENV)/linters
 	$(python) -m ruff check .

@@ -188,6 +188,7 @@ if __name__ == "__main__":
             "demo": ["arch>=7", "matplotlib>=3.8", "rich>=13", "numpy>=1.26"],
             "test": [
                 "pytest>=8",
+                "pytest-xdist>=3.5",
                 "hypothesis>=6.100",
                 "numpy>=1.26",
                 "arch>=7",

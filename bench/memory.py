@@ -2,8 +2,8 @@
 
     python bench/memory.py [--json bench/results/memory.json]
 
-Measured is the rise of the resident set's high-water mark over one forward and backward pass, and the
-bytes that autograd keeps in between (parameters and the input not counted). Linux only.
+Measured is the rise of the resident set's high-water mark over one forward and backward pass, and
+the bytes that autograd keeps in between (parameters and the input not counted). Linux only.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def main() -> None:
         row = {"cell": cell, "dtype": dtype}
         for module in ["torch", "fastrnn"]:
             command = [sys.executable, "-W", "ignore", __file__, "--one", module, cell, dtype]
-            row[module] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+            row[module] = json.loads(
+                subprocess.run(command, capture_output=True, check=True).stdout
+            )
         rows.append(row)
         sizes = [row[m][kind] for kind in ["peak", "saved"] for m in ["torch", "fastrnn"]]
         table.add_row(cell, dtype, *(f"{size / 2**20:.0f}" for size in sizes))

@@ -173,7 +173,9 @@ void check_kept(const Arguments& a, const Problem& p, const Kept& k) {
                  p.dtype);
     check_tensor(a, "c", k.c, {p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0},
                  p.dtype);
-    if (k.noise.defined() && k.noise.numel() > 0)
+    TORCH_CHECK(k.noise.defined(),
+                "fastrnn: noise is undefined, expected an empty tensor or a mask");
+    if (k.noise.sizes() != IntArrayRef{0})  // that is how forward says that nothing was dropped
         check_tensor(a, "noise", k.noise, {p.layers - 1, p.rows, width}, at::kByte);
 }
 

@@ -172,7 +172,9 @@ class _Backward(torch.autograd.Function):
                 has_biases=n.has_biases, num_layers=n.num_layers, bidirectional=n.bidirectional,
                 dropout=n.dropout, noise=noise if noise.numel() else None,
             )  # fmt: skip
-            used: list[tuple[Any, Any]] = [(r, g) for r, g in zip(results, grad_results, strict=True) if g is not None]
+            used: list[tuple[Any, Any]] = [
+                (r, g) for r, g in zip(results, grad_results, strict=True) if g is not None
+            ]
             inputs = [t for t, yes in zip(tensors, ctx.wanted, strict=True) if yes]
             first: tuple[Any, ...] = torch.autograd.grad(
                 [r for r, _ in used],

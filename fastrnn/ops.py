@@ -20,6 +20,19 @@ forward = torch.ops.fastrnn.forward.default
 backward = torch.ops.fastrnn.backward.default
 
 
+def _check_places(input: Tensor, batch_sizes: Tensor | None, **others: Tensor | None) -> None:
+    """Check devices: a call with one meta tensor among real ones comes to the fake kernel."""
+    for name, tensor in others.items():
+        kind = name.split("_of_")[0]
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"Input and {kind} tensors are not at the same device, found input tensor at "
+                f"{input.device} and {kind} tensor at {tensor.device}"
+            )
+    if batch_sizes is not None and batch_sizes.device.type != "cpu":
+        raise RuntimeError(f"batch_sizes should always be on CPU, got {batch_sizes.device}")
+
+
 @torch.library.register_fake("fastrnn::forward")
 def _forward_fake(
     cell: str,
@@ -35,6 +48,8 @@ def _forward_fake(
     train: bool,
     keep: bool,
 ) -> tuple[Tensor, ...]:
+    parameters = {f"parameter_of_{i}": w for i, w in enumerate(weights)}
+    _check_places(input, batch_sizes, hidden_of_h=h0, hidden_of_c=c0, **parameters)
     directions = 2 if bidirectional else 1
     B, R = h0.shape[1:]
     H = R if c0 is None else c0.shape[2]
@@ -79,6 +94,12 @@ def _backward_fake(
     noise: Tensor,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    parameters = {f"parameter_of_{i}": w for i, w in enumerate(weights)}
+    kept = {"output": output, "hidden": hidden, "saved": saved, "c": c, "noise": noise}
+    grads_in = {"grad_output": grad_output, "grad_h_n": grad_h_n, "grad_c_n": grad_c_n}
+    states = {"hidden_of_h": h0, "hidden_of_c": c0}
+    _check_places(input, batch_sizes, **states, **parameters, **kept, **grads_in)
+
     def gradient(of: Tensor | None, yes: bool) -> Tensor:
         return input.new_empty((0,) if of is None or not yes else of.shape)
 

@@ -13,7 +13,9 @@ from memory import saved_bytes
 
 @pytest.mark.once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "dropout": 0.2}, {"bidirectional": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "dropout": 0.2}, {"bidirectional": True}]
+)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_saved_bytes(kind, options, dtype):
     ours, theirs = pair(kind, 32, 64, dtype=dtype, **options)

@@ -134,7 +134,11 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
             else
                 noise[layer].zero_();
     }
-    if (p.batch == 0) return {output, h_n, c_n, hidden, saved, c, noise};
+    const auto finish = [&]() -> ForwardResult {
+        if (!keep) hidden = at::empty({0}, options), noise = at::empty({0}, noise.options());
+        return {output, h_n, c_n, hidden, saved, c, noise};
+    };
+    if (p.batch == 0) return finish();
 
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
@@ -170,8 +174,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
         }
         run(p, task, kernels.forward_workspace, kernels.forward);
     }
-    if (!keep) hidden = at::empty({0}, options), noise = at::empty({0}, noise.options());
-    return {output, h_n, c_n, hidden, saved, c, noise};
+    return finish();
 }
 
 BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
