@@ -72,6 +72,7 @@ struct ForwardPlan {
         T* c;     // [B, H]
     };
 
+    static_assert(Cell::gates <= max_panel_vectors, "a block of units must fit a panel");
     Panels ih, hh, hr;
     int64_t chunk;  // steps
     Direction direction[2];

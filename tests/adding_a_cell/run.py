@@ -1,0 +1,86 @@
+"""Proves docs/adding-a-cell.md: makes its three edits in a copy, builds it, runs the cell's tests.
+
+    python tests/adding_a_cell/run.py
+
+Takes as long as a build from nothing. The files beside this one are the edits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+COPIED = ["csrc", "fastrnn", "tests", "setup.py", "pyproject.toml"]
+LINE = "    X(mgu, ::fastrnn::Mgu)"
+
+
+def insert_after(path: Path, marker: str, text: str) -> None:
+    """Put `text` after the line that contains `marker`."""
+    lines = path.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if marker in line)
+    path.write_text(
+        "\n".join([*lines[: place + 1], *text.splitlines(), *lines[place + 1 :]]) + "\n"
+    )
+
+
+def edit(copy: Path) -> None:
+    """The three edits."""
+    shutil.copy(HERE / "mgu.h", copy / "csrc/cells")
+    registry = copy / "csrc/cells/registry.h"
+    insert_after(registry, '#include "lstm.h"', '#include "mgu.h"')
+    insert_after(registry, "X(gru, ::fastrnn::Gru)", LINE + " \\")
+    reference = copy / "fastrnn/reference.py"
+    text, function = reference.read_text(), (HERE / "reference_mgu.py").read_text()
+    reference.write_text(
+        text.replace("@_cell\ndef rnn_tanh", f"{function}\n\n@_cell\ndef rnn_tanh")
+    )
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                ignore = shutil.ignore_patterns("*.so", "__pycache__")
+                shutil.copytree(source, copy / name, ignore=ignore)
+            else:
+                shutil.copy(source, copy / name)
+        edit(copy)
+        # The copy comes before the installed package; ninja stands beside the interpreter.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**os.environ, "PYTHONPATH": str(copy), "PATH": path}
+
+        def run(*arguments: str) -> str:
+            command = [sys.executable, *arguments]
+            done = subprocess.run(
+                command, cwd=copy, env=environment, stdout=subprocess.PIPE, text=True, check=False
+            )
+            if done.returncode:
+                raise SystemExit(f"{done.stdout}\n{' '.join(arguments)} failed")
+            return done.stdout
+
+        run("setup.py", "--quiet", "build_ext", "--inplace")
+        where = run("-c", "import fastrnn; print(fastrnn.__file__, 'mgu' in fastrnn.CELLS)").split()
+        if not where[0].startswith(folder) or where[1] != "True":
+            raise SystemExit(f"the copy was not what was imported: {where}")
+        for isa in run(
+            "-c", "import fastrnn; print(*fastrnn.build_info()['isa_supported'])"
+        ).split():
+            environment["FASTRNN_ISA"] = isa
+            output = run("-m", "pytest", "tests/test_registry.py", "tests/test_ops.py", "-k", "mgu")
+            passed = re.search(r"(\d+) passed", output)
+            if not passed or int(passed.group(1)) < 10:
+                raise SystemExit(f"no tests of the new cell were run:\n{output}")
+            print(f"{isa}: {passed.group(0)}")
+
+
+if __name__ == "__main__":
+    main()
