@@ -40,6 +40,7 @@ lint: $(VENV)/linters
 	$(python) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(formatted)
 	$(python) -m mypy fastrnn
+	$(python) bench/readme.py --check
 
 clean:
 	rm -rf $(VENV) .venv-cuda build dist *.egg-info fastrnn/*.so
