@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     path = ROOT / "README.md"
     old = path.read_text()
-    pattern = r"(?<=<!-- memory -->\n).*?(?=<!-- end of memory -->)"
+    pattern = r"(?<=<!-- memory -->\n).*?(?=  <!-- end of memory -->)"
     new, count = re.subn(pattern, lambda _: f"{memory()}\n", old, flags=re.DOTALL)
     if count != 1:
         raise SystemExit("README.md has no place for the table of memory")
