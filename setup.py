@@ -139,6 +139,7 @@ def extension() -> CppExtension:
         "extra_link_args": ["-fopenmp"],
     }
     if reason is not None:
+        macros.append(("FASTRNN_CUDA_ARCHS", '""'))
         print(f"fastrnn: building without CUDA kernels: {reason}", file=sys.stderr)
         return CppExtension("fastrnn._C", sources, **options)
     archs = cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST"), torch.cuda.is_available())

@@ -164,11 +164,7 @@ Problem check(const Arguments& a) {
 
 void check_kept(const Arguments& a, const Problem& p, const Kept& k) {
     const int64_t width = p.directions * p.recurrent;
-    if (a.batch_sizes)
-        check_tensor(a, "output", k.output, {p.rows, width}, p.dtype);
-    else
-        check_tensor(a, "output", k.output, {p.steps, p.batch, width}, p.dtype);
-    check_tensor(a, "hidden", k.hidden, {p.layers - 1, p.rows, width}, p.dtype);
+    check_tensor(a, "hidden", k.hidden, {p.layers, p.rows, width}, p.dtype);
     check_tensor(a, "saved", k.saved, {p.layers, p.directions, p.rows, p.cell.saved * p.hidden},
                  p.dtype);
     check_tensor(a, "c", k.c, {p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0},

@@ -28,7 +28,7 @@ TORCH_LIBRARY(fastrnn, m) {
         "Tensor h0, Tensor? c0, "
         "Tensor[] weights, Tensor? batch_sizes, bool has_biases, int num_layers, bool "
         "bidirectional, float dropout, "
-        "Tensor output, Tensor hidden, Tensor saved, Tensor c, Tensor noise, bool[] wanted) -> "
+        "Tensor hidden, Tensor saved, Tensor c, Tensor noise, bool[] wanted) -> "
         "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 }
 
@@ -50,16 +50,15 @@ cpu::BackwardResult backward(const std::string& cell, const OptionalTensor& grad
                              const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
                              at::TensorList weights, const OptionalTensor& batch_sizes,
                              bool has_biases, int64_t num_layers, bool bidirectional,
-                             double dropout, const Tensor& output, const Tensor& hidden,
-                             const Tensor& saved, const Tensor& c, const Tensor& noise,
-                             c10::List<bool> wanted) {
+                             double dropout, const Tensor& hidden, const Tensor& saved,
+                             const Tensor& c, const Tensor& noise, c10::List<bool> wanted) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Problem problem = check(arguments);
     TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
                                 input.device(), " in this build, expected tensors on the CPU");
-    const Kept kept{output, hidden, saved, c, noise};
+    const Kept kept{hidden, saved, c, noise};
     const OutputGradients gradients{grad_output, grad_h_n, grad_c_n};
     check_kept(arguments, problem, kept);
     check_gradients(arguments, problem, gradients);
@@ -101,7 +100,7 @@ pybind11::dict build_info() {
     info["openmp"] = pybind11::none();
 #endif
     info["compiler"] = FASTRNN_COMPILER;
-    info["cuda_archs"] = std::vector<std::string>();
+    info["cuda_archs"] = FASTRNN_CUDA_ARCHS;
     info["cuda"] = FASTRNN_CUDA_NOTE;
     return info;
 }

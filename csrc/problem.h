@@ -46,8 +46,7 @@ Problem check(const Arguments& arguments);
 
 // What forward returns beside the results, and backward takes.
 struct Kept {
-    const at::Tensor& output;  // as forward returned it
-    const at::Tensor& hidden;  // [L - 1, N, D * (H or P)]: outputs of the layers below the last
+    const at::Tensor& hidden;  // [L, N, D * (H or P)]: outputs of the layers
     const at::Tensor& saved;   // [L, D, N, saved * H]
     const at::Tensor& c;       // [L, D, N, H]
     const at::Tensor&

@@ -50,4 +50,6 @@ def build_info() -> dict[str, Any]:
         (of those, what this CPU has); openmp (its version as a date, or None); compiler;
         cuda_archs, and cuda: "built", or why there is none.
     """
-    return {"version": __version__, "torch_running": torch.__version__, **_C.build_info()}
+    built = _C.build_info()
+    built["cuda_archs"] = [arch for arch in built["cuda_archs"].split(";") if arch]
+    return {"version": __version__, "torch_running": torch.__version__, **built}

@@ -75,11 +75,11 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         network, batch_sizes, *tensors = inputs
-        result, _, _, hidden, saved, c, noise = output
+        _, _, _, hidden, saved, c, noise = output
         ctx.network = network
         ctx.mark_non_differentiable(hidden, saved, c, noise)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(batch_sizes, result, hidden, saved, c, noise, *tensors)
+        ctx.save_for_backward(batch_sizes, hidden, saved, c, noise, *tensors)
 
     @staticmethod
     def backward(
@@ -89,8 +89,8 @@ class _Forward(torch.autograd.Function):
         grad_c_n: Tensor | None,
         *_: None,
     ) -> tuple[Tensor | None, ...]:
-        batch_sizes, *kept = ctx.saved_tensors[:6]
-        tensors = ctx.saved_tensors[6:]
+        batch_sizes, *kept = ctx.saved_tensors[:5]
+        tensors = ctx.saved_tensors[5:]
         if ctx.network.cell not in _HAS_C:
             grad_c_n = None
         grad_results = (grad_output, grad_h_n, grad_c_n)

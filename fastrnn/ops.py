@@ -62,7 +62,7 @@ def _forward_fake(
     output = input.new_empty((*input.shape[:-1], width))
     h_n = input.new_empty((num_layers * directions, B, R))
     c_n = input.new_empty((0,) if c0 is None else (num_layers * directions, B, H))
-    hidden = kept(num_layers - 1, rows, width, dtype=input.dtype)
+    hidden = kept(num_layers, rows, width, dtype=input.dtype)
     saved = kept(num_layers, directions, rows, CELLS[cell]["saved"] * H, dtype=input.dtype)
     c = kept(num_layers, directions, rows, 0 if c0 is None else H, dtype=input.dtype)
     if train and dropout > 0 and num_layers > 1:
@@ -87,7 +87,6 @@ def _backward_fake(
     num_layers: int,
     bidirectional: bool,
     dropout: float,
-    output: Tensor,
     hidden: Tensor,
     saved: Tensor,
     c: Tensor,
@@ -95,7 +94,7 @@ def _backward_fake(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     parameters = {f"parameter_of_{i}": w for i, w in enumerate(weights)}
-    kept = {"output": output, "hidden": hidden, "saved": saved, "c": c, "noise": noise}
+    kept = {"hidden": hidden, "saved": saved, "c": c, "noise": noise}
     grads_in = {"grad_output": grad_output, "grad_h_n": grad_h_n, "grad_c_n": grad_c_n}
     states = {"hidden_of_h": h0, "hidden_of_c": c0}
     _check_places(input, batch_sizes, **states, **parameters, **kept, **grads_in)

@@ -49,7 +49,7 @@ def backward_arguments(arguments, wanted=True):
     grads.append(None if c0 is None else torch.randn_like(c_n))
     flags = [wanted] * (3 + len(weights))
     network = (bias, L, bidirectional, dropout)
-    return cell, *grads, x, h0, c0, weights, sizes, *network, output, *kept, flags
+    return cell, *grads, x, h0, c0, weights, sizes, *network, *kept, flags
 
 
 # There is no autograd kernel to test: fastrnn.autograd wraps the operators in Python.

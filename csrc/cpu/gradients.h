@@ -180,8 +180,17 @@ constexpr int gate_of_grad(int grad) {
     return -1;
 }
 
+// The product for the gradient of the input reads the first G gate gradients.
+template <class Cell>
+constexpr bool has_x_grads_first() {
+    for (int grad = 0; grad < Cell::gates; ++grad)
+        if (gate_of_grad<Cell>(grad) < 0) return false;
+    return true;
+}
+
 template <class Cell, class T, class S>
 void backward(const BackwardLayer& layer, int rank) {
+    static_assert(has_x_grads_first<Cell>(), "x_grad must be an order of 0, ..., gates - 1");
     const BackwardPlan<Cell, T> plan(layer);
     const Dimensions& d = layer.size;
     const int64_t threads = layer.team->partition.threads();

@@ -116,7 +116,8 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     Tensor h_n = at::empty({states, p.batch, p.recurrent}, options);
     Tensor c_n =
         p.cell.has_c ? at::empty({states, p.batch, p.hidden}, options) : at::empty({0}, options);
-    Tensor hidden = at::empty({p.layers - 1, p.rows, width}, options);
+    // The last layer's output is kept apart from the one that is returned: that is the user's to change.
+    Tensor hidden = at::empty({p.layers - (keep ? 0 : 1), p.rows, width}, options);
     Tensor saved =
         keep ? at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options)
              : at::empty({0}, options);
@@ -149,7 +150,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
         if (layer > 0)
             input = dropped(hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout)
                         .to(p.arithmetic);
-        const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
+        const Tensor out = layer < hidden.size(0) ? hidden[layer] : output;
         ForwardLayer task{};
         task.sequence = rows.sequence;
         task.size = dimensions_of(p, layer);
@@ -174,6 +175,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
         }
         run(p, task, kernels.forward_workspace, kernels.forward);
     }
+    if (keep) output.view({p.rows, width}).copy_(hidden[p.layers - 1]);
     return finish();
 }
 
@@ -204,9 +206,9 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
 
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
-    const Tensor h0 = a.h0.contiguous(), output = kept.output.contiguous(),
-                 hidden = kept.hidden.contiguous(), saved = kept.saved.contiguous(),
-                 c = kept.c.contiguous(), noise = kept.noise.contiguous();
+    const Tensor h0 = a.h0.contiguous(), hidden = kept.hidden.contiguous(),
+                 saved = kept.saved.contiguous(), c = kept.c.contiguous(),
+                 noise = kept.noise.contiguous();
     const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
     const auto prepared = [&](const OptionalTensor& g) {
         return g ? g->to(p.arithmetic).contiguous() : Tensor();
@@ -223,7 +225,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
             layer > 0 && noise.numel() ? noise[layer - 1] : at::empty({0}, at::kByte);
         const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.dropout)
                                        : a.input.reshape({p.rows, p.input}).contiguous();
-        const Tensor out = layer + 1 < p.layers ? hidden[layer] : output;
+        const Tensor out = hidden[layer];
         Tensor grad_below = layer > 0 ? at::zeros({p.rows, width}, options) : grad_input;
         BackwardLayer task{};
         task.sequence = rows.sequence;

@@ -2,7 +2,8 @@
 
     python tests/adding_a_cell/run.py
 
-Takes as long as a build from nothing. The files beside this one are the edits.
+Takes as long as a build from nothing. The files beside this one are the edits; the page must quote
+them as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 COPIED = ["csrc", "fastrnn", "tests", "setup.py", "pyproject.toml"]
 LINE = "    X(mgu, ::fastrnn::Mgu)"
+# Those of the cell, and those that run over all cells within one test.
+TESTS = "mgu or same_cells or fake_kernels"
 
 
 def insert_after(path: Path, marker: str, text: str) -> None:
@@ -28,6 +31,20 @@ def insert_after(path: Path, marker: str, text: str) -> None:
     path.write_text(
         "\n".join([*lines[: place + 1], *text.splitlines(), *lines[place + 1 :]]) + "\n"
     )
+
+
+def check_quotes() -> None:
+    """The page shows the files of this folder, not an older version of them."""
+    page = (ROOT / "docs/adding-a-cell.md").read_text()
+    header = (HERE / "mgu.h").read_text()
+    struct = header[header.index("struct Mgu") : header.index("}  // namespace")].strip()
+    for name, text in [
+        ("mgu.h", struct),
+        ("reference_mgu.py", (HERE / "reference_mgu.py").read_text().strip()),
+        ("LINE of run.py", LINE),
+    ]:
+        if text not in page:
+            raise SystemExit(f"docs/adding-a-cell.md does not quote {name} as it is")
 
 
 def edit(copy: Path) -> None:
@@ -44,8 +61,9 @@ def edit(copy: Path) -> None:
 
 
 def main() -> None:
+    check_quotes()
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
+        copy = Path(folder).resolve()
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
@@ -67,15 +85,16 @@ def main() -> None:
                 raise SystemExit(f"{done.stdout}\n{' '.join(arguments)} failed")
             return done.stdout
 
-        run("setup.py", "--quiet", "build_ext", "--inplace")
+        # egg_info: fastrnn.__version__ is then the copy's own, whether or not it is installed.
+        run("setup.py", "--quiet", "egg_info", "build_ext", "--inplace")
         where = run("-c", "import fastrnn; print(fastrnn.__file__, 'mgu' in fastrnn.CELLS)").split()
-        if not where[0].startswith(folder) or where[1] != "True":
+        if not where[0].startswith(str(copy)) or where[1] != "True":
             raise SystemExit(f"the copy was not what was imported: {where}")
         for isa in run(
             "-c", "import fastrnn; print(*fastrnn.build_info()['isa_supported'])"
         ).split():
             environment["FASTRNN_ISA"] = isa
-            output = run("-m", "pytest", "tests/test_registry.py", "tests/test_ops.py", "-k", "mgu")
+            output = run("-m", "pytest", "tests/test_registry.py", "tests/test_ops.py", "-k", TESTS)
             passed = re.search(r"(\d+) passed", output)
             if not passed or int(passed.group(1)) < 10:
                 raise SystemExit(f"no tests of the new cell were run:\n{output}")
