@@ -11,10 +11,9 @@
 //   grads      pre-activation gradients per unit and step that backward produces. The last G of
 //              them belong to W_hh h + b_hh, in gate order. A cell whose two products only meet in
 //              a sum (LSTM, RNN) has grads == gates
-//   x_grad[g]  which of them belongs to gate g of W_ih x + b_ih
+//   x_grad[g]  which of them belongs to gate g of W_ih x + b_ih: the first G, in any order
 //   needs_h, needs_h_prev
-//              whether backward reads the unit's own output h_t, or h_{t-1}. A cell that needs
-//              neither can be followed by a projection (proj_size)
+//              whether backward reads the unit's own output h_t, or h_{t-1}
 //
 // forward(x, r, h_prev, c_prev, h, c, saved)
 //   x[G]: W_ih x_t + b_ih;  r[G]: W_hh h_{t-1} + b_hh
@@ -35,5 +34,10 @@ namespace fastrnn {
 // sigmoid and tanh of a value type; each device specialises it for its own types.
 template <class V>
 struct Math;
+
+// Whether a projection (proj_size) may follow the cell: h_t is then not kept, and has to be found again
+// from what is, by `output`.
+template <class Cell>
+constexpr bool allows_projection = Cell::has_c && !Cell::needs_h && !Cell::needs_h_prev;
 
 }  // namespace fastrnn

@@ -291,7 +291,7 @@ private:
         for (int i = 0; i < Cell::grads; ++i)
             store<T>(own_.dgates + (slot(t, b) * Cell::grads + i) * H_ + unit, dgates[i], n);
         if (Cell::has_c) store<T>(own_.dc + b * H_ + unit, dc_prev, n);
-        if constexpr (requires { Cell::output(saved, c); })
+        if constexpr (allows_projection<Cell>)
             if (layer_.size.projected)
                 store<T>(own_.m + slot(t, b) * H_ + unit, Cell::output(saved, c), n);
         return dh_prev;
