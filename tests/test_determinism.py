@@ -1,5 +1,9 @@
 """The same bits: for every run, for any number of threads, for a row alone or in any batch."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, gradients, leaves, pair, ragged
@@ -114,3 +118,26 @@ def test_dropout_with_threads(kind):
         found.append([*outputs, *gradients(outputs, [*flat(args), *layer.parameters()])])
     for other in found[1:]:
         assert_same_bits(other, found[0])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_fewer_threads_than_torch_asks_for(limit, tmp_path):
+    """OpenMP may give fewer threads than asked for: no thread waits for one that never comes."""
+    code = """
+import sys, torch, fastrnn
+torch.set_num_threads(4)
+torch.manual_seed(0)
+layer = fastrnn.LSTM(8, 300)
+x = torch.randn(9, 5, 8)
+layer(x)[0].sum().backward()
+torch.save([layer(x)[0].detach(), *(p.grad for p in layer.parameters())], sys.argv[1])
+"""
+    results = []
+    for threads in [limit, 64]:
+        file = tmp_path / f"{threads}.pt"
+        environment = {**os.environ, "OMP_THREAD_LIMIT": str(threads)}
+        command = [sys.executable, "-c", code, str(file)]
+        subprocess.run(command, env=environment, check=True, timeout=120)
+        results.append(torch.load(file))
+    assert_same_bits(*results)

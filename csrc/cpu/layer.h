@@ -33,18 +33,10 @@ struct Partition {
     int threads() const { return directions * rows * units; }
 };
 
-constexpr int max_threads = 256;
-
 struct Team {
     Partition partition;
     Barrier all;
-    Barrier groups[max_threads];
-
-    void reset(Partition p) {
-        partition = p;
-        all.reset(p.threads());
-        for (int i = 0; i < p.directions * p.rows; ++i) groups[i].reset(p.units);
-    }
+    Barrier* groups;  // [directions * rows]
 };
 
 struct Dimensions {

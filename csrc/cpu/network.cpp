@@ -4,8 +4,6 @@
 #include <ATen/Parallel.h>
 #include <omp.h>
 
-#include <memory>
-
 #include "dispatch.h"
 #include "partition.h"
 
@@ -64,38 +62,44 @@ Dimensions dimensions_of(const Problem& p, int64_t layer) {
             static_cast<int>(p.directions)};
 }
 
+// Runs one kernel with up to so many threads. False, and nothing was done, if the runtime gave fewer
+// than the work was divided among: the barriers would wait for the missing ones for ever.
+template <class Layer>
+bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
+              void (*kernel)(const Layer&, int)) {
+    Team team{};
+    team.partition = choose_partition(layer.sequence, layer.size, p.cell.gates, threads);
+    const int planned = team.partition.threads();
+    team.all.reset(planned);
+    std::vector<Barrier> groups(team.partition.directions * team.partition.rows);
+    for (Barrier& group : groups) group.reset(team.partition.units);
+    team.groups = groups.data();
+    layer.team = &team;
+    layer.workspace = nullptr;
+    const Tensor workspace =
+        at::empty({static_cast<int64_t>(workspace_size(layer))}, at::TensorOptions(at::kByte));
+    layer.workspace = workspace.data_ptr();
+    if (planned == 1) {
+        kernel(layer, 0);
+        return true;
+    }
+    bool enough = true;
+#pragma omp parallel num_threads(planned)
+    {
+#pragma omp single
+        enough = omp_get_num_threads() == planned;
+        if (enough) kernel(layer, omp_get_thread_num());
+    }
+    return enough;
+}
+
 // Runs one kernel with the threads that torch allows.
 template <class Layer>
 void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
          void (*kernel)(const Layer&, int)) {
-    const auto team = std::make_unique<Team>();
-    layer.team = team.get();
     const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-    const auto prepare = [&](int count) {
-        team->reset(choose_partition(layer.sequence, layer.size, p.cell.gates, count));
-    };
-    prepare(threads);
-    layer.workspace = nullptr;
-    Tensor workspace = at::empty({static_cast<int64_t>(workspace_size(layer))}, at::kByte);
-    layer.workspace = workspace.data_ptr();
-    const int planned = team->partition.threads();
-    if (planned > 1) {
-        bool enough = true;
-#pragma omp parallel num_threads(planned)
-        {
-            // The runtime may give fewer threads than asked for; the barriers would wait for the
-            // missing ones for ever.
-#pragma omp single
-            enough = omp_get_num_threads() == planned;
-            if (enough) kernel(layer, omp_get_thread_num());
-        }
-        if (enough) return;
-        prepare(1);
-        layer.workspace = nullptr;
-        workspace = at::empty({static_cast<int64_t>(workspace_size(layer))}, at::kByte);
-        layer.workspace = workspace.data_ptr();
-    }
-    kernel(layer, 0);
+    if (!run_with(threads, p, layer, workspace_size, kernel))
+        run_with(1, p, layer, workspace_size, kernel);
 }
 
 // What dropout makes of a layer's output; 1 / (1 - dropout) undoes what it takes from the mean.

@@ -61,7 +61,7 @@ struct Panels {
 
 // So many products are summed in a row before the sum is added to the total: a sum of short sums
 // loses less to rounding than one long sum.
-constexpr int64_t sum_length = 128;
+constexpr int64_t sum_length = 64;
 
 template <class T, int Vectors, int Pair, int Rows, bool Transposed>
 void tile(const T* a, int64_t a_stride, const T* w, int64_t pair_stride, int64_t depth,

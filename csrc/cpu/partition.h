@@ -18,7 +18,6 @@ inline int at_most(int a, int64_t b) { return a < b ? a : static_cast<int>(b < 1
 inline Partition choose_partition(const Sequence& sequence, const Dimensions& d, int gates,
                                   int threads) {
     Partition p;
-    threads = at_most(threads, max_threads);
     const int64_t step = sequence.batch * gates * d.hidden * d.recurrent;
     const int64_t total =
         sequence.rows() * gates * d.hidden * (d.recurrent + d.input) * d.directions;
