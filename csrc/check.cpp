@@ -1,6 +1,7 @@
 // Every argument check of the operators. Where torch's own layer raises on the same misuse, its
 // text is used.
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 
 #include "problem.h"
 
@@ -9,6 +10,16 @@ namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
+
+// A storage can be freed or shrunk under its tensors, as sharded training does to parameters.
+void check_storage(const char* kind, const Tensor& t) {
+    if (!t.has_storage()) return;
+    const size_t needed =
+        at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.itemsize(), t.storage_offset());
+    TORCH_CHECK(needed <= t.storage().nbytes(), "fastrnn: the ", kind, " tensor of size ",
+                t.sizes(), " needs a storage of ", needed, " bytes, but its storage has ",
+                t.storage().nbytes());
+}
 
 void check_place(const Arguments& a, const char* kind, const Tensor& t) {
     TORCH_CHECK(t.defined(), "fastrnn: a ", kind, " tensor is undefined, expected a tensor on ",
@@ -19,6 +30,7 @@ void check_place(const Arguments& a, const char* kind, const Tensor& t) {
     TORCH_CHECK(t.layout() == at::kStrided, "fastrnn: the ", kind, " tensor has layout ",
                 t.layout(),
                 ", expected a dense tensor (torch.strided); convert it with .to_dense()");
+    check_storage(kind, t);
 }
 
 void check_dtype(const Tensor& t, at::ScalarType expected) {
@@ -41,6 +53,7 @@ void check_tensor(const Arguments& a, const char* name, const Tensor& t, IntArra
 void check_batch_sizes(const Tensor& sizes, int64_t rows) {
     TORCH_CHECK(sizes.defined() && sizes.device().is_cpu() && sizes.layout() == at::kStrided,
                 "batch_sizes should always be on CPU, as a dense tensor");
+    check_storage("batch_sizes", sizes);
     TORCH_CHECK(sizes.dim() == 1, "batch_sizes must have 1 dimension, got ", sizes.dim());
     TORCH_CHECK(sizes.scalar_type() == at::kLong, "expected scalar type Long but found ",
                 sizes.scalar_type());
@@ -72,9 +85,9 @@ int find_cell(const std::string& name) {
 
 void check_weights(const Arguments& a, const Problem& p) {
     // Before the product, which a forged state of no rows and enormous width could overflow.
-    TORCH_CHECK(p.hidden <= a.weights[0].numel(), "Expected weight_ih with ", p.cell.gates,
-                " * hidden_size rows for hidden_size ", p.hidden, ", got size ",
-                a.weights[0].sizes());
+    TORCH_CHECK(a.weights[0].dim() > 0 && p.hidden <= a.weights[0].size(0),
+                "Expected weight_ih with ", p.cell.gates, " * hidden_size rows for hidden_size ",
+                p.hidden, ", got size ", a.weights[0].sizes());
     const int64_t gate_rows = p.cell.gates * p.hidden;
     for (size_t i = 0; i < a.weights.size(); ++i) {
         const int64_t layer = i / p.weights_per_layer / p.directions;

@@ -274,3 +274,13 @@ def test_no_kernels_for_a_device_is_said():
     meta[WEIGHTS] = [w.to("meta") for w in LSTM[WEIGHTS]]
     assert call(meta)[0].is_meta  # by the fake kernel
     assert nn.LSTM(4, 8).to("meta")(torch.empty(5, 3, 4, device="meta"))[0].is_meta
+
+
+@pytest.mark.parametrize("place", [X, H0, C0, SIZES, WEIGHTS])
+def test_a_storage_that_was_freed(place):
+    """As sharded training frees the storage of parameters: no read past its end."""
+    arguments = list(sample("lstm", packed=True))
+    tensor = arguments[place][1] if place == WEIGHTS else arguments[place]
+    tensor.untyped_storage().resize_(tensor.untyped_storage().nbytes() - 1)
+    with pytest.raises(RuntimeError, match="needs a storage of"):
+        call(arguments)
