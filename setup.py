@@ -44,8 +44,9 @@ def nvcc_version(cuda_home: str | None) -> str | None:
     nvcc = shutil.which("nvcc", path=os.path.join(cuda_home, "bin") if cuda_home else None)
     if not nvcc:
         return None
-    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    release = re.search(r"release (\d+\.\d+)", output)
+    # One that fails, as without its toolkit, counts as none: it must not stop a build for the CPU.
+    result = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    release = None if result.returncode else re.search(r"release (\d+\.\d+)", result.stdout)
     return release.group(1) if release else None
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastrnn
+import fastrnn.__main__
 
 pytestmark = pytest.mark.once
 
@@ -21,6 +22,10 @@ def run(code_or_module, **environment):
 
 def test_build_info():
     info = fastrnn.build_info()
+    assert set(info) == {
+        *("version", "torch", "torch_running", "isa", "isa_compiled", "isa_supported"),
+        *("openmp", "compiler", "cuda_archs", "cuda"),
+    }
     assert info["version"] == fastrnn.__version__
     assert info["torch"] == info["torch_running"] == torch.__version__
     assert info["isa"] in info["isa_supported"]
@@ -47,28 +52,65 @@ def test_info_command():
     info = fastrnn.build_info()
     result = run(["-m", "fastrnn", "info"])
     assert result.returncode == 0, result.stderr
-    for key in ["version", "torch", "isa", "openmp", "compiler", "cuda"]:
-        assert str(info[key]) in result.stdout
-    for name in [*info["isa_compiled"], *fastrnn.CELLS]:
-        assert name in result.stdout
-    assert run(["-m", "fastrnn"]).returncode == 2
+    lines = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    lines = {name: value.strip() for name, value in lines.items()}
+    assert lines["fastrnn"] == info["version"]
+    assert lines["torch"] == f"{info['torch']} (running {info['torch_running']})"
+    sets, listed = lines["instruction set"].split(" (compiled: ")
+    assert sets == info["isa"]
+    compiled, supported = listed.removesuffix(")").split("; this CPU has: ")
+    assert compiled.split(", ") == info["isa_compiled"]
+    assert supported.split(", ") == info["isa_supported"]
+    assert lines["OpenMP"] == str(info["openmp"])
+    assert lines["compiler"] == info["compiler"]
+    assert info["cuda"] in lines["CUDA"] or lines["CUDA"] == ", ".join(info["cuda_archs"])
+    assert lines["cells"].split(", ") == list(fastrnn.CELLS)
 
 
-@pytest.mark.parametrize("cap", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("words", [[], ["infos"], ["info", "more"]])
+def test_other_commands_print_the_usage(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fastrnn", *words])
+    with pytest.raises(SystemExit) as error:
+        fastrnn.__main__.main()
+    assert error.value.code == 2
+    assert "usage: python -m fastrnn" in capsys.readouterr().err
+
+
+CODE = "import fastrnn; print(fastrnn.build_info()['isa'])"
+
+
+@pytest.mark.parametrize("cap", ["", "generic", "avx2", "avx512"])
 def test_a_cap_of_the_instruction_set(cap):
     order = ["generic", "avx2", "avx512"]
-    allowed = order[: order.index(cap) + 1]
+    allowed = order[: order.index(cap) + 1] if cap else order
     best = [isa for isa in fastrnn.build_info()["isa_supported"] if isa in allowed][-1]
-    code = "import fastrnn; print(fastrnn.build_info()['isa'])"
-    result = run(["-c", code], FASTRNN_ISA=cap)
+    result = run(["-c", CODE], FASTRNN_ISA=cap)
     assert result.stdout.strip() == best, result.stderr
 
 
 def test_an_unknown_cap_is_an_error_that_names_it():
-    code = "import fastrnn; fastrnn.LSTM(2, 3)(__import__('torch').zeros(1, 1, 2))"
+    """Whatever asks for the instruction set says so, each time, and the interpreter goes on."""
+    code = """
+import torch, fastrnn
+for ask in [fastrnn.build_info, lambda: fastrnn.LSTM(2, 3)(torch.zeros(1, 1, 2))] * 2:
+    try:
+        ask()
+    except (ValueError, RuntimeError) as error:
+        print(error)
+print(fastrnn.LSTM(2, 3, device="meta")(torch.zeros(1, 1, 2, device="meta"))[0].shape)
+"""
     result = run(["-c", code], FASTRNN_ISA="avx3")
+    assert result.returncode == 0, result.stderr
+    *errors, shape = result.stdout.splitlines()
+    assert shape == "torch.Size([1, 1, 3])"
+    names = ", ".join(fastrnn.build_info()["isa_compiled"])
+    assert errors == [f"FASTRNN_ISA is 'avx3', expected one of: {names}"] * 4
+
+
+def test_the_command_says_an_unknown_cap():
+    result = run(["-m", "fastrnn", "info"], FASTRNN_ISA="AVX2")
     assert result.returncode == 1
-    assert "FASTRNN_ISA is 'avx3', expected one of: generic" in result.stderr
+    assert "FASTRNN_ISA is 'AVX2', expected one of: generic" in result.stderr.splitlines()[-1]
 
 
 def test_importing_changes_no_setting_of_torch():

@@ -33,13 +33,28 @@ def test_nvcc_version(setup, cuda_home, tmp_path, monkeypatch):
     assert setup.nvcc_version(str(tmp_path / "nowhere")) is None
     monkeypatch.setenv("PATH", str(cuda_home / "bin"), prepend=":")
     assert setup.nvcc_version(None) == "13.0"
+    assert setup.nvcc_version(str(tmp_path / "nowhere")) is None  # CUDA_HOME says where to look
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert setup.nvcc_version(None) is None
+
+
+def test_nvcc_that_names_no_release(setup, cuda_home):
+    (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\necho 'no licence'\n")
+    assert setup.nvcc_version(str(cuda_home)) is None
+
+
+def test_nvcc_that_can_not_be_run_is_none(setup, cuda_home):
+    (cuda_home / "bin" / "nvcc").chmod(0o644)
+    assert setup.nvcc_version(str(cuda_home)) is None
 
 
 REASONS = {
-    (None, None): "no nvcc was found",
+    (None, None): "no nvcc was found (set CUDA_HOME)",
     (None, "13.0"): "no nvcc was found",
     ("13.0", None): "was built without CUDA",
     ("12.8", "13.0"): "nvcc is 12.8, torch was built with CUDA 13.0",
+    ("13.0", "12.8"): "nvcc is 13.0, torch was built with CUDA 12.8",
+    ("1.0", "13.0"): "nvcc is 1.0",  # majors are numbers, not prefixes
     ("13.2", "13.0"): None,
     ("13.0", "13.0"): None,
 }
@@ -62,9 +77,53 @@ def test_whether_cuda_is_built(setup, forced):
 
 
 def test_an_unknown_value_is_refused(setup):
-    for nvcc, torch_cuda in itertools.product([None, "13.0"], repeat=2):
-        with pytest.raises(SystemExit, match="FASTRNN_CUDA is 'yes', expected 0 or 1"):
-            setup.why_no_cuda("yes", nvcc, torch_cuda)
+    for forced, nvcc, torch_cuda in itertools.product(
+        ["yes", "2", "01", "1 ", "true"], [None, "13.0"], [None, "13.0"]
+    ):
+        with pytest.raises(SystemExit) as error:
+            setup.why_no_cuda(forced, nvcc, torch_cuda)
+        assert str(error.value) == f"fastrnn: FASTRNN_CUDA is '{forced}', expected 0 or 1"
+
+
+def macros(extension):
+    return dict(extension.define_macros)
+
+
+@pytest.mark.parametrize(
+    ("forced", "reason"),
+    [
+        (None, "no nvcc was found (set CUDA_HOME)"),
+        ("0", "turned off by FASTRNN_CUDA=0"),
+    ],
+)
+def test_the_extension_says_why_it_has_no_cuda(setup, monkeypatch, capsys, forced, reason):
+    monkeypatch.setattr(setup, "nvcc_version", lambda home: None)
+    monkeypatch.delenv("FASTRNN_CUDA", raising=False)
+    if forced is not None:
+        monkeypatch.setenv("FASTRNN_CUDA", forced)
+    found = macros(setup.extension())
+    assert found["FASTRNN_CUDA_NOTE"] == f'"{reason}"'
+    assert found["FASTRNN_CUDA_ARCHS"] == '""'
+    assert found["FASTRNN_TORCH_VERSION"] == f'"{setup.torch.__version__}"'
+    assert reason in capsys.readouterr().err
+
+
+def test_cuda_forced_without_nvcc_stops_the_build(setup, monkeypatch):
+    monkeypatch.setattr(setup, "nvcc_version", lambda home: None)
+    monkeypatch.setenv("FASTRNN_CUDA", "1")
+    with pytest.raises(SystemExit) as error:
+        setup.extension()
+    assert str(error.value) == "fastrnn: FASTRNN_CUDA=1, but no nvcc was found (set CUDA_HOME)"
+
+
+def test_kernels_are_left_to_the_builder(setup, monkeypatch):
+    """They are compiled once an instruction set, and all else once."""
+    monkeypatch.setenv("FASTRNN_CUDA", "0")
+    names = {Path(source).name for source in setup.extension().sources}
+    assert {"ops.cpp", "check.cpp", "dispatch.cpp"} <= names
+    assert not [name for name in names if name.startswith("kernels_")]
+    assert next(iter(setup.ISA_FLAGS)) == "generic"
+    assert setup.ISA_FLAGS["generic"] == []  # runs anywhere
 
 
 def test_cuda_archs(setup, monkeypatch):
@@ -74,5 +133,11 @@ def test_cuda_archs(setup, monkeypatch):
     torch_archs = ["sm_50", "sm_80", "sm_90a", "sm_120", "compute_120"]
     monkeypatch.setattr(setup.torch.cuda, "get_arch_list", lambda: torch_archs)
     assert setup.cuda_archs(None, gpu=False) == "8.0;9.0;12.0+PTX"
+    assert setup.cuda_archs("", gpu=False) == "8.0;9.0;12.0+PTX"
     monkeypatch.setattr(setup.torch.cuda, "get_arch_list", list)
-    assert setup.cuda_archs("", gpu=False).endswith("+PTX")
+    assert setup.cuda_archs(None, gpu=False) == "8.0;9.0+PTX"  # torch without CUDA lists none
+
+
+def test_an_nvcc_that_fails_is_none(setup, cuda_home):
+    (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\necho 'release 13.0, V13.0.88'\nexit 1\n")
+    assert setup.nvcc_version(str(cuda_home)) is None
