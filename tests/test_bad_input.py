@@ -472,7 +472,7 @@ for cell in fastrnn.CELLS:
                         operator(*each(given, lambda t: guarded(t, at_end)))
                         while maps:
                             libc.munmap(*maps.pop())
-print("all read within bounds")
+print("all read within bounds", flush=True)  # what is buffered dies with the process
 if "overrun" in sys.argv:
     ctypes.string_at(guarded(torch.zeros(3), True).data_ptr(), 13)
 """

@@ -35,7 +35,8 @@ def test_build_info():
     assert info["compiler"]
     if torch.version.cuda is None:
         assert info["cuda_archs"] == []
-        assert "without CUDA" in info["cuda"]
+        reasons = ["no nvcc was found", "was built without CUDA", "turned off by FASTRNN_CUDA=0"]
+        assert any(reason in info["cuda"] for reason in reasons)
     assert bool(info["cuda_archs"]) == (info["cuda"] == "built")
 
 
