@@ -167,7 +167,6 @@ class Build(BuildExtension):
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("FASTRNN_ISA", isa)],
                 extra_postargs=[*CXX_FLAGS, *flags],
-                depends=[str(p) for p in ROOT.glob("csrc/**/*.h")],
             )
         ext.extra_objects = objects
         super().build_extension(ext)

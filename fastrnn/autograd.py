@@ -5,6 +5,7 @@ What is saved, the backward, and the backward of the backward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,14 @@ from fastrnn import ops, reference
 
 @dataclass(frozen=True)
 class Network:
-    """What a network is, beside its tensors."""
+    """What a network is, beside its tensors, in the order of torch.lstm's arguments."""
 
     cell: str
     has_biases: bool
     num_layers: int
-    bidirectional: bool
     dropout: float
     train: bool
+    bidirectional: bool
 
 
 Results = tuple[Tensor, Tensor, Tensor]
@@ -34,7 +35,7 @@ def run(
     input: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    weights: list[Tensor] | tuple[Tensor, ...],
+    weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
 ) -> Results:
     """output, h_n and c_n (empty for a cell without c) of a network.
@@ -48,11 +49,25 @@ def run(
             network, batch_sizes, input, h0, c0, *weights
         )[:3]
         return results
+    return _results(network, batch_sizes, input, h0, c0, weights, keep=False)[:3]  # type: ignore[return-value]
+
+
+def _results(
+    network: Network,
+    batch_sizes: Tensor | None,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    keep: bool,
+) -> tuple[Tensor, ...]:
+    """output, h_n and c_n by the fused operator, and what it keeps for backward."""
     n = network
     return ops.forward(  # type: ignore[no-any-return]
         n.cell, input, h0, c0, weights, batch_sizes,
-        n.has_biases, n.num_layers, n.bidirectional, n.dropout, n.train, False,
-    )[:3]  # fmt: skip
+        n.has_biases, n.num_layers, n.bidirectional, n.dropout, n.train, keep,
+    )  # fmt: skip
 
 
 class _Forward(torch.autograd.Function):
@@ -65,12 +80,7 @@ class _Forward(torch.autograd.Function):
         c0: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        n = network
-        results: tuple[Tensor, ...] = ops.forward(
-            n.cell, input, h0, c0, weights, batch_sizes,
-            n.has_biases, n.num_layers, n.bidirectional, n.dropout, n.train, True,
-        )  # fmt: skip
-        return results
+        return _results(network, batch_sizes, input, h0, c0, weights, keep=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -91,8 +101,6 @@ class _Forward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         batch_sizes, *kept = ctx.saved_tensors[:5]
         tensors = ctx.saved_tensors[5:]
-        if ctx.network.cell not in _HAS_C:
-            grad_c_n = None
         grad_results = (grad_output, grad_h_n, grad_c_n)
         if all(g is None for g in grad_results):
             return (None,) * (2 + len(tensors))
@@ -106,14 +114,11 @@ class _Forward(torch.autograd.Function):
         return None, None, *(g if yes else None for g, yes in zip(grads, wanted, strict=True))
 
 
-_HAS_C = {name for name, cell in ops.CELLS.items() if cell["states"] == 2}
-
-
 def _gradients(
     network: Network,
     wanted: list[bool],
     batch_sizes: Tensor | None,
-    kept: list[Tensor] | tuple[Tensor, ...],
+    kept: Sequence[Tensor],
     grad_results: tuple[Tensor | None, ...],
     tensors: tuple[Any, ...],
 ) -> tuple[Tensor, ...]:

@@ -51,7 +51,7 @@ def rnn(
     """A network of any registered cell.
 
     Args:
-        cell: a name in `fastrnn.cells()`.
+        cell: a name in `fastrnn.CELLS`.
         input: [T, B, I], or packed data [N, I] with `batch_sizes`.
         h0: [L*D, B, H or P].
         c0: [L*D, B, H] for a cell that has a second state, else None.
@@ -66,23 +66,23 @@ def rnn(
     Raises:
         ValueError, RuntimeError: as torch's layers do, naming what was wrong and what was expected.
     """
-    network = Network(cell, has_biases, num_layers, bidirectional, float(dropout), train)
-    output, h_n, c_n = run(network, input, h0, c0, list(weights), batch_sizes)
+    network = Network(cell, has_biases, num_layers, dropout, train, bidirectional)
+    output, h_n, c_n = run(network, input, h0, c0, weights, batch_sizes)
     return output, h_n, None if c0 is None else c_n
+
+
+_DEVICES = ("cpu", "meta")  # those that this build has kernels for; on meta, the fake ones
 
 
 def _kernels_for(name: str, input: Tensor) -> bool:
     """Whether this build computes on the input's device; if not, the call is counted as torch's."""
     device = input.device.type
-    if device in ("cpu", "meta"):
+    if device in _DEVICES:
         return True
-    if not _fallbacks[f"{name} on {device}"]:
-        _log.warning(
-            "%s on %s: this build of fastrnn has no kernels for it, torch's own are used",
-            name,
-            device,
-        )
-    _fallbacks[f"{name} on {device}"] += 1
+    call = f"{name} on {device}"
+    if not _fallbacks[call]:
+        _log.warning("%s: this build of fastrnn has no kernels for it, torch's own are used", call)
+    _fallbacks[call] += 1
     return False
 
 
@@ -108,28 +108,24 @@ def _autocast(
 
 
 def _run(
-    cell: str,
+    network: Network,
     padded: bool,
     input: Tensor,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor],
     params: Sequence[Tensor],
-    network: tuple[bool, int, float, bool, bool],
 ) -> tuple[Tensor, ...]:
-    has_biases, num_layers, dropout, train, bidirectional = network
+    """output, h_n and c_n if there is one, with torch's dtypes under autocast."""
     h0, *rest = states
     c0 = rest[0] if rest else None
     projected = c0 is not None and c0.dim() == 3 and h0.dim() == 3 and c0.size(2) != h0.size(2)
-    dtype, c_dtype = _autocast(cell, padded, projected, h0, input, params)
+    dtype, c_dtype = _autocast(network.cell, padded, projected, h0, input, params)
     if dtype is not None:
         # The network runs in the lower precision where all its results have it or a projection
         # rounds them, else in float32.
         input, h0, *params = (t.to(dtype) for t in (input, h0, *params))
         c0 = None if c0 is None else c0.to(dtype)
-    output, h_n, c_n = run(
-        Network(cell, has_biases, num_layers, bidirectional, float(dropout), train),
-        input, h0, c0, list(params), batch_sizes,
-    )  # fmt: skip
+    output, h_n, c_n = run(network, input, h0, c0, params, batch_sizes)
     if c0 is None:
         return output, h_n
     return output, h_n, c_n if c_dtype is None else c_n.to(c_dtype)
@@ -158,17 +154,16 @@ def _layer(cell: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if cell == "lstm" and (isinstance(hx, Tensor) or len(hx) != 2):
         raise RuntimeError("lstm expects two hidden states")
     states = hx if cell == "lstm" else (hx,)
-    network = tuple(given[name] for name in _OPTIONS)
+    network = Network(cell, *(given[name] for name in _OPTIONS))
     batch_first = not packed and given["batch_first"] and input.dim() == 3
     try:
         output, *last = _run(
-            cell,
+            network,
             not packed,
             input.transpose(0, 1) if batch_first else input,
             given["batch_sizes"] if packed else None,
             states,
             params,
-            network,
         )
     except (RuntimeError, ValueError, IndexError):
         if not packed or _is_sound(given["batch_sizes"], input):
@@ -300,25 +295,33 @@ def rnn_relu(*args: Any, **kwargs: Any) -> Any:
 def _cell(
     name: str,
     input: Tensor,
-    states: Sequence[Tensor],
+    hx: Tensor | Sequence[Tensor],
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
-) -> tuple[Tensor, ...]:
+) -> Any:
+    """One step as a network of one step: the new h, or the new h and c."""
+    torchs = getattr(torch, f"{name}_cell")
+    arguments = (input, hx, w_ih, w_hh, b_ih, b_hh)
+    if not _kernels_for(torchs.__name__, input):
+        return torchs(*arguments)
+    if name == "lstm" and len(hx) != 2:
+        raise RuntimeError("lstm_cell expects two hidden states")
+    states = (hx,) if isinstance(hx, Tensor) else hx
     params = [w_ih, w_hh]
     if b_ih is not None or b_hh is not None:
         zeros = w_ih.new_zeros(w_ih.size(0))
         params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
-    network = (len(params) == 4, 1, 0.0, False, False)
+    network = Network(name, len(params) == 4, 1, 0.0, False, False)
     try:
-        states_3d = [s.unsqueeze(0) for s in states]
-        _, *last = _run(name, False, input.unsqueeze(0), None, states_3d, params, network)
+        states = [s.unsqueeze(0) for s in states]
+        _, *last = _run(network, False, input.unsqueeze(0), None, states, params)
     except (RuntimeError, ValueError, IndexError):
-        hx = states if name == "lstm" else states[0]
-        _raise_as_torch(getattr(torch, f"{name}_cell"), input, hx, w_ih, w_hh, b_ih, b_hh)
+        _raise_as_torch(torchs, *arguments)
         raise
-    return tuple(t.squeeze(0) for t in last)
+    h, *c = (t.squeeze(0) for t in last)
+    return (h, *c) if c else h
 
 
 def lstm_cell(
@@ -330,12 +333,7 @@ def lstm_cell(
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """torch.lstm_cell: one step from input [B, I] and hx (h [B, H], c [B, H]) to new h and c."""
-    if not _kernels_for("lstm_cell", input):
-        return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[arg-type]
-    if len(hx) != 2:
-        raise RuntimeError("lstm_cell expects two hidden states")
-    h, c = _cell("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)
-    return h, c
+    return _cell("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
 def gru_cell(
@@ -347,9 +345,7 @@ def gru_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """torch.gru_cell: one step from input [B, I] and hx [B, H] to the new h."""
-    if not _kernels_for("gru_cell", input):
-        return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
-    return _cell("gru", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+    return _cell("gru", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
 def rnn_tanh_cell(
@@ -361,9 +357,7 @@ def rnn_tanh_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """torch.rnn_tanh_cell: one step from input [B, I] and hx [B, H] to the new h."""
-    if not _kernels_for("rnn_tanh_cell", input):
-        return torch.rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
-    return _cell("rnn_tanh", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+    return _cell("rnn_tanh", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
 def rnn_relu_cell(
@@ -375,6 +369,4 @@ def rnn_relu_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """torch.rnn_relu_cell: one step from input [B, I] and hx [B, H] to the new h."""
-    if not _kernels_for("rnn_relu_cell", input):
-        return torch.rnn_relu_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
-    return _cell("rnn_relu", input, (hx,), w_ih, w_hh, b_ih, b_hh)[0]
+    return _cell("rnn_relu", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]

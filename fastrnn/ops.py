@@ -8,6 +8,8 @@ data), I input, H hidden, R the size of h (H, or P with a projection), L layers,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,15 +22,17 @@ forward = torch.ops.fastrnn.forward.default
 backward = torch.ops.fastrnn.backward.default
 
 
-def _check_places(input: Tensor, batch_sizes: Tensor | None, **others: Tensor | None) -> None:
+def _check_devices(
+    input: Tensor, batch_sizes: Tensor | None, others: dict[str, Sequence[Tensor | None]]
+) -> None:
     """Check devices: a call with one meta tensor among real ones comes to the fake kernel."""
-    for name, tensor in others.items():
-        kind = name.split("_of_")[0]
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(
-                f"Input and {kind} tensors are not at the same device, found input tensor at "
-                f"{input.device} and {kind} tensor at {tensor.device}"
-            )
+    for kind, tensors in others.items():
+        for tensor in tensors:
+            if tensor is not None and tensor.device != input.device:
+                raise RuntimeError(
+                    f"Input and {kind} tensors are not at the same device, found input tensor at "
+                    f"{input.device} and {kind} tensor at {tensor.device}"
+                )
     if batch_sizes is not None and batch_sizes.device.type != "cpu":
         raise RuntimeError(f"batch_sizes should always be on CPU, got {batch_sizes.device}")
 
@@ -48,8 +52,7 @@ def _forward_fake(
     train: bool,
     keep: bool,
 ) -> tuple[Tensor, ...]:
-    parameters = {f"parameter_of_{i}": w for i, w in enumerate(weights)}
-    _check_places(input, batch_sizes, hidden_of_h=h0, hidden_of_c=c0, **parameters)
+    _check_devices(input, batch_sizes, {"hidden": [h0, c0], "parameter": weights})
     directions = 2 if bidirectional else 1
     B, R = h0.shape[1:]
     H = R if c0 is None else c0.shape[2]
@@ -93,11 +96,17 @@ def _backward_fake(
     noise: Tensor,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    parameters = {f"parameter_of_{i}": w for i, w in enumerate(weights)}
-    kept = {"hidden": hidden, "saved": saved, "c": c, "noise": noise}
-    grads_in = {"grad_output": grad_output, "grad_h_n": grad_h_n, "grad_c_n": grad_c_n}
-    states = {"hidden_of_h": h0, "hidden_of_c": c0}
-    _check_places(input, batch_sizes, **states, **parameters, **kept, **grads_in)
+    others: dict[str, Sequence[Tensor | None]] = {
+        "hidden": [h0, c0, hidden],
+        "parameter": weights,
+        "saved": [saved],
+        "c": [c],
+        "noise": [noise],
+        "grad_output": [grad_output],
+        "grad_h_n": [grad_h_n],
+        "grad_c_n": [grad_c_n],
+    }
+    _check_devices(input, batch_sizes, others)
 
     def gradient(of: Tensor | None, yes: bool) -> Tensor:
         return input.new_empty((0,) if of is None or not yes else of.shape)

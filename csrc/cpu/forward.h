@@ -5,62 +5,22 @@
 //      cell as its epilogue, and (if units are shared) a barrier;
 //   3. the last states are copied out.
 #pragma once
-#include "layer.h"
 #include "pack.h"
+#include "share.h"
 #include "simd_math.h"
 #include "workspace.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-using cpu::Barrier;
 using cpu::Dimensions;
 using cpu::ForwardDirection;
 using cpu::ForwardLayer;
-using cpu::Sequence;
-using cpu::Team;
 using cpu::Workspace;
 
 // The input projection of about so many rows is made at once: enough to read its weights seldom,
 // few enough that the result is still in the cache when the steps come to it.
 constexpr int64_t chunk_rows = 128;
-
-// Which part of the time loop a thread runs.
-struct Share {
-    Span directions, rows;
-    int64_t unit, units;  // its place among the threads that share these rows, and their number
-    Barrier* barrier;     // where those meet
-
-    // Rows are split so that each part has about as many steps of work: in packed data the first
-    // rows are longest.
-    Share(Team& team, int rank, const Sequence& sequence, int direction_count) {
-        const auto& p = team.partition;
-        units = p.units;
-        unit = rank % p.units;
-        const int64_t group = rank / p.units, row_part = group % p.rows, direction = group / p.rows;
-        barrier = &team.groups[group];
-        directions = p.directions == 1 ? Span{0, direction_count} : Span{direction, direction + 1};
-        rows = {border(sequence, row_part, p.rows), border(sequence, row_part + 1, p.rows)};
-    }
-
-private:
-    static int64_t border(const Sequence& s, int64_t part, int64_t parts) {
-        if (part == 0) return 0;
-        if (part == parts) return s.batch;
-        if (s.rows() == s.steps * s.batch) return Span{0, s.batch}.part(part, parts).first;
-        // Sequence b has as many steps as there are t with batch_sizes[t] > b; walk b upwards until
-        // the share is full.
-        const int64_t target = s.rows() * part / parts;
-        int64_t t = s.steps - 1, done = 0, b = 0;
-        for (; b < s.batch && done < target; ++b) {
-            while (s.batch_sizes[t] <= b) --t;
-            done += t + 1;
-        }
-        return b;
-    }
-};
-
-inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class Cell, class T>
 struct ForwardPlan {
@@ -105,16 +65,9 @@ struct ForwardPlan {
     }
 };
 
-template <class T, class S>
-FASTRNN_INLINE void convert(const S* from, T* to, int64_t count) {
-    for (int64_t i = 0; i < count; i += lanes<T>) {
-        const int n = static_cast<int>(minimum(lanes<T>, count - i));
-        store<T>(to + i, load<T>(from + i, n), n);
-    }
-}
-
-template <class T, class S>
-FASTRNN_INLINE void convert_back(const T* from, S* to, int64_t count) {
+// Between the storage type and T, either way.
+template <class T, class From, class To>
+FASTRNN_INLINE void convert(const From* from, To* to, int64_t count) {
     for (int64_t i = 0; i < count; i += lanes<T>) {
         const int n = static_cast<int>(minimum(lanes<T>, count - i));
         store<T>(to + i, load<T>(from + i, n), n);
@@ -257,8 +210,8 @@ private:
         for (int64_t b = rows.first; b < rows.last; ++b) {
             while (s.batch_sizes[length - 1] <= b) --length;
             const T* h = own_.h[(reverse_ ? s.steps : length) % 2];
-            convert_back(h + b * R_, static_cast<S*>(user_.h_n) + b * R_, R_);
-            if (Cell::has_c) convert_back(own_.c + b * H_, static_cast<S*>(user_.c_n) + b * H_, H_);
+            convert<T>(h + b * R_, static_cast<S*>(user_.h_n) + b * R_, R_);
+            if (Cell::has_c) convert<T>(own_.c + b * H_, static_cast<S*>(user_.c_n) + b * H_, H_);
         }
     }
 

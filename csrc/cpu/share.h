@@ -1,0 +1,51 @@
+// A thread's share of the time loop, forward and backward.
+#pragma once
+#include "layer.h"
+#include "panels.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+using cpu::Barrier;
+using cpu::Sequence;
+using cpu::Team;
+
+inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Which part of the time loop a thread runs.
+struct Share {
+    Span directions, rows;
+    int64_t unit, units;  // its place among the threads that share these rows, and their number
+    Barrier* barrier;     // where those meet
+
+    // Rows are split so that each part has about as many steps of work: in packed data the first
+    // rows are longest.
+    Share(Team& team, int rank, const Sequence& sequence, int direction_count) {
+        const auto& p = team.partition;
+        units = p.units;
+        unit = rank % p.units;
+        const int64_t group = rank / p.units, row_part = group % p.rows, direction = group / p.rows;
+        barrier = &team.groups[group];
+        directions = p.directions == 1 ? Span{0, direction_count} : Span{direction, direction + 1};
+        rows = {border(sequence, row_part, p.rows), border(sequence, row_part + 1, p.rows)};
+    }
+
+private:
+    static int64_t border(const Sequence& s, int64_t part, int64_t parts) {
+        if (part == 0) return 0;
+        if (part == parts) return s.batch;
+        if (s.rows() == s.steps * s.batch) return Span{0, s.batch}.part(part, parts).first;
+        // Sequence b has as many steps as there are t with batch_sizes[t] > b; walk b upwards until
+        // the share is full.
+        const int64_t target = s.rows() * part / parts;
+        int64_t t = s.steps - 1, done = 0, b = 0;
+        for (; b < s.batch && done < target; ++b) {
+            while (s.batch_sizes[t] <= b) --t;
+            done += t + 1;
+        }
+        return b;
+    }
+};
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn
