@@ -1,5 +1,6 @@
 """What every test can rely on: which instruction set is under test, and torch left as found."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from torch import nn
 
 import fastrnn
 
@@ -51,3 +53,21 @@ def settings() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+TORCHS = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
+
+
+@pytest.fixture(autouse=True)
+def torch_as_found():
+    """No test may leave torch patched."""
+    before = [getattr(nn, name).__init__ for name in TORCHS]
+    yield
+    assert [getattr(nn, name).__init__ for name in TORCHS] == before
+
+
+@pytest.fixture
+def reports(caplog):
+    """The warnings in fastrnn's log, as a function."""
+    caplog.set_level(logging.WARNING, logger="fastrnn")
+    return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]

@@ -8,10 +8,21 @@ import types
 
 import pytest
 import torch
-from helpers import cell_state, flat, ragged
+from helpers import flat, ragged
+from module_cases import (
+    ALL,
+    CELLS,
+    LAYERS,
+    NAMES,
+    H,
+    I,
+    an_input,
+    assert_same_values,
+    build,
+    result,
+    set_new_parameters,
+)
 from torch import nn
-from torch.func import functional_call
-from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
 
 import fastrnn
@@ -20,54 +31,7 @@ from fastrnn import functional, modules
 # What is tested here comes before any kernel.
 pytestmark = pytest.mark.once
 
-I, H, T, B = 3, 4, 5, 2
-
-LAYERS = {
-    "rnn": ("RNN", {}),
-    "rnn_relu": ("RNN", {"nonlinearity": "relu", "bias": False}),
-    "lstm": ("LSTM", {}),
-    "lstm_deep": ("LSTM", {"num_layers": 2, "bidirectional": True, "dropout": 0.5}),
-    "lstm_proj": ("LSTM", {"proj_size": 2, "batch_first": True}),
-    "gru": ("GRU", {"batch_first": True}),
-    "gru_deep": ("GRU", {"num_layers": 3, "bidirectional": True, "bias": False}),
-}
-CELLS = {
-    "rnn_cell": ("RNNCell", {}),
-    "rnn_cell_relu": ("RNNCell", {"nonlinearity": "relu"}),
-    "lstm_cell": ("LSTMCell", {}),
-    "lstm_cell_nobias": ("LSTMCell", {"bias": False}),
-    "gru_cell": ("GRUCell", {"dtype": torch.float64}),
-}
-ALL = {**LAYERS, **CELLS}
-NAMES = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
-
-
-def build(library, case, seed=0):
-    """The case's module of torch.nn or of fastrnn, initialised from the seed."""
-    name, options = ALL[case]
-    torch.manual_seed(seed)
-    return getattr(library, name)(I, H, **options)
-
-
-def an_input(module, seed=1):
-    """A batched input for a layer or a cell, of the module's dtype."""
-    torch.manual_seed(seed)
-    shape = (B, I) if isinstance(module, nn.RNNCellBase) else (T, B, I)
-    return torch.randn(shape, dtype=next(module.parameters()).dtype)
-
-
-def result(module, *args, seed=2):
-    """The tensors that a call returns, dropout drawn from the seed."""
-    torch.manual_seed(seed)
-    return flat(module(*args))
-
-
-def assert_same_values(ours, theirs):
-    x = an_input(theirs)
-    assert_close(result(ours, x), result(theirs, x))
-
-
-# ---- what is inherited ---------------------------------------------------------------------------
+# ---- what is inherited --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,7 +83,7 @@ def test_state_dict_both_ways(case):
     assert_same_values(ours, theirs)
 
 
-# ---- what is replaced ----------------------------------------------------------------------------
+# ---- what is replaced ---------------------------------------------------------------------------
 
 
 def function_of(module):
@@ -231,7 +195,7 @@ def test_names_in_a_later_torchs_forward_are_found():
         del modules.only_in_a_later_torch
 
 
-# ---- copies --------------------------------------------------------------------------------------
+# ---- copies -------------------------------------------------------------------------------------
 
 
 def saved(module):
@@ -308,372 +272,7 @@ def test_conversion(case):
     assert_same_values(ours.float(), theirs.float())
 
 
-# ---- the weights of today ------------------------------------------------------------------------
-
-
-def weight_names(module):
-    return [name for name, _ in module.named_parameters() if name.startswith("weight")]
-
-
-class Scaled(nn.Module):
-    """A parametrization that counts how often it is evaluated."""
-
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(factor))
-        self.count = 0
-
-    def forward(self, w):
-        self.count += 1
-        return w * self.factor.to(w.dtype)
-
-
-def set_data(module):
-    for p in module.parameters():
-        p.data = p.data * 2
-
-
-def change_data_in_place(module):
-    for p in module.parameters():
-        p.data.mul_(2)
-
-
-def change_numpy_view(module):
-    for p in module.parameters():
-        p.detach().numpy()[...] *= 2
-
-
-def change_in_no_grad(module):
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(p * 2)
-
-
-def set_new_parameters(module):
-    for name, p in list(module.named_parameters()):
-        setattr(module, name, nn.Parameter(p.detach() * 2))
-
-
-def put_into_the_dict(module):
-    for name, p in list(module.named_parameters()):
-        module._parameters[name] = nn.Parameter(p.detach() * 2)
-
-
-def delete_and_register(module):
-    for name, p in list(module.named_parameters()):
-        delattr(module, name)
-        module.register_parameter(name, nn.Parameter(p.detach() * 2))
-
-
-def swap_in_one(module):
-    name = weight_names(module)[0]
-    setattr(module, name, nn.Parameter(getattr(module, name).detach() * 2))
-
-
-def train_a_step(module):
-    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
-    sum(t.square().sum() for t in result(module, an_input(module))).backward()
-    optimizer.step()
-
-
-def parametrize_new(module):
-    for name in weight_names(module):
-        parametrizations.weight_norm(module, name)
-        module(an_input(module))
-        module.parametrizations[name].original0.data.mul_(2)
-
-
-def parametrize_and_change(module):
-    for name in weight_names(module):
-        parametrize.register_parametrization(module, name, Scaled(3.0))
-    module(an_input(module))
-    for p in module.parameters():
-        p.data.mul_(0.5)
-
-
-def parametrize_and_remove(module):
-    for name in weight_names(module):
-        parametrize.register_parametrization(module, name, Scaled(3.0))
-        module(an_input(module))
-        parametrize.remove_parametrizations(module, name)
-
-
-def old_weight_norm(module):
-    names = weight_names(module)
-    for name in names:
-        nn.utils.weight_norm(module, name)
-    module(an_input(module))
-    for name in names:
-        getattr(module, f"{name}_g").data.mul_(2)
-
-
-def old_weight_norm_removed(module):
-    names = weight_names(module)
-    old_weight_norm(module)
-    module(an_input(module))
-    for name in names:
-        nn.utils.remove_weight_norm(module, name)
-
-
-CHANGES = [
-    set_data,
-    change_data_in_place,
-    change_numpy_view,
-    change_in_no_grad,
-    set_new_parameters,
-    put_into_the_dict,
-    delete_and_register,
-    swap_in_one,
-    train_a_step,
-    parametrize_new,
-    parametrize_and_change,
-    parametrize_and_remove,
-    old_weight_norm,
-    old_weight_norm_removed,
-]
-
-
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("case", ALL)
-def test_changed_weights_are_used(case, change):
-    ours, theirs = build(fastrnn, case), build(nn, case)
-    x = an_input(ours)
-    before = result(ours, x)
-    for module in (ours, theirs):
-        torch.manual_seed(3)
-        change(module)
-    got = result(ours, x)
-    assert_close(got, result(theirs, x))
-    assert not torch.allclose(got[0], before[0])
-
-    # And torch's class may be behind with the weights itself: one that never had others is not.
-    names = build(nn, case).state_dict()
-    fresh = build(nn, case, seed=4)
-    fresh.load_state_dict({name: getattr(ours, name).detach() for name in names})
-    assert_close(got, result(fresh, x))
-
-
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-@pytest.mark.parametrize("how", [parametrizations.weight_norm, nn.utils.weight_norm])
-@pytest.mark.parametrize("case", ALL)
-def test_gradients_reach_the_originals(case, how):
-    grads = []
-    for library in (fastrnn, nn):
-        module = build(library, case)
-        for name in weight_names(module):
-            how(module, name)
-        args = (an_input(module),)
-        if case in CELLS:  # from a state of zeros weight_hh would have no gradient
-            args += (cell_state(module, B),)
-        for _ in range(2):  # the second call must not run through the first one's graph
-            module.zero_grad()
-            sum(t.square().sum() for t in result(module, *args)).backward()
-        grads.append({name: p.grad for name, p in module.named_parameters()})
-    assert all(g is not None and g.any() for g in grads[0].values())
-    assert_close(*grads)
-
-
-@pytest.mark.parametrize("case", LAYERS)
-def test_a_parametrization_is_evaluated_once_a_call(case):
-    ours = build(fastrnn, case)
-    scaled = [Scaled(2.0) for _ in weight_names(ours)]
-    for name, one in zip(weight_names(ours), scaled, strict=True):
-        parametrize.register_parametrization(ours, name, one)
-    x = an_input(ours)
-    for one in scaled:
-        one.count = 0
-    ours(x)
-    assert [one.count for one in scaled] == [1] * len(scaled)
-
-
-@pytest.mark.parametrize("case", ALL)
-def test_functional_call(case):
-    ours, theirs = build(fastrnn, case), build(nn, case)
-    x = an_input(ours)
-    before = result(ours, x)
-    other = {name: (p.detach() * 2).requires_grad_() for name, p in ours.named_parameters()}
-    torch.manual_seed(2)
-    got = flat(functional_call(ours, other, (x,)))
-    torch.manual_seed(2)
-    want = flat(functional_call(theirs, other, (x,)))
-    assert_close(got, want)
-    assert not torch.allclose(got[0], before[0])
-
-    inputs = list(other.values())
-    assert_close(
-        torch.autograd.grad(sum(t.sum() for t in got), inputs),
-        torch.autograd.grad(sum(t.sum() for t in want), inputs),
-    )
-    assert_close(result(ours, x), before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("case", ALL)
-def test_replica_of_data_parallel(case):
-    # What torch.nn.parallel.replicate does, which has no CPU devices to do it for.
-    results = []
-    for library in (fastrnn, nn):
-        module = build(library, case)
-        replica = module._replicate_for_data_parallel()
-        for name, p in module._parameters.items():
-            if p is None:
-                replica._parameters[name] = None
-            else:
-                setattr(replica, name, p * 2)
-        x = an_input(module)
-        results.append((result(replica, x), result(module, x)))
-        sum(t.sum() for t in results[-1][0]).backward()
-        results[-1] += ([p.grad for p in module.parameters()],)
-    assert_close(*results)
-
-
-# ---- misuse --------------------------------------------------------------------------------------
-
-BAD_LAYERS = {
-    "nothing": lambda new: new(),
-    "one_size": lambda new: new(I),
-    "float_size": lambda new: new(1.5, H),
-    "float_hidden": lambda new: new(I, 4.0),
-    "zero_input": lambda new: new(0, H),
-    "negative_input": lambda new: new(-1, H),
-    "zero_hidden": lambda new: new(I, 0),
-    "zero_layers": lambda new: new(I, H, num_layers=0),
-    "bias_number": lambda new: new(I, H, bias=1),
-    "batch_first_text": lambda new: new(I, H, batch_first="yes"),
-    "dropout_above_1": lambda new: new(I, H, dropout=1.5),
-    "dropout_negative": lambda new: new(I, H, dropout=-0.1),
-    "dropout_bool": lambda new: new(I, H, dropout=True),
-    "dropout_text": lambda new: new(I, H, dropout="half"),
-    "unknown_argument": lambda new: new(I, H, heads=2),
-    "bad_dtype": lambda new: new(I, H, dtype=torch.int64),
-    "bad_device": lambda new: new(I, H, device="abacus"),
-}
-BAD_CELLS = {
-    "nothing": lambda new: new(),
-    "one_size": lambda new: new(I),
-    "negative_input": lambda new: new(-1, H),
-    "text_hidden": lambda new: new(I, "four"),
-    "unknown_argument": lambda new: new(I, H, num_layers=2),
-    "bad_dtype": lambda new: new(I, H, dtype=torch.int64),
-}
-BAD_CONSTRUCTIONS = [
-    *((name, how, BAD_LAYERS[how]) for name in ("RNN", "LSTM", "GRU") for how in BAD_LAYERS),
-    *((name, how, BAD_CELLS[how]) for name in NAMES[3:] for how in BAD_CELLS),
-    ("RNN", "unknown_nonlinearity", lambda new: new(I, H, nonlinearity="sin")),
-    ("RNN", "unknown_nonlinearity_positional", lambda new: new(I, H, 1, "sin")),
-    ("RNN", "proj_size", lambda new: new(I, H, proj_size=2)),
-    ("GRU", "proj_size", lambda new: new(I, H, proj_size=2)),
-    ("LSTM", "proj_size_too_large", lambda new: new(I, H, proj_size=H)),
-    ("LSTM", "proj_size_negative", lambda new: new(I, H, proj_size=-1)),
-]
-
-
-def assert_same_error(ours, theirs):
-    """Both raise, the same type with the same message."""
-    with pytest.raises(Exception) as their_error:
-        theirs()
-    with pytest.raises(their_error.type) as our_error:
-        ours()
-    assert our_error.type is their_error.type
-    assert str(our_error.value) == str(their_error.value)
-
-
-@pytest.mark.filterwarnings("ignore:dropout option adds dropout")
-@pytest.mark.parametrize(
-    ("name", "misuse"),
-    [pytest.param(name, misuse, id=f"{name}-{how}") for name, how, misuse in BAD_CONSTRUCTIONS],
-)
-def test_construction_errors(name, misuse):
-    assert_same_error(lambda: misuse(getattr(fastrnn, name)), lambda: misuse(getattr(nn, name)))
-
-
-def states(module, *batch, H=H, dtype=torch.float32, rows=None):
-    """States of the given sizes as the module takes them, one tensor or two."""
-    lstm = isinstance(module, nn.LSTM | nn.LSTMCell)
-    if isinstance(module, nn.RNNBase):
-        rows = module.num_layers * (1 + module.bidirectional) if rows is None else rows
-        batch = (rows, *batch)
-    h = torch.zeros(*batch, getattr(module, "proj_size", 0) or H, dtype=dtype)
-    return (h, torch.zeros(*batch, H, dtype=dtype)) if lstm else h
-
-
-def zeros(*shape, dtype=torch.float32):
-    return torch.zeros(shape, dtype=dtype)
-
-
-def only_c_wrong(m):
-    h, c = states(m, B)
-    return m(zeros(B, B, I), (h, c[..., 1:]))
-
-
-BAD_LAYER_CALLS = {
-    "no_input": lambda m: m(),
-    "none": lambda m: m(None),
-    "a_list": lambda m: m([1.0, 2.0]),
-    "unknown_argument": lambda m: m(zeros(B, B, I), lengths=[1]),
-    "0d": lambda m: m(zeros()),
-    "1d": lambda m: m(zeros(I)),
-    "4d": lambda m: m(zeros(1, B, B, I)),
-    "input_size": lambda m: m(zeros(B, B, I + 1)),
-    "input_size_unbatched": lambda m: m(zeros(T, I + 1)),
-    "input_size_packed": lambda m: m(ragged([2, 3], I + 1)),
-    "dtype_double": lambda m: m(zeros(B, B, I, dtype=torch.float64)),
-    "dtype_long": lambda m: m(zeros(B, B, I, dtype=torch.int64)),
-    "dtype_packed": lambda m: m(ragged([2, 3], I, torch.float64)),
-    "state_size": lambda m: m(zeros(B, B, I), states(m, B, H=H + 1)),
-    "state_batch": lambda m: m(zeros(B, B, I), states(m, B + 1)),
-    "state_layers": lambda m: m(zeros(B, B, I), states(m, B, rows=9)),
-    "state_layers_packed": lambda m: m(ragged([2, 3], I), states(m, B, rows=9)),
-    "state_batch_packed": lambda m: m(ragged([2, 3], I), states(m, 1)),
-    "state_unbatched_for_batch": lambda m: m(zeros(B, B, I), states(m)),
-    "state_batched_for_unbatched": lambda m: m(zeros(T, I), states(m, 1)),
-    "state_rows_unbatched": lambda m: m(zeros(T, I), states(m, rows=9)),
-    "state_dtype": lambda m: m(zeros(B, B, I), states(m, B, dtype=torch.float64)),
-    "state_of_a_number": lambda m: m(zeros(B, B, I), 0.0),
-}
-BAD_CELL_CALLS = {
-    "no_input": lambda m: m(),
-    "none": lambda m: m(None),
-    "a_list": lambda m: m([1.0, 2.0]),
-    "unknown_argument": lambda m: m(zeros(B, I), lengths=[1]),
-    "0d": lambda m: m(zeros()),
-    "3d": lambda m: m(zeros(T, B, I)),
-    "input_size": lambda m: m(zeros(B, I + 1)),
-    "input_size_unbatched": lambda m: m(zeros(I + 1)),
-    "dtype_double": lambda m: m(zeros(B, I, dtype=torch.float64)),
-    "dtype_long": lambda m: m(zeros(B, I, dtype=torch.int64)),
-    "state_size": lambda m: m(zeros(B, I), states(m, B, H=H + 1)),
-    "state_batch": lambda m: m(zeros(B, I), states(m, B + 1)),
-    "state_1d_for_batch": lambda m: m(zeros(B, I), states(m)),
-    "state_3d": lambda m: m(zeros(B, I), states(m, 1, B)),
-    "state_2d_for_unbatched": lambda m: m(zeros(I), states(m, B)),
-    "state_dtype": lambda m: m(zeros(B, I), states(m, B, dtype=torch.float64)),
-    "state_of_a_number": lambda m: m(zeros(B, I), 0.0),
-}
-BAD_CALLS = [
-    *((case, how, BAD_LAYER_CALLS[how]) for case in LAYERS for how in BAD_LAYER_CALLS),
-    *((case, how, BAD_CELL_CALLS[how]) for case in CELLS for how in BAD_CELL_CALLS),
-    ("lstm", "c_size", only_c_wrong),
-    ("lstm_proj", "c_size", only_c_wrong),
-]
-
-
-@pytest.mark.parametrize(
-    ("case", "misuse"),
-    [pytest.param(case, misuse, id=f"{case}-{how}") for case, how, misuse in BAD_CALLS],
-)
-def test_call_errors(case, misuse):
-    ours, theirs = build(fastrnn, case).float(), build(nn, case).float()
-    assert_same_error(lambda: misuse(ours), lambda: misuse(theirs))
-
-
-def test_unknown_nonlinearity_set_later():
-    ours, theirs = build(fastrnn, "rnn_cell"), build(nn, "rnn_cell")
-    ours.nonlinearity = theirs.nonlinearity = "sin"
-    assert_same_error(lambda: ours(zeros(B, I)), lambda: theirs(zeros(B, I)))
-
-
-# ---- torch's compilers ---------------------------------------------------------------------------
+# ---- torch's compilers --------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

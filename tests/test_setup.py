@@ -141,3 +141,15 @@ def test_cuda_archs(setup, monkeypatch):
 def test_an_nvcc_that_fails_is_none(setup, cuda_home):
     (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\necho 'release 13.0, V13.0.88'\nexit 1\n")
     assert setup.nvcc_version(str(cuda_home)) is None
+
+
+def test_headers_of_torchs_nvidia_packages(setup, tmp_path, monkeypatch):
+    """torch's CUDA wheels bring the headers that its own include, in nvidia/*/include."""
+    packages = tmp_path / "site-packages"
+    for name in ["torch", "nvidia/cu13/include", "nvidia/cusparselt/include", "nvidia/nccl/lib"]:
+        (packages / name).mkdir(parents=True)
+    monkeypatch.setattr(setup.torch, "__file__", str(packages / "torch" / "__init__.py"))
+    found = [Path(p).relative_to(packages).as_posix() for p in setup.nvidia_includes()]
+    assert found == ["nvidia/cu13/include", "nvidia/cusparselt/include"]
+    monkeypatch.setattr(setup.torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
+    assert setup.nvidia_includes() == []
