@@ -22,16 +22,18 @@ using cpu::Workspace;
 // few enough that the result is still in the cache when the steps come to it.
 constexpr int64_t chunk_rows = 128;
 
-template <class Cell, class T>
+template <class Cell, class T, class S>
 struct ForwardPlan {
     struct Direction {
         T *ih, *hh, *bias_ih, *bias_hh, *hr;  // packed
+        T* rows;  // [steps of a chunk, B, I]: the input, where it is not of T
         T* x;     // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih
         T* h[2];  // [B, H or P]: h of the last step and of this one, by turns
         T* m;     // [B, H]: the cell's output before the projection
         T* c;     // [B, H]
     };
 
+    static constexpr bool converts = sizeof(S) != sizeof(T);
     static_assert(Cell::gates <= max_panel_vectors, "a block of units must fit a panel");
     Panels ih, hh, hr;
     int64_t chunk;  // steps
@@ -55,6 +57,7 @@ struct ForwardPlan {
             p.hr = space.take<T>(hr.size());
             p.bias_ih = space.take<T>(ih.columns());
             p.bias_hh = space.take<T>(hh.columns());
+            p.rows = space.take<T>(converts ? chunk * s.batch * d.input : 0);
             p.x = space.take<T>(chunk * s.batch * ih.columns());
             p.h[0] = space.take<T>(s.batch * d.recurrent);
             p.h[1] = space.take<T>(s.batch * d.recurrent);
@@ -79,7 +82,7 @@ class ForwardLoop {
     static constexpr int L = lanes<T>;
 
 public:
-    ForwardLoop(const ForwardLayer& layer, const ForwardPlan<Cell, T>& plan, const Share& share,
+    ForwardLoop(const ForwardLayer& layer, const ForwardPlan<Cell, T, S>& plan, const Share& share,
                 int64_t direction)
         : layer_(layer),
           plan_(plan),
@@ -98,6 +101,7 @@ public:
             // A chunk: steps [first, first + count) in time, walked upwards or downwards.
             const int64_t count = minimum(plan_.chunk, s.steps - done);
             const int64_t first = reverse_ ? s.steps - done - count : done;
+            if (plan_.converts) convert_input(first, count);
             project_input(first, count);
             for (int64_t i = 0; i < count; ++i, ++done) {
                 const int64_t t = reverse_ ? first + count - 1 - i : first + i;
@@ -123,15 +127,30 @@ private:
         share_.barrier->wait();
     }
 
+    // The steps since the chunk before have brought all threads here: none reads its rows any more.
+    void convert_input(int64_t first, int64_t count) {
+        const Sequence& s = layer_.sequence;
+        const int64_t I = layer_.size.input;
+        for (int64_t t = first; t < first + count; ++t) {
+            const Span rows =
+                Span{share_.rows.first, minimum(share_.rows.last, s.batch_sizes[t])}.part(
+                    share_.unit, share_.units);
+            convert<T>(static_cast<const S*>(layer_.input) + (s.offsets[t] + rows.first) * I,
+                       own_.rows + ((t - first) * s.batch + rows.first) * I, rows.size() * I);
+        }
+        share_.barrier->wait();
+    }
+
     void project_input(int64_t first, int64_t count) {
         const Sequence& s = layer_.sequence;
-        const int64_t stride = plan_.ih.columns(), b0 = share_.rows.first;
+        const int64_t I = layer_.size.input, stride = plan_.ih.columns(), b0 = share_.rows.first;
         const auto project = [&](int64_t panel, int64_t t, int64_t rows) {
-            const T* x =
-                static_cast<const T*>(layer_.input) + (s.offsets[t] + b0) * layer_.size.input;
+            const T* x = plan_.converts
+                             ? own_.rows + ((t - first) * s.batch + b0) * I
+                             : static_cast<const T*>(layer_.input) + (s.offsets[t] + b0) * I;
             T* out = own_.x + ((t - first) * s.batch + b0) * stride;
-            product<T>(plan_.ih, {panel, panel + 1}, own_.ih, own_.bias_ih, x, layer_.size.input,
-                       rows, [=](int64_t row, int64_t block, const Vec<T>* sums) {
+            product<T>(plan_.ih, {panel, panel + 1}, own_.ih, own_.bias_ih, x, I, rows,
+                       [=](int64_t row, int64_t block, const Vec<T>* sums) {
                            for (int g = 0; g < Cell::gates; ++g)
                                store<T>(out + row * stride + (block * Cell::gates + g) * L, sums[g],
                                         L);
@@ -216,10 +235,10 @@ private:
     }
 
     const ForwardLayer& layer_;
-    const ForwardPlan<Cell, T>& plan_;
+    const ForwardPlan<Cell, T, S>& plan_;
     const Share& share_;
     const ForwardDirection& user_;
-    const typename ForwardPlan<Cell, T>::Direction& own_;
+    const typename ForwardPlan<Cell, T, S>::Direction& own_;
     const bool reverse_;
     const int64_t H_, R_;
     const Span my_panels_;
@@ -227,12 +246,12 @@ private:
 
 template <class Cell, class T, class S>
 size_t forward_workspace(const ForwardLayer& layer) {
-    return ForwardPlan<Cell, T>(layer).size;
+    return ForwardPlan<Cell, T, S>(layer).size;
 }
 
 template <class Cell, class T, class S>
 void forward(const ForwardLayer& layer, int rank) {
-    const ForwardPlan<Cell, T> plan(layer);
+    const ForwardPlan<Cell, T, S> plan(layer);
     const int64_t threads = layer.team->partition.threads();
     for (int i = 0; i < layer.size.directions; ++i) {
         const cpu::Weights& w = layer.direction[i].weights;

@@ -69,7 +69,7 @@ struct ForwardDirection {
 struct ForwardLayer {
     Sequence sequence;
     Dimensions size;
-    const void* input;  // [N, I] of T, contiguous
+    const void* input;  // [N, I], contiguous
     int64_t output_stride;
     ForwardDirection direction[2];
     void* workspace;

@@ -149,11 +149,10 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     const std::vector<Tensor> weights = contiguous(a.weights);
     const Tensor h0 = a.h0.contiguous();
     const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
-    Tensor input = a.input.reshape({p.rows, p.input}).to(p.arithmetic).contiguous();
+    Tensor input = a.input.reshape({p.rows, p.input}).contiguous();
     for (int64_t layer = 0; layer < p.layers; ++layer) {
         if (layer > 0)
-            input = dropped(hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout)
-                        .to(p.arithmetic);
+            input = dropped(hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout);
         const Tensor out = layer < hidden.size(0) ? hidden[layer] : output;
         ForwardLayer task{};
         task.sequence = rows.sequence;
