@@ -24,9 +24,9 @@ ROOT = Path(__file__).parent
 VERSION = "0.1.0"
 
 # -O3 takes twice as long to compile and is no faster: the kernels say themselves what to unroll and
-# to vectorise. GCC 12 gives -Wmaybe-uninitialized in its own AVX-512 headers (PR 105593).
+# to vectorise. GCC 12 gives -W(maybe-)uninitialized in its own AVX-512 headers (PR 105593).
 CXX_FLAGS = ["-O2", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
-CXX_FLAGS += ["-fvisibility=hidden", "-Wno-maybe-uninitialized"]
+CXX_FLAGS += ["-fvisibility=hidden", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 X86 = platform.machine() in ("x86_64", "AMD64")
 # The kernels are compiled once for each of these, each with its own flags; csrc/cpu/dispatch.cpp
 # chooses at run time.

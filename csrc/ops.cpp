@@ -8,6 +8,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/network.h"
+#include "direct.h"
 #include "problem.h"
 
 namespace fastrnn {
@@ -32,17 +33,30 @@ TORCH_LIBRARY(fastrnn, m) {
         "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 }
 
-cpu::ForwardResult forward(const std::string& cell, const Tensor& input, const Tensor& h0,
-                           const OptionalTensor& c0, at::TensorList weights,
-                           const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
-                           bool bidirectional, double dropout, bool train, bool keep) {
+using ForwardTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+ForwardTensors forward(const std::string& cell, const Tensor& input, const Tensor& h0,
+                       const OptionalTensor& c0, at::TensorList weights,
+                       const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
+                       bool bidirectional, double dropout, bool train, bool keep) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Problem problem = check(arguments);
     TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
                                 input.device(), " in this build, expected tensors on the CPU");
-    return cpu::forward(arguments, problem, train, keep);
+    cpu::ForwardResult r = cpu::forward(arguments, problem, train, keep);
+    if (!keep) r.hidden = r.noise = Tensor();  // used on the way
+    const auto or_empty = [&](Tensor& t, at::ScalarType dtype) {
+        return t.defined() ? t : at::empty({0}, input.options().dtype(dtype));
+    };
+    return {r.output,
+            r.h_n,
+            or_empty(r.c_n, problem.dtype),
+            or_empty(r.hidden, problem.dtype),
+            or_empty(r.saved, problem.dtype),
+            or_empty(r.c, problem.dtype),
+            or_empty(r.noise, at::kByte)};
 }
 
 cpu::BackwardResult backward(const std::string& cell, const OptionalTensor& grad_output,
@@ -112,6 +126,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("cells", &registered_cells,
           "The registered cells: name -> gates, states, values kept for backward.");
     m.def("build_info", &build_info, "What was built, and what is in use.");
+    bind_direct(m);
 }
 
 }  // namespace fastrnn

@@ -3,7 +3,8 @@
 Each class here is a subclass of torch's class of the same name. Constructor, parameters, initial
 values, state_dict, repr and pickling are inherited. ``forward`` is torch's own code, run with the
 name ``_VF`` standing for ``fastrnn.functional``, so that every check, message and convention is the
-installed torch's own.
+installed torch's own. Where only the numbers are wanted (no gradient, autocast or transform, plain
+tensors on the CPU) it is skipped for a direct call of the kernels, csrc/direct.cpp.
 
 ``torch.jit.script`` can't compile these layers, so it is given torch's in their place, on the same
 parameters. It leaves those in the model it was called on, too: a warning in the log ``fastrnn``
@@ -11,6 +12,7 @@ says so, and ``fastrnn.accelerate`` brings ours back.
 """
 
 import copy
+import functools
 import logging
 import operator
 import types
@@ -18,7 +20,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
+
+from fastrnn import _C
 
 # torch's forward code says `_VF.lstm(...)` and runs with the globals of this module: this name is
 # the whole replacement.
@@ -47,6 +52,23 @@ def _on_fastrnn(forward: _Forward) -> _Forward:
     made.__annotations__ = dict(theirs.__annotations__)
     made.__doc__ = theirs.__doc__
     return cast(_Forward, made)
+
+
+def _directly(direct: Callable[..., Any], forward: _Forward) -> _Forward:
+    """Return ``forward``, before which ``direct(self, input, hx)`` is asked.
+
+    It returns None where it does not apply. torch.compile sees ``forward`` alone.
+    """
+
+    @functools.wraps(forward)
+    def direct_or_forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
+        if not torch.compiler.is_compiling():
+            result = direct(self, input, hx)
+            if result is not None:
+                return result
+        return forward(self, input, hx)
+
+    return cast(_Forward, direct_or_forward)
 
 
 def _read_weights(self: nn.RNNBase) -> None:
@@ -96,7 +118,10 @@ class RNN(nn.RNN):
         returns output: [T, B, D*H] in the layout of the input, and h_n: as hx
     """
 
-    forward = _on_fastrnn(nn.RNN.forward)
+    forward = _directly(
+        lambda self, input, hx: _C.layer(self.mode.lower(), self, input, hx),
+        _on_fastrnn(nn.RNN.forward),
+    )
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -114,7 +139,7 @@ class LSTM(nn.LSTM):
         returns output: [T, B, D*P] in the layout of the input, and (h_n, c_n): as hx
     """
 
-    forward = _on_fastrnn(nn.LSTM.forward)
+    forward = _directly(functools.partial(_C.layer, "lstm"), _on_fastrnn(nn.LSTM.forward))
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -132,7 +157,7 @@ class GRU(nn.GRU):
         returns output: [T, B, D*H] in the layout of the input, and h_n: as hx
     """
 
-    forward = _on_fastrnn(nn.GRU.forward)
+    forward = _directly(functools.partial(_C.layer, "gru"), _on_fastrnn(nn.GRU.forward))
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -149,7 +174,10 @@ class RNNCell(nn.RNNCell):
         returns h: as hx
     """
 
-    forward = _on_fastrnn(nn.RNNCell.forward)
+    forward = _directly(
+        lambda self, input, hx: _C.cell(f"rnn_{self.nonlinearity}", self, input, hx),
+        _on_fastrnn(nn.RNNCell.forward),
+    )
     __prepare_scriptable__ = _torch_twin
 
 
@@ -165,7 +193,7 @@ class LSTMCell(nn.LSTMCell):
         returns (h, c): as hx
     """
 
-    forward = _on_fastrnn(nn.LSTMCell.forward)
+    forward = _directly(functools.partial(_C.cell, "lstm"), _on_fastrnn(nn.LSTMCell.forward))
     __prepare_scriptable__ = _torch_twin
 
 
@@ -181,5 +209,5 @@ class GRUCell(nn.GRUCell):
         returns h: as hx
     """
 
-    forward = _on_fastrnn(nn.GRUCell.forward)
+    forward = _directly(functools.partial(_C.cell, "gru"), _on_fastrnn(nn.GRUCell.forward))
     __prepare_scriptable__ = _torch_twin

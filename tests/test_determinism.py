@@ -12,8 +12,15 @@ from torch.nn.utils.rnn import PackedSequence
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
-#: (T, B, I, H): odd, one row, more rows than a tile, wide enough for several threads to share
-SIZES = [(7, 3, 5, 17), (5, 1, 33, 64), (3, 40, 16, 33), (4, 4, 64, 256), (12, 20, 17, 192)]
+#: (T, B, I, H): odd, one row, one step, more rows than a tile, enough units for several threads
+SIZES = [
+    (7, 3, 5, 17),
+    (5, 1, 33, 64),
+    (1, 40, 33, 17),
+    (3, 40, 16, 33),
+    (4, 4, 64, 256),
+    (12, 20, 17, 192),
+]
 
 
 def results(layer, args):

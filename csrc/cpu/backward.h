@@ -22,6 +22,9 @@ constexpr int64_t sum_rows = 384;
 // sequence.
 constexpr int64_t backward_rows = 4 * sum_rows;
 
+// See Panels. Shorter than forward's: gradients are sums over all gates of all units, or all rows.
+constexpr int64_t backward_sum = 128;
+
 // A chunk of steps [first, first + count) in time.
 struct Chunk {
     int64_t first, count;
@@ -53,12 +56,12 @@ struct BackwardPlan {
         const Sequence& s = layer.sequence;
         const int units = layer.team->partition.units;
         const int64_t P = d.projected ? d.recurrent : 0;
-        ih = Panels(Cell::gates * d.hidden, d.input, 1, L);
-        hh = Panels(Cell::gates * d.hidden, d.recurrent, 1, L, units);
-        hr = Panels(P, d.hidden, 1, L, units);
-        sum_x = Panels(sum_rows, d.input, 1, L);
-        sum_h = Panels(sum_rows, d.recurrent, 1, L);
-        sum_m = Panels(sum_rows, d.projected ? d.hidden : 0, 1, L);
+        ih = Panels(Cell::gates * d.hidden, d.input, 1, L, backward_sum);
+        hh = Panels(Cell::gates * d.hidden, d.recurrent, 1, L, backward_sum, units);
+        hr = Panels(P, d.hidden, 1, L, backward_sum, units);
+        sum_x = Panels(sum_rows, d.input, 1, L, backward_sum);
+        sum_h = Panels(sum_rows, d.recurrent, 1, L, backward_sum);
+        sum_m = Panels(sum_rows, d.projected ? d.hidden : 0, 1, L, backward_sum);
         int64_t most = sum_x.size();
         if (sum_h.size() > most) most = sum_h.size();
         if (sum_m.size() > most) most = sum_m.size();

@@ -1,13 +1,13 @@
-// The forward pass of one layer. Every thread of the team runs `forward` with its rank:
-//   1. together they pack the weights;
-//   2. each runs its part of the time loop: some directions, some rows, some units. The input
-//      projection is done for a chunk of steps at a time; then each step is one product with the
-//      cell as its epilogue, and (if units are shared) a barrier;
-//   3. the last states are copied out.
+// The forward pass of one layer. Every thread of the team runs `forward` with its rank, and with it its
+// part of the time loop: some directions, some rows, some units. It packs the weights of its units,
+// with none to share them: what another core has just written is slow to read. The input projection
+// is done for a chunk of steps at a time; then each step is one product with the cell as its
+// epilogue, and (if units are shared) a barrier. The last states are copied out.
+// A network of one step takes its weights as they are: nothing is packed but the biases.
 #pragma once
-#include "pack.h"
 #include "share.h"
 #include "simd_math.h"
+#include "unpacked.h"
 #include "workspace.h"
 
 namespace fastrnn {
@@ -20,12 +20,18 @@ using cpu::Workspace;
 
 // The input projection of about so many rows is made at once: enough to read its weights seldom,
 // few enough that the result is still in the cache when the steps come to it.
-constexpr int64_t chunk_rows = 128;
+constexpr int64_t chunk_rows = 64;
+// A whole sequence of up to so many rows is projected at once: its weights are then used in one go
+// and need not be kept, packed, for another chunk.
+constexpr int64_t at_once_rows = 256;
+// See Panels.
+constexpr int64_t forward_sum = 256;
 
 template <class Cell, class T, class S>
 struct ForwardPlan {
     struct Direction {
-        T *ih, *hh, *bias_ih, *bias_hh, *hr;  // packed
+        // Packed, once for each part of the rows; of `ih` one panel a thread, if at_once.
+        T *ih, *hh, *bias_ih, *bias_hh, *hr;
         T* rows;  // [steps of a chunk, B, I]: the input, where it is not of T
         T* x;     // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih
         T* h[2];  // [B, H or P]: h of the last step and of this one, by turns
@@ -33,10 +39,12 @@ struct ForwardPlan {
         T* c;     // [B, H]
     };
 
-    static constexpr bool converts = sizeof(S) != sizeof(T);
     static_assert(Cell::gates <= max_panel_vectors, "a block of units must fit a panel");
     Panels ih, hh, hr;
     int64_t chunk;  // steps
+    bool one_step;  // weights are not packed
+    bool at_once;   // there is one chunk: a panel of W_ih is packed, used and done with
+    bool converts;  // the input, to T
     Direction direction[2];
     size_t size;
 
@@ -44,19 +52,24 @@ struct ForwardPlan {
         constexpr int L = lanes<T>;
         const Dimensions& d = layer.size;
         const int share = layer.team->partition.units;
-        ih = Panels(d.input, d.hidden, Cell::gates, L, share);
-        hh = Panels(d.recurrent, d.hidden, Cell::gates, L, share);
-        hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, share);
+        ih = Panels(d.input, d.hidden, Cell::gates, L, forward_sum, share);
+        hh = Panels(d.recurrent, d.hidden, Cell::gates, L, forward_sum, share);
+        hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, forward_sum, share);
         const Sequence& s = layer.sequence;
-        chunk = s.batch < chunk_rows ? minimum(s.steps, chunk_rows / s.batch) : 1;
+        const bool all = s.rows() <= at_once_rows;
+        chunk = all ? s.steps : s.batch < chunk_rows ? minimum(s.steps, chunk_rows / s.batch) : 1;
+        one_step = s.steps == 1;
+        at_once = !one_step && all;
+        converts = sizeof(S) != sizeof(T) && !one_step;
+        const int64_t copies = layer.team->partition.rows;
         Workspace space(layer.workspace);
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
-            p.ih = space.take<T>(ih.size());
-            p.hh = space.take<T>(hh.size());
-            p.hr = space.take<T>(hr.size());
-            p.bias_ih = space.take<T>(ih.columns());
-            p.bias_hh = space.take<T>(hh.columns());
+            p.ih = space.take<T>(one_step ? 0 : copies * ih_size(share));
+            p.hh = space.take<T>(one_step ? 0 : copies * hh.size());
+            p.hr = space.take<T>(one_step ? 0 : copies * hr.size());
+            p.bias_ih = space.take<T>(copies * ih.columns());
+            p.bias_hh = space.take<T>(copies * hh.columns());
             p.rows = space.take<T>(converts ? chunk * s.batch * d.input : 0);
             p.x = space.take<T>(chunk * s.batch * ih.columns());
             p.h[0] = space.take<T>(s.batch * d.recurrent);
@@ -65,6 +78,10 @@ struct ForwardPlan {
             p.c = space.take<T>(Cell::has_c ? s.batch * d.hidden : 0);
         }
         size = space.size();
+    }
+
+    int64_t ih_size(int64_t threads) const {
+        return at_once ? threads * ih.width() * ih.depth : ih.size();
     }
 };
 
@@ -92,9 +109,16 @@ public:
           reverse_(direction == 1),
           H_(layer.size.hidden),
           R_(layer.size.recurrent),
-          my_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)) {}
+          my_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)),
+          my_outputs_(Span{0, plan.hr.count()}.part(share.unit, share.units)),
+          ih_(own_.ih + share.row_part * plan.ih_size(share.units)),
+          hh_(own_.hh + share.row_part * plan.hh.size()),
+          bias_ih_(own_.bias_ih + share.row_part * plan.ih.columns()),
+          bias_hh_(own_.bias_hh + share.row_part * plan.hh.columns()),
+          hr_(own_.hr + share.row_part * plan.hr.size()) {}
 
     void run() {
+        pack();
         start();
         const Sequence& s = layer_.sequence;
         for (int64_t done = 0; done < s.steps;) {
@@ -114,6 +138,20 @@ public:
     }
 
 private:
+    void pack() {
+        const cpu::Weights& w = user_.weights;
+        pack_bias<T>(plan_.ih, my_panels_, static_cast<const S*>(w.bias_ih), bias_ih_);
+        pack_bias<T>(plan_.hh, my_panels_, static_cast<const S*>(w.bias_hh), bias_hh_);
+        if (plan_.one_step) return;
+        const auto pack = [](const Panels& panels, Span span, const void* weights, T* to) {
+            pack_rows<T>(panels, span, static_cast<const S*>(weights),
+                         to + panels.offset(span.first));
+        };
+        if (!plan_.at_once) pack(plan_.ih, my_panels_, w.ih, ih_);
+        pack(plan_.hh, my_panels_, w.hh, hh_);
+        if (layer_.size.projected) pack(plan_.hr, my_outputs_, w.hr, hr_);
+    }
+
     // Both buffers of h begin as h0: a row that starts late (the end of a short sequence, read
     // backwards) finds it in either.
     void start() {
@@ -144,29 +182,60 @@ private:
     void project_input(int64_t first, int64_t count) {
         const Sequence& s = layer_.sequence;
         const int64_t I = layer_.size.input, stride = plan_.ih.columns(), b0 = share_.rows.first;
-        const auto project = [&](int64_t panel, int64_t t, int64_t rows) {
+        if (plan_.one_step) {
+            T* x = own_.x + b0 * stride;
+            unpacked_product<T>(
+                plan_.ih, blocks_of(plan_.ih, my_panels_), static_cast<const S*>(user_.weights.ih),
+                bias_ih_, static_cast<const S*>(layer_.input) + b0 * I, I, share_.rows.size(),
+                [=](int64_t row, int64_t block, const Vec<T>* sums) {
+                    for (int g = 0; g < Cell::gates; ++g)
+                        store<T>(x + row * stride + (block * Cell::gates + g) * L, sums[g], L);
+                });
+            return;
+        }
+        const auto project = [&](int64_t panel, const T* packed, int64_t t, int64_t rows) {
             const T* x = plan_.converts
                              ? own_.rows + ((t - first) * s.batch + b0) * I
                              : static_cast<const T*>(layer_.input) + (s.offsets[t] + b0) * I;
-            T* out = own_.x + ((t - first) * s.batch + b0) * stride;
-            product<T>(plan_.ih, {panel, panel + 1}, own_.ih, own_.bias_ih, x, I, rows,
-                       [=](int64_t row, int64_t block, const Vec<T>* sums) {
-                           for (int g = 0; g < Cell::gates; ++g)
-                               store<T>(out + row * stride + (block * Cell::gates + g) * L, sums[g],
-                                        L);
-                       });
+            product_to<T>(own_.x + ((t - first) * s.batch + b0) * stride, stride, plan_.ih, panel,
+                          packed, bias_ih_, x, I, rows);
         };
         // All rows of all steps are one run of rows, unless some are another thread's or missing.
         const bool one_run = share_.rows.size() == s.batch &&
                              s.offsets[first + count] - s.offsets[first] == count * s.batch;
         for (int64_t panel = my_panels_.first; panel < my_panels_.last; ++panel) {
+            T* packed = ih_;
+            if (plan_.at_once) {
+                packed += share_.unit * plan_.ih.offset(1);
+                pack_rows<T>(plan_.ih, {panel, panel + 1}, static_cast<const S*>(user_.weights.ih),
+                             packed);
+            } else {
+                packed += plan_.ih.offset(panel);
+            }
             if (one_run) {
-                project(panel, first, count * s.batch);
+                project(panel, packed, first, count * s.batch);
             } else {
                 for (int64_t t = first; t < first + count; ++t)
-                    project(panel, t, minimum(share_.rows.last, s.batch_sizes[t]) - b0);
+                    project(panel, packed, t, minimum(share_.rows.last, s.batch_sizes[t]) - b0);
             }
         }
+    }
+
+    static Span blocks_of(const Panels& panels, Span span) {
+        return {span.first * panels.blocks,
+                minimum(span.last * panels.blocks, panels.block_count())};
+    }
+
+    // The product of the step with weights that are packed, or not if there is only one step.
+    template <class Epilogue>
+    FASTRNN_INLINE void multiply(const Panels& panels, Span span, const T* packed,
+                                 const void* weights, const T* bias, const T* a, int64_t depth,
+                                 int64_t rows, const Epilogue& epilogue) {
+        if (plan_.one_step)
+            unpacked_product<T>(panels, blocks_of(panels, span), static_cast<const S*>(weights),
+                                bias, a, depth, rows, epilogue);
+        else
+            product<T>(panels, span, packed, bias, a, depth, rows, epilogue);
     }
 
     // x: W_ih x + b_ih of this step, by row of the batch.
@@ -178,8 +247,8 @@ private:
         const bool projected = layer_.size.projected;
         T* h_out = projected ? own_.m : h_next;
 
-        product<T>(
-            plan_.hh, my_panels_, own_.hh, own_.bias_hh, h_prev + b0 * R_, R_, rows,
+        multiply(
+            plan_.hh, my_panels_, hh_, user_.weights.hh, bias_hh_, h_prev + b0 * R_, R_, rows,
             [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 const int n = static_cast<int>(minimum(L, H_ - unit));
@@ -211,15 +280,15 @@ private:
         if (!projected) return;
 
         share_.barrier->wait();  // every unit of m is there
-        product<T>(
-            plan_.hr, Span{0, plan_.hr.count()}.part(share_.unit, share_.units), own_.hr, nullptr,
-            own_.m + b0 * H_, H_, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
-                const int64_t unit = block * L;
-                const int n = static_cast<int>(minimum(L, R_ - unit));
-                store<T>(h_next + (b0 + row) * R_ + unit, rounded_to<T, S>(sums[0]), n);
-                store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
+        multiply(plan_.hr, my_outputs_, hr_, user_.weights.hr, nullptr, own_.m + b0 * H_, H_, rows,
+                 [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                     const int64_t unit = block * L;
+                     const int n = static_cast<int>(minimum(L, R_ - unit));
+                     store<T>(h_next + (b0 + row) * R_ + unit, rounded_to<T, S>(sums[0]), n);
+                     store<T>(
+                         static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
                          sums[0], n);
-            });
+                 });
     }
 
     void finish() {
@@ -241,7 +310,8 @@ private:
     const typename ForwardPlan<Cell, T, S>::Direction& own_;
     const bool reverse_;
     const int64_t H_, R_;
-    const Span my_panels_;
+    const Span my_panels_, my_outputs_;
+    T *const ih_, *const hh_, *const bias_ih_, *const bias_hh_, *const hr_;  // packed, its copies
 };
 
 template <class Cell, class T, class S>
@@ -252,20 +322,6 @@ size_t forward_workspace(const ForwardLayer& layer) {
 template <class Cell, class T, class S>
 void forward(const ForwardLayer& layer, int rank) {
     const ForwardPlan<Cell, T, S> plan(layer);
-    const int64_t threads = layer.team->partition.threads();
-    for (int i = 0; i < layer.size.directions; ++i) {
-        const cpu::Weights& w = layer.direction[i].weights;
-        const auto& packed = plan.direction[i];
-        const Span part = Span{0, plan.hh.count()}.part(rank, threads);
-        pack_rows<T>(plan.ih, part, static_cast<const S*>(w.ih), packed.ih);
-        pack_rows<T>(plan.hh, part, static_cast<const S*>(w.hh), packed.hh);
-        pack_bias<T>(plan.ih, part, static_cast<const S*>(w.bias_ih), packed.bias_ih);
-        pack_bias<T>(plan.hh, part, static_cast<const S*>(w.bias_hh), packed.bias_hh);
-        if (layer.size.projected)
-            pack_rows<T>(plan.hr, Span{0, plan.hr.count()}.part(rank, threads),
-                         static_cast<const S*>(w.hr), packed.hr);
-    }
-    layer.team->all.wait();
     const Share share(*layer.team, rank, layer.sequence, layer.size.directions);
     for (int64_t i = share.directions.first; i < share.directions.last; ++i)
         ForwardLoop<Cell, T, S>(layer, plan, share, i).run();

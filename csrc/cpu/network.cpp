@@ -6,6 +6,7 @@
 
 #include "dispatch.h"
 #include "partition.h"
+#include "scratch.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -45,6 +46,17 @@ std::vector<Tensor> contiguous(at::TensorList tensors) {
     return list;
 }
 
+// Where t[i] begins, of a contiguous tensor; null if t is undefined or empty.
+const char* const_slice(const Tensor& t, int64_t i) {
+    if (!t.defined() || t.numel() == 0) return nullptr;
+    return static_cast<const char*>(t.const_data_ptr()) + i * t.stride(0) * t.element_size();
+}
+
+char* mutable_slice(const Tensor& t, int64_t i) {
+    if (!t.defined() || t.numel() == 0) return nullptr;
+    return static_cast<char*>(t.mutable_data_ptr()) + i * t.stride(0) * t.element_size();
+}
+
 Weights weights_of(const Problem& p, const std::vector<Tensor>& all, int64_t layer,
                    int64_t direction) {
     const Tensor* w = all.data() + (layer * p.directions + direction) * p.weights_per_layer;
@@ -76,9 +88,8 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
     team.groups = groups.data();
     layer.team = &team;
     layer.workspace = nullptr;
-    const Tensor workspace =
-        at::empty({static_cast<int64_t>(workspace_size(layer))}, at::TensorOptions(at::kByte));
-    layer.workspace = workspace.data_ptr();
+    const Scratch workspace(workspace_size(layer));
+    layer.workspace = workspace.data();
     if (planned == 1) {
         kernel(layer, 0);
         return true;
@@ -86,9 +97,11 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
     bool enough = true;
 #pragma omp parallel num_threads(planned)
     {
-#pragma omp single
-        enough = omp_get_num_threads() == planned;
-        if (enough) kernel(layer, omp_get_thread_num());
+        const int rank = omp_get_thread_num();
+        if (omp_get_num_threads() == planned)
+            kernel(layer, rank);
+        else if (rank == 0)
+            enough = false;
     }
     return enough;
 }
@@ -104,7 +117,7 @@ void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
 
 // What dropout makes of a layer's output; 1 / (1 - dropout) undoes what it takes from the mean.
 Tensor dropped(const Tensor& rows, const Tensor& noise, double dropout) {
-    if (noise.numel() == 0) return rows;
+    if (!noise.defined()) return rows;
     return rows.mul(noise).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
 }
 
@@ -115,45 +128,40 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
     const auto options = a.input.options().memory_format(std::nullopt);
 
-    Tensor output = a.batch_sizes ? at::empty({p.rows, width}, options)
-                                  : at::empty({p.steps, p.batch, width}, options);
-    Tensor h_n = at::empty({states, p.batch, p.recurrent}, options);
-    Tensor c_n =
-        p.cell.has_c ? at::empty({states, p.batch, p.hidden}, options) : at::empty({0}, options);
+    ForwardResult r;
+    r.output = a.batch_sizes ? at::empty({p.rows, width}, options)
+                             : at::empty({p.steps, p.batch, width}, options);
+    r.h_n = at::empty({states, p.batch, p.recurrent}, options);
+    if (p.cell.has_c) r.c_n = at::empty({states, p.batch, p.hidden}, options);
     // The last layer's output is kept apart from the one that is returned: that is the user's to change.
-    Tensor hidden = at::empty({p.layers - (keep ? 0 : 1), p.rows, width}, options);
-    Tensor saved =
-        keep ? at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options)
-             : at::empty({0}, options);
-    Tensor c =
-        keep ? at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options)
-             : at::empty({0}, options);
-    Tensor noise = at::empty({0}, options.dtype(at::kByte));
+    const int64_t between = p.layers - (keep ? 0 : 1);
+    if (between > 0) r.hidden = at::empty({between, p.rows, width}, options);
+    if (keep) {
+        r.saved = at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options);
+        r.c = at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
+    }
     if (train && a.dropout > 0 && p.layers > 1) {
-        noise = at::empty({p.layers - 1, p.rows, width}, options.dtype(at::kByte));
+        r.noise = at::empty({p.layers - 1, p.rows, width}, options.dtype(at::kByte));
         // Layer by layer, as torch draws them: the same seed gives the same masks. torch draws
         // nothing for 1.
         for (int64_t layer = 0; layer + 1 < p.layers; ++layer)
             if (a.dropout < 1)
-                noise[layer].bernoulli_(1 - a.dropout);
+                r.noise[layer].bernoulli_(1 - a.dropout);
             else
-                noise[layer].zero_();
+                r.noise[layer].zero_();
     }
-    const auto finish = [&]() -> ForwardResult {
-        if (!keep) hidden = at::empty({0}, options), noise = at::empty({0}, noise.options());
-        return {output, h_n, c_n, hidden, saved, c, noise};
-    };
-    if (p.batch == 0) return finish();
+    if (p.batch == 0) return r;
 
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
     const Tensor h0 = a.h0.contiguous();
     const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
-    Tensor input = a.input.reshape({p.rows, p.input}).contiguous();
+    Tensor input = a.input.contiguous();
     for (int64_t layer = 0; layer < p.layers; ++layer) {
         if (layer > 0)
-            input = dropped(hidden[layer - 1], noise.numel() ? noise[layer - 1] : noise, a.dropout);
-        const Tensor out = layer < hidden.size(0) ? hidden[layer] : output;
+            input = dropped(r.hidden[layer - 1], r.noise.defined() ? r.noise[layer - 1] : r.noise,
+                            a.dropout);
+        char* out = layer < between ? mutable_slice(r.hidden, layer) : mutable_slice(r.output, 0);
         ForwardLayer task{};
         task.sequence = rows.sequence;
         task.size = dimensions_of(p, layer);
@@ -163,23 +171,20 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
             const int64_t state = layer * p.directions + d;
             ForwardDirection& direction = task.direction[d];
             direction.weights = weights_of(p, weights, layer, d);
-            direction.h0 = h0[state].const_data_ptr();
-            direction.h_n = h_n[state].data_ptr();
-            direction.output =
-                static_cast<char*>(out.data_ptr()) + d * p.recurrent * out.element_size();
-            if (p.cell.has_c) {
-                direction.c0 = c0[state].const_data_ptr();
-                direction.c_n = c_n[state].data_ptr();
-            }
+            direction.h0 = const_slice(h0, state);
+            direction.c0 = const_slice(c0, state);
+            direction.h_n = mutable_slice(r.h_n, state);
+            direction.c_n = mutable_slice(r.c_n, state);
+            direction.output = out + d * p.recurrent * input.element_size();
             if (keep) {
-                direction.saved = saved[layer][d].data_ptr();
-                direction.c = c[layer][d].data_ptr();
+                direction.saved = r.saved[layer][d].data_ptr();
+                direction.c = r.c[layer][d].data_ptr();
             }
         }
         run(p, task, kernels.forward_workspace, kernels.forward);
     }
-    if (keep) output.view({p.rows, width}).copy_(hidden[p.layers - 1]);
-    return finish();
+    if (keep) r.output.view({p.rows, width}).copy_(r.hidden[p.layers - 1]);
+    return r;
 }
 
 BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
@@ -224,8 +229,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
     };
 
     for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
-        const Tensor mask =
-            layer > 0 && noise.numel() ? noise[layer - 1] : at::empty({0}, at::kByte);
+        const Tensor mask = layer > 0 && noise.numel() ? noise[layer - 1] : Tensor();
         const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.dropout)
                                        : a.input.reshape({p.rows, p.input}).contiguous();
         const Tensor out = hidden[layer];

@@ -8,11 +8,13 @@
 
 namespace fastrnn::cpu {
 
-using ForwardResult =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+// The first two, and c_n for a cell that has c, are always there; of what is kept for backward
+// (Kept in problem.h) only what there is, the rest is undefined.
+struct ForwardResult {
+    at::Tensor output, h_n, c_n, hidden, saved, c, noise;
+};
 using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
-// output, h_n, c_n, then Kept's hidden, saved, c, noise (empty unless `keep`).
 ForwardResult forward(const Arguments& arguments, const Problem& problem, bool train, bool keep);
 
 // Gradients of input, h0, c0 and the weights; `wanted` says which, in this order, the others are

@@ -27,30 +27,87 @@ FASTRNN_INLINE void transpose(Vec<T>* rows) {
     if constexpr (Width > 1) transpose<T, Width / 2>(rows);
 }
 
+// rows[k] gets the k-th values of `lanes` rows, `stride` apart.
+template <class T, class S>
+FASTRNN_INLINE void load_transposed(const S* from, int64_t stride, Vec<T>* rows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes<T>; ++i) rows[i] = load<T>(from + i * stride, lanes<T>);
+    transpose<T>(rows);
+}
+
+// Four floats of every fourth row, one after the other.
+FASTRNN_INLINE Vec<float> load_fours(const float* from, int64_t stride) {
+#if defined(__AVX512F__)
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 4 * stride), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(from + 8 * stride), 2);
+    return (Vec<float>)_mm512_insertf32x4(v, _mm_loadu_ps(from + 12 * stride), 3);
+#elif defined(__AVX2__)
+    const __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(from));
+    return (Vec<float>)_mm256_insertf128_ps(v, _mm_loadu_ps(from + 4 * stride), 1);
+#else
+    return load<float>(from, 4);
+#endif
+}
+
+// Of every four lanes, the lower or the upper two of a and of b by turns.
+template <bool Upper, size_t... Lane>
+FASTRNN_INLINE Vec<float> interleave(Vec<float> a, Vec<float> b, std::index_sequence<Lane...>) {
+    constexpr size_t first = Upper ? 2 : 0, n = sizeof...(Lane);
+    return __builtin_shufflevector(a, b,
+                                   (Lane / 4 * 4 + first + Lane % 4 / 2 + (Lane % 2 ? n : 0))...);
+}
+
+// For floats half of the work is done by the loads.
+template <>
+FASTRNN_INLINE void load_transposed<float, float>(const float* from, int64_t stride,
+                                                  Vec<float>* rows) {
+    constexpr auto all = std::make_index_sequence<lanes<float>>();
+#pragma GCC unroll 4
+    for (int k = 0; k < lanes<float>; k += 4) {
+        Vec<float> r[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) r[i] = load_fours(from + i * stride + k, stride);
+        const Vec<float> low02 = interleave<false>(r[0], r[2], all),
+                         low13 = interleave<false>(r[1], r[3], all),
+                         high02 = interleave<true>(r[0], r[2], all),
+                         high13 = interleave<true>(r[1], r[3], all);
+        rows[k] = interleave<false>(low02, low13, all);
+        rows[k + 1] = interleave<true>(low02, low13, all);
+        rows[k + 2] = interleave<false>(high02, high13, all);
+        rows[k + 3] = interleave<true>(high02, high13, all);
+    }
+}
+
 // w is [gates * units, depth] row-major: packed column (unit, gate) is row gate * units + unit. For
-// h = W x.
+// h = W x. Panel by panel, each where the one before it ends, the first at `packed`.
 template <class T, class S>
 void pack_rows(const Panels& panels, Span span, const S* w, T* packed) {
     constexpr int L = lanes<T>;
     for (int64_t panel = span.first; panel < span.last; ++panel) {
         const int blocks = panels.blocks_of(panel);
         const int64_t stride = int64_t(blocks) * panels.gates * L;
-        for (int block = 0; block < blocks; ++block) {
-            const int64_t unit = (panel * panels.blocks + block) * L;
-            const int64_t count = panels.units - unit < L ? panels.units - unit : L;
-            for (int gate = 0; gate < panels.gates; ++gate) {
-                const S* from = w + (gate * panels.units + unit) * panels.depth;
-                T* to = packed + panels.offset(panel) + (block * panels.gates + gate) * L;
-                for (int64_t k = 0; k < panels.depth; k += L) {
-                    const int n = panels.depth - k < L ? static_cast<int>(panels.depth - k) : L;
+        for (int64_t k = 0; k < panels.depth; k += L) {
+            const int n = panels.depth - k < L ? static_cast<int>(panels.depth - k) : L;
+            T* to = packed + k * stride;
+            for (int block = 0; block < blocks; ++block) {
+                const int64_t unit = (panel * panels.blocks + block) * L;
+                const int64_t count = panels.units - unit < L ? panels.units - unit : L;
+                for (int gate = 0; gate < panels.gates; ++gate, to += L) {
+                    const S* from = w + (gate * panels.units + unit) * panels.depth + k;
                     Vec<T> rows[L];
-                    for (int i = 0; i < L; ++i)
-                        rows[i] = i < count ? load<T>(from + i * panels.depth + k, n) : Vec<T>{};
-                    transpose<T>(rows);
-                    for (int i = 0; i < n; ++i) store<T>(to + (k + i) * stride, rows[i], L);
+                    if (count == L && n == L) {
+                        load_transposed<T>(from, panels.depth, rows);
+                    } else {
+                        for (int i = 0; i < L; ++i)
+                            rows[i] = i < count ? load<T>(from + i * panels.depth, n) : Vec<T>{};
+                        transpose<T>(rows);
+                    }
+                    for (int i = 0; i < n; ++i) store<T>(to + i * stride, rows[i], L);
                 }
             }
         }
+        packed += panels.width() * panels.depth;
     }
 }
 

@@ -34,15 +34,19 @@ struct Panels {
     int gates;  // vectors per block
     int lanes;
     int blocks;  // blocks per panel
+    // So many products are summed in a row before the sum is added to the total: a sum of short sums
+    // loses less to rounding than one long sum, and takes longer.
+    int64_t sum_length;
 
     Panels() = default;
     // `share` > 1 asks for panels narrow enough that so many threads get some each.
-    Panels(int64_t depth, int64_t units, int gates, int lanes, int share = 1)
+    Panels(int64_t depth, int64_t units, int gates, int lanes, int64_t sum_length, int share = 1)
         : depth(depth),
           units(units),
           gates(gates),
           lanes(lanes),
-          blocks(max_panel_vectors / gates) {
+          blocks(max_panel_vectors / gates),
+          sum_length(sum_length) {
         const int64_t per_thread = (block_count() + share - 1) / share;
         if (blocks > per_thread) blocks = per_thread < 1 ? 1 : static_cast<int>(per_thread);
     }
@@ -59,20 +63,28 @@ struct Panels {
     int64_t size() const { return count() * width() * depth; }
 };
 
-// So many products are summed in a row before the sum is added to the total: a sum of short sums
-// loses less to rounding than one long sum.
-constexpr int64_t sum_length = 64;
+// What a tile is of: rows of `a` and one panel, or two that are `pair_stride` apart.
+template <class T>
+struct TileArguments {
+    const T* a;
+    int64_t a_stride;
+    const T* w;
+    int64_t pair_stride, depth, sum_length;
+    const T* bias;  // where the sums start, or null
+    Vec<T>* sums;   // rows of them
+    int64_t sums_stride;
+};
 
 template <class T, int Vectors, int Pair, int Rows, bool Transposed>
-void tile(const T* a, int64_t a_stride, const T* w, int64_t pair_stride, int64_t depth,
-          const T* bias, Vec<T>* sums) {
+void tile(const TileArguments<T>& t) {
     constexpr int L = lanes<T>;
     constexpr int total = Vectors * Pair;
-    for (int64_t start = 0; start < depth; start += sum_length) {
-        const int64_t count = depth - start < sum_length ? depth - start : sum_length;
+    const T *a = t.a, *w = t.w;
+    for (int64_t start = 0; start < t.depth; start += t.sum_length) {
+        const int64_t left = t.depth - start, count = left < t.sum_length ? left : t.sum_length;
         Vec<T> acc[Rows][total];
         for (int j = 0; j < total; ++j) {
-            const Vec<T> first = bias && start == 0 ? load<T>(bias + j * L, L) : Vec<T>{};
+            const Vec<T> first = t.bias && start == 0 ? load<T>(t.bias + j * L, L) : Vec<T>{};
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) acc[r][j] = first;
         }
@@ -80,30 +92,32 @@ void tile(const T* a, int64_t a_stride, const T* w, int64_t pair_stride, int64_t
             Vec<T> weights[total];
 #pragma GCC unroll 16
             for (int j = 0; j < total; ++j)
-                weights[j] = load<T>(w + (j / Vectors) * pair_stride + (j % Vectors) * L, L);
-            __builtin_prefetch(w + 8 * Vectors * L);
-            if (Vectors > 2) __builtin_prefetch(w + (8 * Vectors + Vectors / 2) * L);
+                weights[j] = load<T>(w + (j / Vectors) * t.pair_stride + (j % Vectors) * L, L);
+            if (Pair == 1) {  // two panels are read as fast as they come, which the CPU foresees
+                __builtin_prefetch(w + 8 * Vectors * L);
+                if (Vectors > 2) __builtin_prefetch(w + (8 * Vectors + Vectors / 2) * L);
+            }
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) {
-                const Vec<T> value = broadcast(Transposed ? a[r] : a[r * a_stride]);
+                const Vec<T> value = broadcast(Transposed ? a[r] : a[r * t.a_stride]);
 #pragma GCC unroll 16
                 for (int j = 0; j < total; ++j) acc[r][j] += value * weights[j];
             }
-            a += Transposed ? a_stride : 1;
+            a += Transposed ? t.a_stride : 1;
             w += Vectors * L;
         }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
             for (int j = 0; j < total; ++j) {
-                Vec<T>& sum = sums[r * total + j];
+                Vec<T>& sum = t.sums[r * t.sums_stride + j];
                 sum = start == 0 ? acc[r][j] : sum + acc[r][j];
             }
     }
 }
 
 template <class T>
-using Tile = void (*)(const T*, int64_t, const T*, int64_t, int64_t, const T*, Vec<T>*);
+using Tile = void (*)(const TileArguments<T>&);
 
 template <class T, int Vectors, int Pair, bool Transposed>
 Tile<T> tile_for(int rows) {
@@ -151,39 +165,71 @@ struct Span {
     }
 };
 
-// The product of `rows` rows with a span of panels. Row m of a is at a + m * a_stride, or,
-// Transposed, its k-th value at a + m + k * a_stride. For every row and every block of units,
+// Cuts the product of `rows` rows with a span of panels into tiles. Row m of a is at a + m * a_stride,
+// or, Transposed, its k-th value at a + m + k * a_stride. body(tile, arguments, panel, row, rows,
+// vectors) runs a tile, of so many vectors a row, when it has said where the sums go.
+template <class T, bool Transposed, class Body>
+FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, const T* packed, const T* bias,
+                                  const T* a, int64_t a_stride, int64_t rows, const Body& body) {
+    if (rows <= 0) return;
+    TileArguments<T> t;
+    t.a_stride = a_stride;
+    t.pair_stride = panels.width() * panels.depth;
+    t.depth = panels.depth;
+    t.sum_length = panels.sum_length;
+    for (int64_t panel = span.first; panel < span.last;) {
+        const int vectors = panels.blocks_of(panel) * panels.gates;
+        const bool pair = rows <= paired_rows(vectors) && panel + 1 < span.last &&
+                          panels.blocks_of(panel + 1) == panels.blocks_of(panel);
+        const int64_t most = pair ? rows : tile_rows(vectors);
+        const int64_t tiles = (rows + most - 1) / most;
+        t.w = packed + panel * t.pair_stride;
+        t.bias = bias ? bias + panel * panels.width() : nullptr;
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t row = rows * i / tiles;
+            const int count = static_cast<int>(rows * (i + 1) / tiles - row);
+            t.a = a + (Transposed ? row : row * a_stride);
+            body(tile_for<T, Transposed>(vectors, pair, count), t, panel, row, count,
+                 vectors * (1 + pair));
+        }
+        panel += 1 + pair;
+    }
+}
+
+// The product of `rows` rows with a span of panels. For every row and every block of units,
 // epilogue(row, block, sums) gets the sums, one vector a gate; bias (one value a packed column) is
 // where they start.
 template <class T, bool Transposed = false, class Epilogue>
 FASTRNN_INLINE void product(const Panels& panels, Span span, const T* packed, const T* bias,
                             const T* a, int64_t a_stride, int64_t rows, const Epilogue& epilogue) {
-    if (rows <= 0) return;
     Vec<T> sums[max_tile_rows * max_panel_vectors];
-    const int gates = panels.gates;
-    const int64_t step = panels.width() * panels.depth;
-    for (int64_t panel = span.first; panel < span.last;) {
-        const int blocks = panels.blocks_of(panel);
-        const int vectors = blocks * gates;
-        const bool pair = rows <= paired_rows(vectors) && panel + 1 < span.last &&
-                          panels.blocks_of(panel + 1) == blocks;
-        const int64_t most = pair ? rows : tile_rows(vectors);
-        const int64_t tiles = (rows + most - 1) / most;
-        const T* panel_bias = bias ? bias + panel * panels.width() : nullptr;
-        for (int64_t i = 0; i < tiles; ++i) {
-            const int64_t row = rows * i / tiles;
-            const int count = static_cast<int>(rows * (i + 1) / tiles - row);
-            tile_for<T, Transposed>(vectors, pair, count)(a + (Transposed ? row : row * a_stride),
-                                                          a_stride, packed + panel * step, step,
-                                                          panels.depth, panel_bias, sums);
+    for_each_tile<T, Transposed>(
+        panels, span, packed, bias, a, a_stride, rows,
+        [&](Tile<T> tile, TileArguments<T>& t, int64_t panel, int64_t row, int count, int vectors) {
+            t.sums = sums;
+            t.sums_stride = vectors;
+            tile(t);
             const Vec<T>* s = sums;
             for (int r = 0; r < count; ++r)
-                for (int p = 0; p <= int(pair); ++p)
-                    for (int b = 0; b < blocks; ++b, s += gates)
-                        epilogue(row + r, (panel + p) * panels.blocks + b, s);
-        }
-        panel += 1 + pair;
-    }
+                for (int v = 0; v < vectors; v += panels.gates, s += panels.gates)
+                    epilogue(row + r, panel * panels.blocks + v / panels.gates, s);
+        });
+}
+
+// The product with one panel, at `packed`, left in rows of packed columns: row m of all panels is at
+// out + m * out_stride. `out` is 64-byte aligned, out_stride a multiple of a vector.
+template <class T>
+FASTRNN_INLINE void product_to(T* out, int64_t out_stride, const Panels& panels, int64_t panel,
+                               const T* packed, const T* bias, const T* a, int64_t a_stride,
+                               int64_t rows) {
+    for_each_tile<T, false>(panels, {panel, panel + 1}, packed - panels.offset(panel), bias, a,
+                            a_stride, rows,
+                            [&](Tile<T> tile, TileArguments<T>& t, int64_t, int64_t row, int, int) {
+                                T* to = out + row * out_stride + panel * panels.width();
+                                t.sums = reinterpret_cast<Vec<T>*>(to);
+                                t.sums_stride = out_stride / lanes<T>;
+                                tile(t);
+                            });
 }
 
 }  // namespace FASTRNN_ISA

@@ -8,10 +8,12 @@ namespace fastrnn::cpu {
 // Below so many multiply-adds a step and thread, a barrier costs more than the thread saves.
 constexpr int64_t worth_a_barrier = 4096;
 // Below so many in the whole layer, waking the threads costs more.
-constexpr int64_t worth_a_thread = 50000;
+constexpr int64_t worth_a_thread = 100000;
 // A thread takes rows of its own only if it gets so many: with fewer, tiles are too short to use
-// the weights they load.
+// the weights they load. It then keeps all of W_hh, packed, for itself, which pays while that leaves
+// room in its L2 cache: up to so many values.
 constexpr int64_t rows_per_thread = 8;
+constexpr int64_t values_per_thread = 1 << 16;
 
 inline int at_most(int a, int64_t b) { return a < b ? a : static_cast<int>(b < 1 ? 1 : b); }
 
@@ -22,10 +24,9 @@ inline Partition choose_partition(const Sequence& sequence, const Dimensions& d,
     const int64_t total =
         sequence.rows() * gates * d.hidden * (d.recurrent + d.input) * d.directions;
     threads = at_most(threads, total / worth_a_thread);
-    // Rows: no barrier at all, but every thread reads all weights, which pays while they fit a
-    // core's L2 cache.
-    if (sequence.batch >= rows_per_thread * threads && d.hidden <= 256) {
-        p.rows = threads;
+    if (sequence.steps > 1 && sequence.batch >= rows_per_thread * threads &&
+        gates * d.hidden * d.recurrent <= values_per_thread) {
+        p.rows = threads;  // no barrier at all
         return p;
     }
     if (d.directions == 2 && threads % 2 == 0) {

@@ -15,6 +15,7 @@ inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 // Which part of the time loop a thread runs.
 struct Share {
     Span directions, rows;
+    int64_t row_part;     // which of the partition's rows
     int64_t unit, units;  // its place among the threads that share these rows, and their number
     Barrier* barrier;     // where those meet
 
@@ -24,7 +25,8 @@ struct Share {
         const auto& p = team.partition;
         units = p.units;
         unit = rank % p.units;
-        const int64_t group = rank / p.units, row_part = group % p.rows, direction = group / p.rows;
+        const int64_t group = rank / p.units, direction = group / p.rows;
+        row_part = group % p.rows;
         barrier = &team.groups[group];
         directions = p.directions == 1 ? Span{0, direction_count} : Span{direction, direction + 1};
         rows = {border(sequence, row_part, p.rows), border(sequence, row_part + 1, p.rows)};

@@ -54,6 +54,44 @@ FASTRNN_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};
 }
 
+// The smaller and the larger of a limit and x; a NaN in x passes through.
+FASTRNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> limit) {
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
+#elif defined(__AVX2__)
+    return (Vec<float>)_mm256_min_ps((__m256)limit, (__m256)x);
+#else
+    return limit < x ? limit : x;
+#endif
+}
+FASTRNN_INLINE Vec<float> at_least(Vec<float> x, Vec<float> limit) {
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_max_ps((__m512)limit, (__m512)x);
+#elif defined(__AVX2__)
+    return (Vec<float>)_mm256_max_ps((__m256)limit, (__m256)x);
+#else
+    return limit > x ? limit : x;
+#endif
+}
+FASTRNN_INLINE Vec<double> at_most(Vec<double> x, Vec<double> limit) {
+    return limit < x ? limit : x;
+}
+FASTRNN_INLINE Vec<double> at_least(Vec<double> x, Vec<double> limit) {
+    return limit > x ? limit : x;
+}
+
+// 1 / x to one unit in the last place, for 1 <= |x| < 2^126.
+FASTRNN_INLINE Vec<float> reciprocal(Vec<float> x) {
+#if defined(__AVX512F__)
+    // A division takes as long as ten multiplications: 14 bits and a step of Newton's are all 24.
+    const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+    return r + r * (1.0f - x * r);
+#else
+    return 1.0f / x;
+#endif
+}
+FASTRNN_INLINE Vec<double> reciprocal(Vec<double> x) { return 1.0 / x; }
+
 // load<T>(p, n): the first n <= lanes<T> values at p, the rest zero; store likewise. T is the type
 // of arithmetic, the pointer's type that of memory. n is lanes<T> nearly always: the branch is free
 // and the tail is slower.

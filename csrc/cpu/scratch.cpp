@@ -1,0 +1,59 @@
+#include "scratch.h"
+
+#include <c10/util/Exception.h>
+#include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fastrnn::cpu {
+namespace {
+
+constexpr size_t huge_page = 2 << 20;
+
+void* allocate(size_t bytes) {
+    const bool huge = bytes >= 2 * huge_page;
+    const size_t alignment = huge ? huge_page : 64;
+    void* data = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    TORCH_CHECK(data, "fastrnn: could not allocate ", bytes, " bytes of scratch memory");
+#if defined(__linux__)
+    if (huge) madvise(data, bytes, MADV_HUGEPAGE);  // one page fault instead of 512
+#endif
+    return data;
+}
+
+// What the thread keeps.
+struct Kept {
+    void* data = nullptr;
+    size_t size = 0;
+    bool in_use = false;
+
+    ~Kept() { free(data); }
+};
+thread_local Kept kept;
+
+}  // namespace
+
+Scratch::Scratch(size_t bytes) : kept_(bytes <= scratch_kept && !kept.in_use) {
+    if (!kept_) {
+        data_ = allocate(bytes);
+        return;
+    }
+    if (kept.size < bytes) {
+        free(kept.data);
+        kept = {};
+        kept.data = allocate(bytes);
+        kept.size = bytes;
+    }
+    kept.in_use = true;
+    data_ = kept.data;
+}
+
+Scratch::~Scratch() {
+    if (kept_)
+        kept.in_use = false;
+    else
+        free(data_);
+}
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,26 @@
+// Scratch memory for the kernels.
+#pragma once
+#include <stddef.h>
+
+namespace fastrnn::cpu {
+
+// Memory of at least so many bytes, 64-byte aligned, while this object lives. A
+// thread keeps up to `scratch_kept` bytes: fresh memory costs a page fault every 4 KB, which for a
+// layer of some hundred units takes longer than the layer. Throws c10::Error if there is none.
+class Scratch {
+public:
+    explicit Scratch(size_t bytes);
+    ~Scratch();
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    void* data() const { return data_; }
+
+private:
+    void* data_;
+    bool kept_;
+};
+
+constexpr size_t scratch_kept = 64 << 20;
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,112 @@
+// The product of panels.h with weights as they lie in memory, row by row: for a network of a single
+// step, where packing them would take longer than the product.
+//
+// A sum runs along the vectors of a row of weights and then over their lanes, in one order whatever
+// the tile: the result of a row has the same bits alone or in any batch, for any number of threads.
+// It is another order than that of packed products.
+#pragma once
+#include "pack.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+// Lane i gets the sum over all lanes of sums[i]. Overwrites sums.
+template <class T, int Width = lanes<T> / 2>
+FASTRNN_INLINE Vec<T> sum_lanes(Vec<T>* sums) {
+    constexpr auto all = std::make_index_sequence<lanes<T>>();
+#pragma GCC unroll 16
+    for (int i = 0; i < Width; ++i) {
+        exchange<Vec<T>, Width>(sums[i], sums[i + Width], all);
+        sums[i] += sums[i + Width];
+    }
+    if constexpr (Width > 1)
+        return sum_lanes<T, Width / 2>(sums);
+    else
+        return sums[0];
+}
+
+// Lane r * Units + u gets the sum over k of a[r][k] * w[u][k]: Rows * Units = lanes. Of the units
+// only the first `units` are there.
+template <class T, int Rows, class A, class W>
+FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t depth, int units) {
+    constexpr int L = lanes<T>, Units = L / Rows;
+    Vec<T> sums[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) sums[i] = Vec<T>{};
+    const auto add = [&](int64_t k, int n, int u_count) __attribute__((always_inline)) {
+        Vec<T> values[Rows];
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) values[r] = load<T>(a + r * a_stride + k, n);
+#pragma GCC unroll 16
+        for (int u = 0; u < Units; ++u) {
+            if (u >= u_count) break;
+            const Vec<T> weights = load<T>(w + u * depth + k, n);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) sums[r * Units + u] += values[r] * weights;
+        }
+    };
+    int64_t k = 0;
+    if (units == Units)
+        for (; k + L <= depth; k += L) add(k, L, Units);
+    else
+        for (; k + L <= depth; k += L) add(k, L, units);
+    if (k < depth) add(k, static_cast<int>(depth - k), units);
+    return sum_lanes<T>(sums);
+}
+
+// The sums of `Rows` rows and one gate of a block of `count` <= lanes units: sums[r] gets the block
+// of row r, zeros beyond `count`.
+template <class T, int Rows, class A, class W>
+FASTRNN_INLINE void dot_block(const A* a, int64_t a_stride, const W* w, int64_t depth, int count,
+                              Vec<T>* sums) {
+    constexpr int L = lanes<T>, Units = L / Rows;
+    if constexpr (Rows == 1) {
+        sums[0] = dot_tile<T, 1>(a, a_stride, w, depth, count);
+    } else {
+        T block[Rows][L] = {};
+        for (int u = 0; u < count; u += Units) {
+            const int units = count - u < Units ? count - u : Units;
+            const Vec<T> tile = dot_tile<T, Rows>(a, a_stride, w + u * depth, depth, units);
+            for (int r = 0; r < Rows; ++r)
+                memcpy(block[r] + u, reinterpret_cast<const T*>(&tile) + r * Units,
+                       Units * sizeof(T));
+        }
+        for (int r = 0; r < Rows; ++r) sums[r] = load<T>(block[r], L);
+    }
+}
+
+// As `product`, for weights [gates * units, depth] and a span of blocks of `lanes` units.
+template <class T, class A, class W, class Epilogue>
+FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W* w, const T* bias,
+                                     const A* a, int64_t a_stride, int64_t rows,
+                                     const Epilogue& epilogue) {
+    constexpr int L = lanes<T>, most = L >= 4 ? L / 4 : 1;
+    const int64_t depth = panels.depth;
+    const int gates = panels.gates;
+    const auto run = [&](auto tile_rows, int64_t row,
+                         int64_t block) __attribute__((always_inline)) {
+        constexpr int Rows = decltype(tile_rows)::value;
+        const int64_t left = panels.units - block * L;
+        const int count = left < L ? static_cast<int>(left) : L;
+        Vec<T> sums[max_panel_vectors][Rows], of_row[max_panel_vectors];
+        for (int g = 0; g < gates; ++g)
+            dot_block<T, Rows>(a + row * a_stride, a_stride,
+                               w + (g * panels.units + block * L) * depth, depth, count, sums[g]);
+        for (int r = 0; r < Rows; ++r) {
+            for (int g = 0; g < gates; ++g) {
+                of_row[g] = sums[g][r];
+                if (bias) of_row[g] += load<T>(bias + (block * gates + g) * L, L);
+            }
+            epilogue(row + r, block, of_row);
+        }
+    };
+    for (int64_t block = blocks.first; block < blocks.last; ++block) {
+        int64_t row = 0;
+        for (; row + most <= rows; row += most)
+            run(std::integral_constant<int, most>(), row, block);
+        for (; row < rows; ++row) run(std::integral_constant<int, 1>(), row, block);
+    }
+}
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn

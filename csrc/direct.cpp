@@ -1,0 +1,226 @@
+// Small layers run in a few microseconds, which is what torch's dispatcher and autograd take, and
+// Python twice that. Where nothing is asked for but the numbers - plain tensors on the CPU, no
+// gradient, no autocast, tracing, mode or transform - a module calls the kernels from here. In every
+// other case, and for everything that is wrong, these functions return None, and the module goes
+// the long way.
+#include "direct.h"
+
+#include <ATen/ATen.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "cpu/network.h"
+
+namespace fastrnn {
+namespace {
+
+namespace py = pybind11;
+using at::Tensor;
+
+bool only(c10::DispatchKeySet keys, c10::DispatchKeySet usual) {
+    return (keys.raw_repr() & ~usual.raw_repr()) == 0;
+}
+
+// No mode, transform or tracer would see a call of an operator.
+bool nobody_listens() {
+    constexpr c10::DispatchKeySet usual(
+        {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
+    const auto included = c10::impl::tls_local_dispatch_key_set().included_;
+    return only(included, usual) && !at::impl::torch_function_mode_enabled() &&
+           !at::autocast::is_autocast_enabled(at::kCPU);
+}
+
+// A torch.Tensor or Parameter itself, on the CPU, with values of its own, of which no gradient is asked.
+bool is_plain(PyObject* object) {
+    if (!object || !THPVariable_CheckExact(object)) return false;
+    const Tensor& t = THPVariable_Unpack(object);
+    constexpr c10::DispatchKeySet usual =
+        c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView,
+                             c10::DispatchKey::AutogradFunctionality,
+                             c10::DispatchKey::AutocastCPU}) |
+        c10::DispatchKeySet(c10::BackendComponent::CPUBit);
+    return only(t.key_set(), usual) && t.device().is_cpu() &&
+           !(t.requires_grad() && at::GradMode::is_enabled());
+}
+
+// A module's attributes, without the search through its classes.
+class Attributes {
+public:
+    explicit Attributes(py::handle module)
+        : all_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr))) {}
+
+    PyObject* get(const char* name) const {
+        return all_ ? PyDict_GetItemString(all_.ptr(), name) : nullptr;
+    }
+    bool flag(const char* name) const { return get(name) == Py_True; }
+    // -1 if there is none.
+    int64_t number(const char* name) const {
+        PyObject* value = get(name);
+        return value && PyLong_CheckExact(value) ? PyLong_AsLongLong(value) : -1;
+    }
+
+private:
+    py::object all_;
+};
+
+// The state hx: h, or (h, c) for a cell that has c. False if it is something else.
+bool read_states(py::handle hx, bool has_c, Tensor& h, std::optional<Tensor>& c) {
+    PyObject *first = hx.ptr(), *second = nullptr;
+    if (has_c) {
+        if (!PyTuple_CheckExact(first) || PyTuple_GET_SIZE(first) != 2) return false;
+        second = PyTuple_GET_ITEM(hx.ptr(), 1);
+        first = PyTuple_GET_ITEM(hx.ptr(), 0);
+        if (!is_plain(second)) return false;
+        c = THPVariable_Unpack(second);
+    }
+    if (!is_plain(first)) return false;
+    h = THPVariable_Unpack(first);
+    return true;
+}
+
+const CellInfo* find_info(const std::string& name) {
+    for (const CellInfo& info : cells)
+        if (name == info.name) return &info;
+    return nullptr;
+}
+
+// The network's results, or nothing if an argument is wrong: the long way says what.
+std::optional<cpu::ForwardResult> run(const Arguments& arguments) {
+    py::gil_scoped_release no_gil;
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    RECORD_FUNCTION("fastrnn::forward", std::vector<c10::IValue>());
+    Problem problem;
+    try {
+        problem = check(arguments);
+    } catch (const std::exception&) {
+        return std::nullopt;
+    }
+    return cpu::forward(arguments, problem, /*train=*/false, /*keep=*/false);
+}
+
+// The same values in another shape. A view as of any operator, for the kernels alone, at a fraction of
+// the time.
+Tensor reshaped(const Tensor& t, at::IntArrayRef shape) {
+    if (!t.is_contiguous()) return t.reshape(shape);
+    auto impl = t.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(), false);
+    impl->set_sizes_contiguous(shape);
+    return Tensor(std::move(impl));
+}
+
+py::object wrap(Tensor t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
+
+// RNN, LSTM or GRU: output and the last states, as their forward returns them, or None.
+py::object layer(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
+    const CellInfo* info = find_info(cell);
+    const Attributes attributes(module);
+    if (!info || !nobody_listens() || !is_plain(input.ptr())) return py::none();
+    PyObject *names = attributes.get("_flat_weights_names"),
+             *parameters = attributes.get("_parameters");
+    if (!names || !parameters || !PyList_CheckExact(names) || !PyDict_Check(parameters))
+        return py::none();
+    c10::SmallVector<Tensor, 8> weights;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); ++i) {
+        PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(names, i));
+        if (!is_plain(weight)) return py::none();
+        weights.push_back(THPVariable_Unpack(weight));
+    }
+    PyObject* dropout = attributes.get("dropout");
+    const int64_t layers = attributes.number("num_layers");
+    const int64_t directions = attributes.flag("bidirectional") ? 2 : 1;
+    if (attributes.flag("training") && layers > 1 &&
+        !(dropout && PyFloat_CheckExact(dropout) && PyFloat_AS_DOUBLE(dropout) == 0))
+        return py::none();
+
+    Tensor x = THPVariable_Unpack(input.ptr()), h0;
+    std::optional<Tensor> c0;
+    const int64_t hidden = attributes.number("hidden_size"), proj = attributes.number("proj_size");
+    const bool batched = x.dim() == 3, batch_first = attributes.flag("batch_first") && batched;
+    if (x.dim() < 2 || x.dim() > 3 || x.size(-1) != attributes.number("input_size"))
+        return py::none();
+    if (batch_first) x = x.transpose(0, 1);
+    if (!batched) x = x.unsqueeze(1);
+    if (hx.is_none()) {
+        const auto zeros = [&](int64_t width) {
+            return at::zeros({layers * directions, x.size(1), width}, x.options());
+        };
+        h0 = zeros(proj > 0 ? proj : hidden);
+        if (info->has_c) c0 = zeros(hidden);
+    } else {
+        if (!read_states(hx, info->has_c, h0, c0) || h0.dim() != x.dim() - !batched)
+            return py::none();
+        if (!batched) {
+            h0 = h0.unsqueeze(1);
+            if (c0) c0 = c0->unsqueeze(1);
+        }
+    }
+    if (h0.size(-1) != (proj > 0 ? proj : hidden) || (c0 && c0->size(-1) != hidden))
+        return py::none();
+
+    const OptionalTensor no_batch_sizes;
+    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, attributes.flag("bias"), layers,
+                  directions == 2, 0.0});
+    if (!r) return py::none();
+    if (batch_first) r->output = r->output.transpose(0, 1);
+    if (!batched)
+        for (Tensor* t : {&r->output, &r->h_n, &r->c_n})
+            if (t->defined()) *t = t->squeeze(1);
+    if (!info->has_c) return py::make_tuple(wrap(r->output), wrap(r->h_n));
+    return py::make_tuple(wrap(r->output), py::make_tuple(wrap(r->h_n), wrap(r->c_n)));
+}
+
+// RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.
+py::object one_step(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
+    const CellInfo* info = find_info(cell);
+    const Attributes attributes(module);
+    if (!info || !nobody_listens() || !is_plain(input.ptr()) || hx.is_none()) return py::none();
+    PyObject* parameters = attributes.get("_parameters");
+    if (!parameters || !PyDict_Check(parameters)) return py::none();
+    const bool bias = attributes.flag("bias");
+    c10::SmallVector<Tensor, 4> weights;
+    for (const char* name : {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}) {
+        if (weights.size() == 2 && !bias) break;
+        PyObject* weight = PyDict_GetItemString(parameters, name);
+        if (!is_plain(weight)) return py::none();
+        weights.push_back(THPVariable_Unpack(weight));
+    }
+    Tensor x = THPVariable_Unpack(input.ptr()), h0;
+    std::optional<Tensor> c0;
+    if (!read_states(hx, info->has_c, h0, c0) || x.dim() < 1 || x.dim() > 2 || h0.dim() != x.dim())
+        return py::none();
+    const int64_t hidden = attributes.number("hidden_size");
+    if (x.size(-1) != attributes.number("input_size") || h0.size(-1) != hidden ||
+        (c0 && (c0->dim() != x.dim() || c0->size(-1) != hidden)))
+        return py::none();
+    // As a layer's: [1, B, ...].
+    const int64_t batch = x.dim() == 2 ? x.size(0) : 1;
+    const auto as_step = [&](const Tensor& t) { return reshaped(t, {1, batch, t.size(-1)}); };
+    if (x.dim() == 2 && (h0.size(0) != batch || (c0 && c0->size(0) != batch))) return py::none();
+    const at::DimVector shape(h0.sizes());
+    x = as_step(x), h0 = as_step(h0);
+    if (c0) c0 = as_step(*c0);
+    const OptionalTensor no_batch_sizes;
+    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0});
+    if (!r) return py::none();
+    const auto result = [&](const Tensor& t) {
+        t.unsafeGetTensorImpl()->set_sizes_contiguous(shape);  // a new tensor, nobody else's
+        return wrap(t);
+    };
+    if (!info->has_c) return result(r->h_n);
+    return py::make_tuple(result(r->h_n), result(r->c_n));
+}
+
+}  // namespace
+
+void bind_direct(py::module_& module) {
+    module.def("layer", layer,
+               "layer(cell, module, input, hx): a layer's forward, or None where the operators are "
+               "needed.");
+    module.def("cell", one_step,
+               "cell(cell, module, input, hx): a cell's forward, or None where the operators are "
+               "needed.");
+}
+
+}  // namespace fastrnn
