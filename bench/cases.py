@@ -32,7 +32,7 @@ SAMPLE_AXES: dict[str, list[Any]] = {
     "directions": [1, 2],
 }
 # Operations of a forward pass above which a drawn row is drawn again: it would take seconds a call.
-SAMPLE_BOUNDS = {"inference": 60e9, "training": 20e9}
+SAMPLE_BOUNDS = {"inference": 40e9, "training": 12e9}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from cases import GROUPS, SAMPLE_BOUNDS, SAMPLE_ROWS, SAMPLE_SEED, Case, all_cases, quick_cases
+from figures import Row, beside_torch, duration, label, ours, ratio
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from timing import cores, run
@@ -92,15 +94,22 @@ def save(path: Path, results: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def earlier(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Rows by key of a file of results, but those that failed."""
-    if not path or not path.exists():
+def earlier(path: Path, here: dict[str, Any]) -> dict[str, Row]:
+    """Rows by key, but those that failed, of a file of results that was made in the same place.
+
+    Raises:
+        SystemExit: if it was made on another machine or with other packages.
+    """
+    if not path.exists():
         return {}
-    rows = json.loads(path.read_text())["rows"]
-    return {row["key"]: row for row in rows if "error" not in row}
+    results = json.loads(path.read_text())
+    for name, value in here.items():
+        if results[name] != value:
+            raise SystemExit(f"{path} can't be continued: it was made with another {name}")
+    return {row["key"]: row for row in results["rows"] if "error" not in row}
 
 
-def peak_of(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+def peak_of(rows: Iterable[Row]) -> dict[str, float]:
     """Over the rows with two threads: median, lowest and highest rate of sgemm, in operations/s."""
     rates = [statistics.median(row["peak"]) for row in rows if "peak" in row and row["threads"] > 1]
     if not rates:
@@ -111,24 +120,7 @@ def peak_of(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 # --- what is printed ------------------------------------------------------------------------------
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
-
-
-def label(row: dict[str, Any]) -> str:
-    """What is computed in a row, less what is the same in most."""
-    words = [row["cell"], row["mode"]]
-    words += [f"{name}={row[name]}" for name in ("T", "B", "H")]
-    words += [f"I={row['I']}"] if row["I"] != row["H"] else []
-    words += [f"{row['layers']} layers"] if row["layers"] > 1 else []
-    words += ["two directions"] if row["directions"] > 1 else []
-    words += [row["dtype"]] if row["dtype"] != "float32" else []
-    words += ["packed"] if row["packed"] else []
-    words += ["one thread"] if row["threads"] == 1 else []
-    return " ".join(words)
-
-
-def table(group: str, rows: list[dict[str, Any]]) -> Table:
+def table(group: str, rows: list[Row]) -> Table:
     """The rows of one group: our time, the share of the peak, and each peer's ratio."""
     peers = list(dict.fromkeys(peer for row in rows for peer in row["peers"]))
     shown = Table(title=group)
@@ -137,76 +129,62 @@ def table(group: str, rows: list[dict[str, Any]]) -> Table:
         shown.add_column(name, justify="right")
     for row in rows:
         if "error" in row:
-            shown.add_row(label(row), row["error"])
+            shown.add_row(label(row), escape(row["error"]))
             continue
-        own = row["contestants"]["fastrnn"]
-        cells = [own.get("reason") or duration(statistics.median(own["seconds"]))]
+        own = ours(row)
+        cells = [duration(own) if own else escape(row["contestants"]["fastrnn"]["reason"])]
         cells.append(f"{row['share']:.0%}" if "share" in row else "")
         for peer in peers:
-            ratio = row.get("ratio", {}).get(peer)
-            reason = row["contestants"].get(peer, {}).get("reason", "")
-            if not ratio:
+            found = ratio(row, peer)
+            if found:
+                low, median, high = (found[name] for name in ("low", "median", "high"))
+                style = "red" if high < 1 else "green" if low > 1 else "default"
+                cells.append(f"[{style}]{median:.2f} ({low:.2f}-{high:.2f})[/]")
+            else:
+                reason = row["contestants"].get(peer, {}).get("reason", "")
                 # What is merely not there leaves its column empty.
-                cells.append("" if "not installed" in reason else reason)
-                continue
-            style = "red" if ratio["high"] < 1 else "green" if ratio["low"] > 1 else ""
-            text = f"{ratio['median']:.2f} ({ratio['low']:.2f} - {ratio['high']:.2f})"
-            cells.append(f"[{style}]{text}[/]" if style else text)
+                cells.append("" if "not installed" in reason else escape(reason))
         shown.add_row(label(row), *cells)
     return shown
 
 
-def summary(rows: list[dict[str, Any]]) -> Table:
+def summary(rows: list[Row]) -> Table:
     """By group, the ratios to torch."""
     shown = Table(title="time of torch / time of fastrnn")
-    for name in ["group", "rows", "median", "lowest", "slower", "beyond the noise"]:
+    for name in ["group", "rows", "median", "lowest", "slower", "slower beyond the noise"]:
         shown.add_column(name, justify="right")
     for group in GROUPS:
-        ratios = [
-            row["ratio"]["torch"]
-            for row in rows
-            if row["group"] == group and "torch" in row.get("ratio", {})
-        ]
-        if ratios:
-            medians = [ratio["median"] for ratio in ratios]
-            shown.add_row(
-                *(group, str(len(ratios))),
-                *(f"{statistics.median(medians):.2f}", f"{min(medians):.2f}"),
-                *(str(sum(m < 1 for m in medians)), str(sum(r["high"] < 1 for r in ratios))),
-            )
+        found = beside_torch(row for row in rows if row["group"] == group)
+        if found:
+            counts = [str(found[name]) for name in ("slower", "beyond")]
+            ratios = [f"{found[name]:.2f}" for name in ("median", "lowest")]
+            shown.add_row(group, str(found["rows"]), *ratios, *counts)
     return shown
 
 
 # --- the run --------------------------------------------------------------------------------------
 
 
-def measure(
-    cases: list[Case], rounds: int, path: Path | None, known: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """Runs all rows that are not in `known`, and saves after each."""
-    results = {
-        "machine": machine(),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-        "options": {"rounds": rounds},
-        "notes": NOTES,
-        "peak": {},
-        "rows": [],
-    }
+def measure(cases: list[Case], rounds: int, path: Path | None, resume: bool) -> dict[str, Any]:
+    """Runs all rows, but with `resume` those that the file has, and saves after each."""
+    here = {"machine": machine(), "versions": versions()}
+    known = earlier(path, here) if path and resume else {}
+    date = datetime.date.today().isoformat()
+    rows: list[Row] = []
+    results = {**here, "date": date, "options": {"rounds": rounds}, "notes": NOTES}
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(cases))
         for case in cases:
             row = known.get(case.key)
             if row is None:
                 progress.update(task, description=label(case.to_json()))
                 row = run(case, rounds)
-            results["rows"].append(row)
+            rows.append(row)
+            results |= {"peak": peak_of(rows), "rows": rows}
             progress.advance(task)
             if path:
-                results["peak"] = peak_of(results["rows"])
                 save(path, results)
-    results["peak"] = peak_of(results["rows"])
     return results
 
 
@@ -227,13 +205,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
     cases = quick_cases() if args.quick else all_cases()
     if args.only:
         cases = [case for case in cases if case.group in args.only]
-    known = earlier(args.json) if args.resume else {}
-    results = measure(cases, args.rounds, args.json, known)
+    results = measure(cases, args.rounds, args.json, args.resume)
     console = Console()
     for group in GROUPS:
         rows = [row for row in results["rows"] if row["group"] == group]
@@ -241,7 +218,7 @@ def main() -> None:
             console.print(table(group, rows))
     console.print(summary(results["rows"]))
     if results["peak"]:
-        low, high = results["peak"]["min"] / 1e9, results["peak"]["max"] / 1e9
+        low, high = (results["peak"][name] / 1e9 for name in ("min", "max"))
         console.print(
             f"{results['machine']['cpu']}, sgemm at {low:.0f} to {high:.0f} GFLOP/s. "
             "Ratios above 1: fastrnn is faster; in brackets the quartiles."

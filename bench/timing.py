@@ -24,8 +24,9 @@ BLOCK = 0.01  # seconds that a block takes at least
 # Between blocks: threads that wait for more work spin for some milliseconds before they sleep, and
 # they must not do so beside the next contestant.
 PAUSE = 0.01
-BUDGET = 8.0  # seconds for the rounds of a row; where calls are long there are fewer rounds...
+BUDGET = 3.0  # seconds for the rounds of a row; where calls are long there are fewer rounds...
 FEWEST = 3  # ...but never fewer than this
+LONG = 0.05  # a call of so many seconds needs no other before it: waking threads is nothing to it
 LIMIT = 600  # seconds after which a row is given up
 SQUARE = 1024  # rows and columns of the matrices that the peak is measured with
 
@@ -99,8 +100,10 @@ def calls_of_a_block(call: Callable[[], object]) -> tuple[int, float]:
     """How many calls take BLOCK seconds, and what one takes."""
     calls = 1
     while True:
-        # Twice, and the faster counts: the first calls wake threads and find their memory.
-        a_call = min(seconds(call, calls) for _ in range(2))
+        a_call = seconds(call, calls)
+        if a_call < LONG:
+            # Again, and the faster counts: the first calls wake threads and find their memory.
+            a_call = min(a_call, seconds(call, calls))
         if a_call * calls >= BLOCK:
             return calls, a_call
         calls = min(10 * calls, int(1.1 * BLOCK / a_call) + 1)
@@ -109,25 +112,22 @@ def calls_of_a_block(call: Callable[[], object]) -> tuple[int, float]:
 def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, Any]]:
     """Seconds a call in each round, and the calls of a block, of every contestant."""
     found: dict[str, dict[str, Any]] = {}
-    a_round = 0.0
+    a_call = {}
     for name, call in calls.items():
-        number, a_call = calls_of_a_block(call)
-        found[name] = {"calls": number, "seconds": []}
-        a_round += number * a_call
         time.sleep(PAUSE)
-    rounds = max(FEWEST, min(rounds, int(BUDGET / a_round)))
+        number, a_call[name] = calls_of_a_block(call)
+        found[name] = {"calls": number, "seconds": []}
+    a_round = sum(found[name]["calls"] * a_call[name] for name in calls)
     names = list(calls)
-    for number in range(rounds):
-        # Everyone is once at each place, and after the other neighbour every second time.
+    for number in range(max(FEWEST, min(rounds, int(BUDGET / a_round)))):
+        # Each in turn begins, and comes after its other neighbour every second time.
         turn = number % len(names)
         order = names[turn:] + names[:turn]
         for name in order if number % 2 == 0 else reversed(order):
             time.sleep(PAUSE)
-            result = found[name]
-            # Wakes the threads and fetches the weights. Next to a long call it is nothing.
-            if number == 0 or not result["seconds"] or result["seconds"][-1] < 0.1:
+            if a_call[name] < LONG:
                 calls[name]()
-            result["seconds"].append(seconds(calls[name], result["calls"]))
+            found[name]["seconds"].append(seconds(calls[name], found[name]["calls"]))
     return found
 
 
@@ -181,4 +181,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Case.from_json(json.loads(sys.argv[1])), int(sys.argv[2]))))
+    found = measure(Case.from_json(json.loads(sys.argv[1])), int(sys.argv[2]))
+    print(json.dumps(found), flush=True)
+    # At once: some peers take a second to put their threads away.
+    os._exit(0)
