@@ -87,10 +87,13 @@ def versions() -> dict[str, str]:
 
 
 def save(path: Path, results: dict[str, Any]) -> None:
-    """Writes the file at once, so that one left by an interrupted run can be read."""
+    """Writes the file at once, so that an interrupted run leaves one that can be read."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A row a line.
+    head = json.dumps({**results, "rows": []}, indent=1).removesuffix("[]\n}")
+    rows = ",\n".join(json.dumps(row) for row in results["rows"])
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.write_text(f"{head}[\n{rows}\n]\n}}\n")
     partial.replace(path)
 
 

@@ -73,7 +73,7 @@ def ratios(panel: Any, rows: list[dict[str, Any]]) -> None:
 def shares(panel: Any, rows: list[dict[str, Any]]) -> None:
     """Two lines a cell, of inference and of training."""
     for number, cell in enumerate(CELLS):
-        for mode, style in [("inference", "o-"), ("training", "o:")]:
+        for mode, style in [("inference", "o-"), ("training", "s:")]:
             chosen = [row for row in rows if (row["group"], row["cell"]) == (mode, cell)]
             found = [(row["H"], row["share"]) for row in chosen if "share" in row]
             if found:

@@ -88,6 +88,11 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
 # --- in the row's process ------------------------------------------------------------------------
 
 
+def short(value: float) -> float:
+    """To the digits that mean something: the file of a full run is kept with the sources."""
+    return float(f"{value:.4g}")
+
+
 def seconds(call: Callable[[], object], calls: int) -> float:
     """Of one call, over a block of them."""
     began = time.perf_counter()
@@ -127,14 +132,14 @@ def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict
             time.sleep(PAUSE)
             if a_call[name] < LONG:
                 calls[name]()
-            found[name]["seconds"].append(seconds(calls[name], found[name]["calls"]))
+            found[name]["seconds"].append(short(seconds(calls[name], found[name]["calls"])))
     return found
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
     """Median, and as the spread the lower and upper quartile."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "low": low, "high": high}
+    return {"median": short(median), "low": short(low), "high": short(high)}
 
 
 def summary(case: Case, contestants: dict[str, dict[str, Any]], peak: list[float]) -> dict:
@@ -148,7 +153,7 @@ def summary(case: Case, contestants: dict[str, dict[str, Any]], peak: list[float
         if name != "fastrnn" and "seconds" in other
     }
     share = case.operations / statistics.median(ours) / statistics.median(peak)
-    return {"ratio": ratios, "share": share}
+    return {"ratio": ratios, "share": short(share)}
 
 
 def product(threads: int) -> tuple[Callable[[], object], int]:
@@ -175,7 +180,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
                 calls[name] = result
         call, operations = product(case.threads)
         times = timed({**calls, "sgemm": call}, rounds)
-    peak = [operations / value for value in times.pop("sgemm")["seconds"]]
+    peak = [short(operations / value) for value in times.pop("sgemm")["seconds"]]
     found |= times
     return {"contestants": found, "peak": peak, **summary(case, found, peak)}
 
