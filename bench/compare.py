@@ -4,7 +4,7 @@
 
 A time is counted in products of matrices: it is multiplied by the rate of sgemm in its row, so that
 a machine that was slower that day moves nothing. Torch's, whose code is the same in both, stands
-beside it as the control.
+beside it as the control: where it moved the same way it is rather the machine, and the row is dim.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[Row, float, 
     return sorted(found, key=lambda each: each[1])
 
 
+def alike(ours: float, control: float | None) -> bool:
+    """Whether torch's time changed the same way as ours."""
+    return control is not None and abs(control - 1) > LEAST and (control < 1) == (ours < 1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", type=Path)
@@ -74,15 +79,17 @@ def main(arguments: list[str] | None = None) -> None:
     moved = compare(old, new)
     for row, ours, control in moved:
         shown = "" if control is None else f"{control:.2f}"
-        style = "green" if ours < 1 else "red"
+        style = "dim" if alike(ours, control) else "green" if ours < 1 else "red"
         table.add_row(row["group"], label(row), f"[{style}]{ours:.2f}[/]", shown)
     if moved:
         console.print(table)
     keys = [{row["key"] for row in results["rows"]} for results in (old, new)]
     faster = sum(ours < 1 for _, ours, _ in moved)
+    machine = sum(alike(ours, control) for _, ours, control in moved)
     console.print(
-        f"{len(keys[0] & keys[1])} rows in both: {faster} faster, {len(moved) - faster} slower, "
-        f"the others within the noise or {LEAST:.0%}. {len(keys[0] ^ keys[1])} rows in one only."
+        f"{len(keys[0] & keys[1])} rows in both: {faster} faster, {len(moved) - faster} slower "
+        f"({machine} of these as torch), the others within the noise or {LEAST:.0%}. "
+        f"{len(keys[0] ^ keys[1])} rows in one only."
     )
 
 

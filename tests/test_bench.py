@@ -227,7 +227,10 @@ def test_compare_shows_the_row_that_moved(tmp_path, capsys):
     for path, results in zip(paths, (old, new), strict=True):
         path.write_text(json.dumps(results))
     compare.main(list(map(str, paths)))
-    assert f"{len(rows)} rows in both: 0 faster, 1 slower" in capsys.readouterr().out
+    assert (
+        f"{len(rows)} rows in both: 0 faster, 1 slower (0 of these as torch)"
+        in capsys.readouterr().out
+    )
 
 
 def test_compare_counts_in_products():
@@ -243,6 +246,14 @@ def test_compare_counts_in_products():
     assert compare.change(old["rows"][0], row, "fastrnn") == (pytest.approx(2.4 / 2.02), True)
     row["contestants"]["fastrnn"]["seconds"] = [1e-3, 2.4e-3, 2.8e-3]
     assert compare.change(old["rows"][0], row, "fastrnn") == (pytest.approx(2.4 / 2.02), False)
+
+
+def test_compare_tells_what_torch_did_too():
+    assert compare.alike(1.5, 1.4)
+    assert compare.alike(0.8, 0.9)
+    assert not compare.alike(0.8, 1.1)
+    assert not compare.alike(1.5, 1.01)
+    assert not compare.alike(1.5, None)
 
 
 def test_beside_torch():
