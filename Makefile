@@ -1,5 +1,7 @@
 # make demo   forecasts the S&P 500's closes with torch.nn.LSTM and fastrnn.LSTM, and compares them
 # make test   runs the tests
+# make bench  times the layers beside torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3 minutes,
+#             results and a picture in bench/out; ARGS='--only streaming' for a part
 # make lint   checks style, format and types
 # make clean  removes the environment and what the build left
 #
@@ -27,13 +29,16 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # What lies outside the environment is not part of it.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test lint clean FORCE
+.PHONY: demo test bench lint clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+bench: $(VENV)/peers
+	$(python) bench/cpu.py --quick --json bench/out/cpu.json --picture bench/out/cpu.png $(ARGS)
 
 lint: $(VENV)/linters
 	$(python) -m ruff check .
@@ -79,4 +84,8 @@ $(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources)
 # fastrnn is installed at this point, so that pip fetches its extra alone.
 $(VENV)/linters: $(VENV)/torch setup.py | $(VENV)/built
 	$(pip) install 'fastrnn[lint]'
+	@touch $@
+
+$(VENV)/peers: $(VENV)/torch setup.py | $(VENV)/built
+	$(pip) install 'fastrnn[bench]'
 	@touch $@

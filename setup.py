@@ -186,6 +186,16 @@ if __name__ == "__main__":
         cmdclass={"build_ext": Build},
         install_requires=["torch>=2.13"],
         extras_require={
+            # What bench/cpu.py measures beside; it leaves out what is not there.
+            "bench": [
+                "onnx>=1.17",
+                "onnxruntime>=1.20",
+                "openvino>=2025.0",
+                "jax>=0.5",
+                "tensorflow-cpu>=2.19",
+                "rich>=13",
+                "matplotlib>=3.8",
+            ],
             "demo": ["arch>=7", "matplotlib>=3.8", "rich>=13", "numpy>=1.26"],
             "test": [
                 "pytest>=8",

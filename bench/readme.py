@@ -9,13 +9,32 @@ import argparse
 import json
 import re
 from pathlib import Path
+from typing import Any
+
+from cases import CELLS
+from figures import PEERS, Row, beside_torch, duration, ours, ratio
 
 ROOT = Path(__file__).parent.parent
 
+# Of the grid, what the table of speed shows.
+SIZES = [64, 256, 1024]
+BATCHES = [1, 16]
+GROUPS = {
+    "inference": "inference, one layer, T = 100",
+    "training": "a training step of the same",
+    "streaming": "one step a call, layers and cells",
+    "small": "small training steps: T = 10, B = 64, I = 1, H = 64, two layers",
+    "half": "bfloat16 and float16",
+    "float64": "float64",
+    "packed": "PackedSequence",
+    "sample": "a random sample of sizes, layers, directions and threads",
+}
+PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "JAX": "jax"}
+PACKAGES["TensorFlow"] = "tensorflow-cpu"
 
-def memory() -> str:
+
+def memory(results: dict[str, Any]) -> str:
     """The table of bench/results/memory.json."""
-    results = json.loads((ROOT / "bench/results/memory.json").read_text())
     sizes = ", ".join(f"{name} = {size}" for name, size in results["sizes"].items())
     lines = [
         f"  | MB, {sizes} (torch {results['torch']}) | peak, torch | peak, fastrnn "
@@ -29,16 +48,106 @@ def memory() -> str:
     return "\n".join(lines)
 
 
+def times(found: dict[str, float] | None) -> str:
+    return f"{found['median']:.2f}" if found else ""
+
+
+def grid(rows: list[Row]) -> list[str]:
+    """The table of the sizes above: our time and share, the peers' ratios, torch's in training."""
+    by_place = {(row["group"], row["cell"], row["B"], row["H"]): row for row in rows}
+    lines = [
+        f"| | B | H | fastrnn | share | {' | '.join(PEERS)} | training: torch |",
+        f"|---|---|---|---|---|{'---|' * len(PEERS)}---|",
+    ]
+    for cell in CELLS:
+        for B in BATCHES:
+            for H in SIZES:
+                row = by_place.get(("inference", cell, B, H), {})
+                step = by_place.get(("training", cell, B, H), {})
+                own = ours(row)
+                if own is None:
+                    continue
+                ratios = [times(ratio(row, peer)) for peer in PEERS]
+                cells = [cell, str(B), str(H), duration(own), f"{row['share']:.0%}", *ratios]
+                lines.append(f"| {' | '.join([*cells, times(ratio(step, 'torch'))])} |")
+    return lines
+
+
+def groups(rows: list[Row]) -> list[str]:
+    """The table of what was measured beside torch."""
+    lines = ["| torch's time / fastrnn's | rows | median | lowest | slower than torch |"]
+    lines.append("|---|---|---|---|---|")
+    for group, name in GROUPS.items():
+        found = beside_torch(row for row in rows if row["group"] == group)
+        if found:
+            ratios = [f"{found[which]:.2f}" for which in ("median", "lowest")]
+            cells = [name, str(found["rows"]), *ratios, str(found["slower"])]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def speed(results: dict[str, Any]) -> str:
+    """The section on speed, of bench/results/cpu.json."""
+    rows, machine, versions = results["rows"], results["machine"], results["versions"]
+    peers = ", ".join(f"{p} {versions[key]}" for p, key in PACKAGES.items() if key in versions)
+    lines = [
+        "## How fast",
+        "",
+        "![The peers' times over fastrnn's, by hidden size](bench/results/cpu.png)",
+        "",
+        "How many times as long as fastrnn the others take: above 1, fastrnn is faster. T = 100, "
+        "I = H, float32,",
+        f"two threads of an {machine['cpu']} ({machine['isa']}) whose sgemm does "
+        f"{results['peak']['median'] / 1e9:.0f} GFLOP/s, of which `share` is reached.",
+        f"torch {versions['torch']}{', ' + peers if peers else ''}; {results['date']}.",
+        "",
+        *grid(rows),
+        "",
+        "Beside torch alone, over all that [bench/cpu.py](bench/cpu.py) measures:",
+        "",
+        *groups(rows),
+        "",
+    ]
+    sample = beside_torch(row for row in rows if row["group"] == "sample")
+    if sample:
+        lines += [
+            f"Of the {sample['rows']} rows drawn at random fastrnn is slower than torch in "
+            f"{sample['slower']}, in {sample['beyond']} of them by more",
+            f"than the noise; the median ratio is {sample['median']:.2f}, the lowest "
+            f"{sample['lowest']:.2f}.",
+            "",
+        ]
+    lines += [
+        "`make bench` measures some of it on your machine in under three minutes.",
+        "Every row of this run is in [bench/results/cpu.json](bench/results/cpu.json).",
+    ]
+    return "\n".join(lines)
+
+
+PARTS = {"memory": memory, "cpu": speed}
+
+
+def written(readme: str, results: Path) -> str:
+    """The text of README.md with the figures of the files that the folder `results` has."""
+    for name, make in PARTS.items():
+        path = results / f"{name}.json"
+        if not path.exists():
+            continue
+        text = make(json.loads(path.read_text()))
+        pattern = rf"(?<=<!-- {name} -->\n).*?(?= *<!-- end of {name} -->)"
+        readme, count = re.subn(pattern, lambda _, text=text: f"{text}\n", readme, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"README.md has no place for the figures of {name}")
+    return readme
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail if README.md is not up to date")
     args = parser.parse_args()
     path = ROOT / "README.md"
     old = path.read_text()
-    pattern = r"(?<=<!-- memory -->\n).*?(?=  <!-- end of memory -->)"
-    new, count = re.subn(pattern, lambda _: f"{memory()}\n", old, flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit("README.md has no place for the table of memory")
+    new = written(old, ROOT / "bench/results")
     if args.check and new != old:
         raise SystemExit("README.md is not what bench/results say: run bench/readme.py")
     path.write_text(new)

@@ -1,0 +1,202 @@
+"""The rows of bench/cpu.py: what is computed in each, and beside whom.
+
+Sizes are T steps, batch B, I inputs and H units; I = H but in the small training steps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+CELLS = ["LSTM", "GRU", "RNN"]
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+# The name of a row's group is what `--only` takes.
+GROUPS = ["inference", "training", "streaming", "small", "half", "float64", "packed", "sample"]
+
+SIZES = [64, 128, 256, 512, 1024]
+BATCHES = [1, 16, 32, 64]
+
+SAMPLE_SEED = 20
+SAMPLE_ROWS = 300
+SAMPLE_AXES: dict[str, list[Any]] = {
+    "cell": CELLS,
+    "mode": ["inference", "training"],
+    "T": [1, 10, 100, 500],
+    "B": [1, 2, 3, 4, 7, 8, 16, 20, 32, 48, 64, 96],
+    "H": [16, 50, 64, 100, 128, 200, 256, 400, 512, 650, 1024],
+    "threads": [1, 2],
+    "layers": [1, 2, 3],
+    "directions": [1, 2],
+}
+# Operations of a forward pass above which a drawn row is drawn again: it would take seconds a call.
+SAMPLE_BOUNDS = {"inference": 40e9, "training": 12e9}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row. Its contestants are fastrnn and `peers`."""
+
+    group: str
+    cell: str  # a name in torch.nn
+    mode: str  # inference, training, or streaming: a step a call, the state carried on
+    T: int
+    B: int
+    I: int
+    H: int
+    layers: int = 1
+    directions: int = 1
+    dtype: str = "float32"
+    packed: bool = False  # a PackedSequence of B sequences, of at most T steps
+    threads: int = 2
+    peers: tuple[str, ...] = ("torch",)
+
+    @property
+    def key(self) -> str:
+        """What says the same row in another file of results."""
+        return " ".join(
+            [
+                *(self.group, self.cell, self.mode, self.dtype),
+                *(f"{name}{getattr(self, name)}" for name in "TBIH"),
+                *(f"layers{self.layers}", f"directions{self.directions}"),
+                *(["packed"] if self.packed else []),
+                f"threads{self.threads}",
+            ]
+        )
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Steps of each of the B sequences, falling."""
+        if not self.packed:
+            return [self.T] * self.B
+        draw = random.Random(self.B)
+        return sorted((draw.randint(5, self.T) for _ in range(self.B)), reverse=True)
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions in the matrix products of one call.
+
+        A backward pass has two products where the forward has one: of the gradients with the
+        weights, and with what the weights were multiplied with.
+        """
+        a_unit = 0  # the values that one hidden unit is computed from, over layers and directions
+        for layer in range(self.layers):
+            inputs = self.I if layer == 0 else self.directions * self.H
+            a_unit += self.directions * (inputs + self.H)
+        forward = 2 * GATES[self.cell.removesuffix("Cell")] * self.H * a_unit * sum(self.lengths)
+        return forward * (3 if self.mode == "training" else 1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "peers": list(self.peers)}
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> Case:
+        return Case(**{**fields, "peers": tuple(fields["peers"])})
+
+
+def square(group: str, cell: str, mode: str, T: int, B: int, H: int, **options: Any) -> Case:
+    """A case with as many inputs as units."""
+    return Case(group, cell, mode, T, B, H, H, **options)
+
+
+INFERENCE_PEERS = ("torch", "ONNX Runtime", "OpenVINO", "JAX", "TensorFlow")
+TRAINING_PEERS = ("torch", "JAX", "TensorFlow")
+STREAMING_PEERS = ("torch", "ONNX Runtime", "OpenVINO")
+
+
+def grid() -> Iterator[Case]:
+    """One layer over cells, sizes and batches."""
+    for mode in ["inference", "training"]:
+        for cell in CELLS:
+            for H in SIZES:
+                for B in BATCHES:
+                    peers = INFERENCE_PEERS
+                    if mode == "training":
+                        # TensorFlow takes seconds to start and to compile, and the longest to run.
+                        peers = TRAINING_PEERS if B <= 16 else TRAINING_PEERS[:-1]
+                    yield square(mode, cell, mode, 100, B, H, peers=peers)
+
+
+def streaming() -> Iterator[Case]:
+    """A step a call, as in a loop that gets its input bit by bit: the time is all overhead."""
+    for cell in CELLS:
+        for H in [64, 256]:
+            yield square("streaming", cell, "streaming", 1, 1, H, peers=STREAMING_PEERS)
+            yield square("streaming", f"{cell}Cell", "streaming", 1, 1, H)
+
+
+def small() -> Iterator[Case]:
+    """Training steps as in examples/forecast.py."""
+    for cell in ["LSTM", "GRU"]:
+        yield Case("small", cell, "training", 10, 64, 1, 64, layers=2)
+
+
+def half() -> Iterator[Case]:
+    """Modules in 16 bits."""
+    for cell in CELLS:
+        for dtype in ["bfloat16", "float16"]:
+            for H in [512, 1024]:
+                # A step of one row reads all weights and does little with them: half the bytes
+                # should be near half the time of our own float32.
+                peers = ("torch", "fastrnn float32")
+                yield square("half", cell, "inference", 100, 1, H, dtype=dtype, peers=peers)
+                yield square("half", cell, "inference", 100, 16, H, dtype=dtype)
+            for B in [1, 16]:
+                yield square("half", cell, "training", 100, B, 256, dtype=dtype)
+
+
+def float64() -> Iterator[Case]:
+    for cell in CELLS:
+        for mode in ["inference", "training"]:
+            for B in [1, 16]:
+                for H in [64, 512]:
+                    yield square("float64", cell, mode, 100, B, H, dtype="float64")
+
+
+def packed() -> Iterator[Case]:
+    for cell in ["LSTM", "GRU"]:
+        for mode in ["inference", "training"]:
+            yield square("packed", cell, mode, 100, 64, 128, packed=True)
+
+
+def sample() -> Iterator[Case]:
+    """SAMPLE_ROWS different rows drawn from SAMPLE_AXES: what nobody chose."""
+    draw = random.Random(SAMPLE_SEED)
+    seen = set()
+    while len(seen) < SAMPLE_ROWS:
+        case = square("sample", **{name: draw.choice(axis) for name, axis in SAMPLE_AXES.items()})
+        forward = case.operations / (3 if case.mode == "training" else 1)
+        if case not in seen and forward <= SAMPLE_BOUNDS[case.mode]:
+            seen.add(case)
+            yield case
+
+
+def all_cases() -> list[Case]:
+    """The rows of a full run."""
+    parts = [grid(), streaming(), small(), half(), float64(), packed(), sample()]
+    return [case for part in parts for case in part]
+
+
+def quick_cases() -> list[Case]:
+    """Some of the full run's rows, every group among them, in under three minutes on two cores."""
+
+    def chosen(case: Case) -> bool:
+        sizes = case.B, case.H
+        if case.group == "inference":
+            return sizes in {"LSTM": [(1, 64), (1, 256), (1, 1024), (16, 256)]}.get(
+                case.cell, [(1, 256)]
+            )
+        if case.group == "training":
+            return case.cell == "LSTM" and sizes in [(1, 256), (16, 256)]
+        if case.group == "half":
+            return case.dtype == "bfloat16" and case.cell == "LSTM" and sizes == (1, 512)
+        if case.group == "float64":
+            return case.cell == "LSTM" and sizes == (16, 64)
+        if case.group in ("streaming", "packed"):
+            return case.cell.startswith("LSTM") and case.H < 256
+        return case.group == "small"
+
+    some = [case for case in all_cases() if chosen(case)]
+    return some + list(sample())[:8]

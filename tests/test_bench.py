@@ -1,0 +1,284 @@
+"""bench/cpu.py and what reads its results. Nothing here asserts a time."""
+
+import copy
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
+import cases
+import compare
+import contestants
+import cpu
+import figures
+import readme
+import timing
+from cases import Case
+
+pytestmark = pytest.mark.once
+
+TINY = Case("inference", "GRU", "inference", 3, 2, 8, 8, threads=1, peers=cases.INFERENCE_PEERS)
+
+
+# --- the rows -------------------------------------------------------------------------------------
+
+
+def test_rows_are_different():
+    rows = cases.all_cases()
+    assert len({case.key for case in rows}) == len(rows)
+    assert {case.group for case in rows} == set(cases.GROUPS)
+    assert {case.key for case in cases.quick_cases()} < {case.key for case in rows}
+    assert {case.group for case in cases.quick_cases()} == set(cases.GROUPS)
+
+
+def test_grid():
+    for mode in ["inference", "training"]:
+        rows = [case for case in cases.grid() if case.mode == mode]
+        assert len(rows) == len(cases.CELLS) * len(cases.SIZES) * len(cases.BATCHES)
+
+
+def test_sample():
+    rows = list(cases.sample())
+    assert len(rows) >= 300
+    assert rows == list(cases.sample())
+    for name, axis in cases.SAMPLE_AXES.items():
+        assert {getattr(case, name) for case in rows} == set(axis)
+    for case in rows:
+        forward = dataclasses.replace(case, mode="inference").operations
+        assert forward <= cases.SAMPLE_BOUNDS[case.mode]
+
+
+@pytest.mark.parametrize("case", cases.quick_cases(), ids=lambda case: case.key)
+def test_operations_are_those_of_the_weights(case):
+    """Two for every weight, row and step."""
+    options = {}
+    if not case.cell.endswith("Cell"):
+        options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    layer = getattr(nn, case.cell)(case.I, case.H, device="meta", **options)
+    weights = sum(p.numel() for name, p in layer.named_parameters() if "weight" in name)
+    forward = 2 * weights * sum(case.lengths)
+    assert case.operations == forward * (3 if case.mode == "training" else 1)
+
+
+def test_lengths():
+    case = next(case for case in cases.all_cases() if case.packed)
+    assert len(case.lengths) == case.B
+    assert case.lengths == sorted(case.lengths, reverse=True)
+    assert 5 <= min(case.lengths) < max(case.lengths) <= case.T
+    assert dataclasses.replace(case, packed=False).lengths == [case.T] * case.B
+
+
+def test_a_case_survives_json():
+    for case in cases.quick_cases():
+        assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
+
+
+# --- the check of results -------------------------------------------------------------------------
+
+SMALL = {"T": 4, "B": 2, "I": 5, "H": 6, "threads": 1, "peers": ("torch",)}
+
+
+@pytest.mark.parametrize(
+    ("cell", "mode"),
+    [(cell, mode) for cell in cases.CELLS for mode in ["inference", "training", "streaming"]]
+    + [(f"{cell}Cell", "streaming") for cell in cases.CELLS],
+)
+def test_modules_pass_the_check(cell, mode):
+    case = Case("sample", cell, mode, **SMALL)
+    with torch.inference_mode(mode != "training"):
+        found = dict(contestants.contestants(case))
+        assert set(found) == {"fastrnn", "torch"}
+        for call in found.values():
+            call()
+
+
+def test_every_dtype_and_a_packed_sequence_pass_the_check():
+    options = [{"dtype": dtype} for dtype in ["float64", "bfloat16", "float16"]]
+    options.append({"packed": True, "T": 9, "layers": 2, "directions": 2})
+    for option in options:
+        case = Case("sample", "LSTM", "training", **{**SMALL, **option})
+        assert all(callable(call) for _, call in contestants.contestants(case))
+
+
+@pytest.mark.parametrize("mode", ["inference", "training", "streaming"])
+def test_wrong_results_get_no_time(mode, monkeypatch):
+    real = contestants.ours
+
+    def wrong(given, dtype):
+        changed = copy.deepcopy(given.layer)
+        with torch.no_grad():
+            changed.weight_hh_l0[0, 0] += 1e-2
+        return real(dataclasses.replace(given, layer=changed), dtype)
+
+    monkeypatch.setattr(contestants, "ours", wrong)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    found = timing.measure(Case("sample", "LSTM", mode, **SMALL), rounds=3)
+    assert "is off by" in found["contestants"]["fastrnn"]["reason"]
+    assert "seconds" not in found["contestants"]["fastrnn"]
+    assert len(found["contestants"]["torch"]["seconds"]) == 3
+    assert "ratio" not in found
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t + 1e-3, "is off by"),
+        (lambda t: t * math.nan, "is off by"),
+        (lambda t: t[:1], "has shape"),
+    ],
+)
+def test_difference(change, reason):
+    right = {"output": torch.ones(3, dtype=torch.float64)}
+    assert contestants.difference({"output": torch.ones(3)}, right) is None
+    assert reason in contestants.difference({"output": change(torch.ones(3))}, right)
+    assert contestants.difference({}, right) == "no output"
+
+
+def test_a_package_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    found = dict(contestants.contestants(dataclasses.replace(TINY, peers=("ONNX Runtime",))))
+    assert "is not installed" in found["ONNX Runtime"]
+    assert callable(found["fastrnn"])
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
+    rows = [TINY, Case("training", "LSTM", "training", **SMALL)]
+    monkeypatch.setattr(cpu, "all_cases", lambda: rows)
+    path = tmp_path / "new" / "cpu.json"
+    cpu.main(["--json", str(path), "--rounds", "3", "--picture", str(tmp_path / "cpu.png")])
+    results = json.loads(path.read_text())
+    assert set(results) == {
+        *("machine", "versions", "date", "options", "notes", "peak", "rows"),
+    }
+    assert [row["key"] for row in results["rows"]] == [case.key for case in rows]
+    for row in results["rows"]:
+        assert "error" not in row
+        assert set(row["contestants"]) == {"fastrnn", *row["peers"]}
+        assert len(row["peak"]) == 3
+        for name, found in row["contestants"].items():
+            if "reason" in found:
+                assert found["reason"].endswith("is not installed")
+                assert name not in ("torch", "fastrnn")
+            else:
+                assert len(found["seconds"]) == 3
+        timed = {name for name, found in row["contestants"].items() if "seconds" in found}
+        assert {"torch", "fastrnn"} <= timed
+        assert set(row["ratio"]) == timed - {"fastrnn"}
+        assert all(r["low"] <= r["median"] <= r["high"] for r in row["ratio"].values())
+        assert row["share"] > 0
+    assert "time of torch / time of fastrnn" in capsys.readouterr().out
+    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+
+    # A second run keeps what is there, and one of another machine is not continued.
+    monkeypatch.setattr(cpu, "run", lambda case, rounds: pytest.fail("it was there"))
+    cpu.main(["--json", str(path), "--resume"])
+    assert json.loads(path.read_text())["rows"] == results["rows"]
+    monkeypatch.setattr(cpu, "machine", lambda: {"cpu": "another"})
+    with pytest.raises(SystemExit, match="another machine"):
+        cpu.main(["--json", str(path), "--resume"])
+
+
+def test_a_row_that_fails_leaves_an_error():
+    case = dataclasses.replace(TINY, dtype="nothing")
+    row = timing.run(case, rounds=3)
+    assert row["key"] == case.key
+    assert "exit status 1" in row["error"]
+    assert cpu.table("inference", [row]).row_count == 1
+
+
+# --- what reads the results -----------------------------------------------------------------------
+
+
+def synthetic(factors):
+    """Results of the grid and the sample as if measured, ours times factors.get(key, 1)."""
+    chosen = [*cases.grid(), *list(cases.sample())[:4]]
+    rows = []
+    for case in chosen:
+        own = [factors.get(case.key, 1) * s for s in (1.0e-3, 1.01e-3, 1.02e-3)]
+        found = {"fastrnn": {"calls": 10, "seconds": own}}
+        for peer in case.peers:
+            found[peer] = {"calls": 10, "seconds": [2e-3] * 3}
+        peak = [2e11] * 3
+        row = {"key": case.key, **case.to_json(), "operations": case.operations, "peak": peak}
+        rows.append({**row, "contestants": found, **timing.summary(case, found, peak)})
+    machine = {"cpu": "A CPU", "isa": "avx2"}
+    results = {"machine": machine, "versions": {"torch": "2.13.0", "jax": "0.10"}}
+    return {**results, "date": "2026-01-01", "peak": cpu.peak_of(rows), "rows": rows}
+
+
+def test_compare_shows_the_row_that_moved(tmp_path, capsys):
+    rows = synthetic({})["rows"]
+    moved, little = rows[3], rows[7]
+    old, new = synthetic({}), synthetic({moved["key"]: 1.5, little["key"]: 1.025})
+    ((row, ours, control),) = compare.compare(old, new)
+    assert row["key"] == moved["key"]
+    assert ours == pytest.approx(1.5)
+    assert control == pytest.approx(1)
+    paths = [tmp_path / name for name in ("old.json", "new.json")]
+    for path, results in zip(paths, (old, new), strict=True):
+        path.write_text(json.dumps(results))
+    compare.main(list(map(str, paths)))
+    assert (
+        f"{len(rows)} rows in both: 0 faster, 1 slower (0 of these as torch)"
+        in capsys.readouterr().out
+    )
+
+
+def test_compare_counts_in_products():
+    """A machine half as fast moves nothing; wide quartiles hide a change."""
+    old, new = synthetic({}), synthetic({})
+    for row in new["rows"]:
+        row["peak"] = [rate / 2 for rate in row["peak"]]
+        for found in row["contestants"].values():
+            found["seconds"] = [2 * value for value in found["seconds"]]
+    assert compare.compare(old, new) == []
+    row = new["rows"][0]
+    row["contestants"]["fastrnn"]["seconds"] = [2e-3, 2.4e-3, 2.8e-3]
+    assert compare.change(old["rows"][0], row, "fastrnn") == (pytest.approx(2.4 / 2.02), True)
+    row["contestants"]["fastrnn"]["seconds"] = [1e-3, 2.4e-3, 2.8e-3]
+    assert compare.change(old["rows"][0], row, "fastrnn") == (pytest.approx(2.4 / 2.02), False)
+
+
+def test_compare_tells_what_torch_did_too():
+    assert compare.alike(1.5, 1.4)
+    assert compare.alike(0.8, 0.9)
+    assert not compare.alike(0.8, 1.1)
+    assert not compare.alike(1.5, 1.01)
+    assert not compare.alike(1.5, None)
+
+
+def test_beside_torch():
+    rows = synthetic({})["rows"][:4]
+    rows[0]["ratio"]["torch"] = {"low": 0.5, "median": 0.6, "high": 0.7}
+    rows[1]["ratio"]["torch"] = {"low": 0.8, "median": 0.9, "high": 1.1}
+    rows[2]["ratio"] = {}
+    found = figures.beside_torch(rows)
+    assert found["rows"] == 3
+    assert (found["slower"], found["beyond"]) == (2, 1)
+    assert (found["lowest"], found["median"]) == (0.6, 0.9)
+    assert figures.beside_torch([]) is None
+
+
+def test_readme(tmp_path):
+    text = "before\n<!-- cpu -->\nold\n<!-- end of cpu -->\nafter\n"
+    assert readme.written(text, tmp_path) == text  # there are no results
+    (tmp_path / "cpu.json").write_text(json.dumps(synthetic({})))
+    new = readme.written(text, tmp_path)
+    assert new.startswith("before\n<!-- cpu -->\n")
+    assert new.endswith("\n<!-- end of cpu -->\nafter\n")
+    assert "old" not in new
+    assert "| LSTM | 16 | 256 | 1.0 ms |" in new
+    assert new.count("| GRU |") == len(readme.SIZES) * len(readme.BATCHES)
+    assert "Of the 4 rows drawn at random" in new
+    assert readme.written(new, tmp_path) == new
+    with pytest.raises(SystemExit, match="no place"):
+        readme.written("nothing", tmp_path)
