@@ -1,8 +1,8 @@
-// Small layers run in a few microseconds, which is what torch's dispatcher and autograd take, and
-// Python twice that. Where nothing is asked for but the numbers - plain tensors on the CPU, no
-// gradient, no autocast, tracing, mode or transform - a module calls the kernels from here. In every
-// other case, and for everything that is wrong, these functions return None, and the module goes
-// the long way.
+// Small layers run in a few microseconds; torch's dispatcher takes as long, its layers' Python three
+// times and an autograd Function in Python ten times that. A module therefore calls the kernels from
+// here where nobody else is to see the call: with plain tensors on the CPU, without autocast, tracing,
+// mode or transform. In every other case, and for everything that is wrong, these functions return
+// None, and the module goes the long way.
 #include "direct.h"
 
 #include <ATen/ATen.h>
@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "cpu/network.h"
+#include "node.h"
 
 namespace fastrnn {
 namespace {
@@ -33,7 +34,7 @@ bool nobody_listens() {
            !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
-// A torch.Tensor or Parameter itself, on the CPU, with values of its own, of which no gradient is asked.
+// A torch.Tensor or Parameter itself, on the CPU, with values of its own and no tangent.
 bool is_plain(PyObject* object) {
     if (!object || !THPVariable_CheckExact(object)) return false;
     const Tensor& t = THPVariable_Unpack(object);
@@ -42,8 +43,16 @@ bool is_plain(PyObject* object) {
                              c10::DispatchKey::AutogradFunctionality,
                              c10::DispatchKey::AutocastCPU}) |
         c10::DispatchKeySet(c10::BackendComponent::CPUBit);
-    return only(t.key_set(), usual) && t.device().is_cpu() &&
-           !(t.requires_grad() && at::GradMode::is_enabled());
+    return only(t.key_set(), usual) && t.device().is_cpu() && !t._fw_grad(/*level=*/0).defined();
+}
+
+bool needs_gradient(const Arguments& a) {
+    if (!at::GradMode::is_enabled()) return false;
+    if (a.input.requires_grad() || a.h0.requires_grad() || (a.c0 && a.c0->requires_grad()))
+        return true;
+    for (const Tensor& weight : a.weights)
+        if (weight.requires_grad()) return true;
+    return false;
 }
 
 // A module's attributes, without the search through its classes.
@@ -88,23 +97,28 @@ const CellInfo* find_info(const std::string& name) {
 }
 
 // The network's results, or nothing if an argument is wrong: the long way says what.
-std::optional<cpu::ForwardResult> run(const Arguments& arguments) {
+std::optional<cpu::ForwardResult> run(const Arguments& arguments, bool train) {
     py::gil_scoped_release no_gil;
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    RECORD_FUNCTION("fastrnn::forward", std::vector<c10::IValue>());
-    Problem problem;
-    try {
-        problem = check(arguments);
-    } catch (const std::exception&) {
-        return std::nullopt;
+    const bool differentiable = needs_gradient(arguments);
+    cpu::ForwardResult result;
+    {
+        at::AutoDispatchBelowADInplaceOrView below_autograd;
+        RECORD_FUNCTION("fastrnn::forward", std::vector<c10::IValue>());
+        Problem problem;
+        try {
+            problem = check(arguments);
+        } catch (const std::exception&) {
+            return std::nullopt;
+        }
+        result = cpu::forward(arguments, problem, train, /*keep=*/differentiable);
     }
-    return cpu::forward(arguments, problem, /*train=*/false, /*keep=*/false);
+    if (differentiable) attach_backward(arguments, train, result);
+    return result;
 }
 
-// The same values in another shape. A view as of any operator, for the kernels alone, at a fraction of
-// the time.
+// The same values in another shape: without gradients at a fraction of reshape's time.
 Tensor reshaped(const Tensor& t, at::IntArrayRef shape) {
-    if (!t.is_contiguous()) return t.reshape(shape);
+    if (!t.is_contiguous() || at::GradMode::is_enabled()) return t.reshape(shape);
     auto impl = t.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(), false);
     impl->set_sizes_contiguous(shape);
     return Tensor(std::move(impl));
@@ -130,9 +144,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     PyObject* dropout = attributes.get("dropout");
     const int64_t layers = attributes.number("num_layers");
     const int64_t directions = attributes.flag("bidirectional") ? 2 : 1;
-    if (attributes.flag("training") && layers > 1 &&
-        !(dropout && PyFloat_CheckExact(dropout) && PyFloat_AS_DOUBLE(dropout) == 0))
-        return py::none();
+    if (!dropout || !PyFloat_CheckExact(dropout)) return py::none();
 
     Tensor x = THPVariable_Unpack(input.ptr()), h0;
     std::optional<Tensor> c0;
@@ -161,7 +173,8 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
 
     const OptionalTensor no_batch_sizes;
     auto r = run({cell, x, h0, c0, weights, no_batch_sizes, attributes.flag("bias"), layers,
-                  directions == 2, 0.0});
+                  directions == 2, PyFloat_AS_DOUBLE(dropout)},
+                 attributes.flag("training"));
     if (!r) return py::none();
     if (batch_first) r->output = r->output.transpose(0, 1);
     if (!batched)
@@ -202,9 +215,10 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     x = as_step(x), h0 = as_step(h0);
     if (c0) c0 = as_step(*c0);
     const OptionalTensor no_batch_sizes;
-    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0});
+    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0}, false);
     if (!r) return py::none();
     const auto result = [&](const Tensor& t) {
+        if (t.requires_grad()) return wrap(t.view(shape));
         t.unsafeGetTensorImpl()->set_sizes_contiguous(shape);  // a new tensor, nobody else's
         return wrap(t);
     };

@@ -46,17 +46,15 @@ ForwardTensors forward(const std::string& cell, const Tensor& input, const Tenso
     TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
                                 input.device(), " in this build, expected tensors on the CPU");
     cpu::ForwardResult r = cpu::forward(arguments, problem, train, keep);
-    if (!keep) r.hidden = r.noise = Tensor();  // used on the way
-    const auto or_empty = [&](Tensor& t, at::ScalarType dtype) {
-        return t.defined() ? t : at::empty({0}, input.options().dtype(dtype));
+    const auto empty = [&](at::ScalarType dtype) {
+        return at::empty({0}, input.options().dtype(dtype));
     };
-    return {r.output,
-            r.h_n,
-            or_empty(r.c_n, problem.dtype),
-            or_empty(r.hidden, problem.dtype),
-            or_empty(r.saved, problem.dtype),
-            or_empty(r.c, problem.dtype),
-            or_empty(r.noise, at::kByte)};
+    if (!r.c_n.defined()) r.c_n = empty(problem.dtype);
+    if (!keep) {
+        r.hidden = r.saved = r.c = empty(problem.dtype);
+        r.noise = empty(at::kByte);
+    }
+    return {r.output, r.h_n, r.c_n, r.hidden, r.saved, r.c, r.noise};
 }
 
 cpu::BackwardResult backward(const std::string& cell, const OptionalTensor& grad_output,

@@ -105,13 +105,31 @@ class _Forward(torch.autograd.Function):
         if all(g is None for g in grad_results):
             return (None,) * (2 + len(tensors))
         wanted = list(ctx.needs_input_grad[2:])
-        if torch.is_grad_enabled():  # create_graph=True
-            grads = _Backward.apply(  # type: ignore[no-untyped-call]
-                ctx.network, wanted, batch_sizes, tuple(kept), *grad_results, *tensors
-            )
-        else:
-            grads = _gradients(ctx.network, wanted, batch_sizes, kept, grad_results, tensors)
-        return None, None, *(g if yes else None for g, yes in zip(grads, wanted, strict=True))
+        return None, None, *gradients(
+            ctx.network, wanted, batch_sizes, kept, grad_results, tensors
+        )
+
+
+def gradients(
+    network: Network,
+    wanted: list[bool],
+    batch_sizes: Tensor | None,
+    kept: Sequence[Tensor],
+    grad_results: tuple[Tensor | None, ...],
+    tensors: tuple[Any, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, h0, c0 and weights, None where not wanted.
+
+    They can be differentiated in their turn if gradients are enabled (create_graph=True); then
+    csrc/node.cpp, which has a way of its own otherwise, calls this too.
+    """
+    if torch.is_grad_enabled():
+        grads = _Backward.apply(  # type: ignore[no-untyped-call]
+            network, wanted, batch_sizes, tuple(kept), *grad_results, *tensors
+        )
+    else:
+        grads = _gradients(network, wanted, batch_sizes, kept, grad_results, tensors)
+    return tuple(g if yes else None for g, yes in zip(grads, wanted, strict=True))
 
 
 def _gradients(

@@ -1,6 +1,5 @@
 """The direct way from a module to the kernels: where it is taken, and that it changes nothing."""
 
-import contextlib
 import itertools
 
 import pytest
@@ -95,6 +94,80 @@ def test_states_and_inputs_of_any_stride(kind, long_way):
             assert torch.equal(a, b)
 
 
+def with_gradients(call, layer, x, hx):
+    """Results and the gradients of x, hx and the weights."""
+    x, *states = (t.detach().clone().requires_grad_() for t in (x, *flat(hx)))
+    results = flat(call(layer, x, tuple(states) if len(states) == 2 else states[0]))
+    weighted = sum((t * torch.linspace(0, 1, t.numel()).view(t.shape)).sum() for t in results)
+    grads = torch.autograd.grad(weighted, [x, *states, *layer.parameters()])
+    return [t.detach() for t in results], grads
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_of_layers(kind, long_way):
+    for options in [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": True}]:
+        layer, _ = pair(kind, 5, 17, **options)
+        args = torch.randn(4, 4, 5), random_state(layer, 4)
+        ours, theirs = (with_gradients(call, layer, *args) for call in [direct, long_way])
+        for a, b in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_gradients_of_cells(kind, long_way):
+    layer, _ = cell_pair(kind, 5, 17)
+    args = torch.randn(3, 5), cell_state(layer, 3)
+    ours, theirs = (with_gradients(call, layer, *args) for call in [direct, long_way])
+    for a, b in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_only_the_gradients_that_are_wanted():
+    layer = fastrnn.LSTM(5, 17)
+    layer.weight_hh_l0.requires_grad_(False)
+    output, _ = direct(layer, torch.randn(3, 4, 5))
+    output.sum().backward()
+    assert layer.weight_hh_l0.grad is None
+    assert layer.weight_ih_l0.grad is not None
+
+
+def test_the_second_backward_needs_a_kept_graph():
+    layer = fastrnn.LSTM(5, 17)
+    output = direct(layer, torch.randn(3, 4, 5))[0].sum()
+    output.backward(retain_graph=True)
+    output.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        output.backward()
+
+
+def test_a_weight_changed_before_backward():
+    layer = fastrnn.GRU(5, 17)
+    output, _ = direct(layer, torch.randn(3, 4, 5))
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_what_is_kept_goes_through_saved_tensor_hooks():
+    layer, seen = fastrnn.LSTM(5, 17), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t):
+        output, _ = direct(layer, torch.randn(3, 4, 5))
+    assert len(seen) >= 4
+    output.sum().backward()
+    assert layer.weight_ih_l0.grad is not None
+
+
+def test_gradients_of_gradients(long_way):
+    layer, _ = pair("lstm", 3, 4, dtype=torch.float64)
+    found = []
+    for call in [direct, long_way]:
+        x = torch.linspace(-1, 1, 18, dtype=torch.float64).view(3, 2, 3).requires_grad_()
+        (first,) = torch.autograd.grad(call(layer, x)[0].pow(2).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.pow(2).sum(), [x, *layer.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_the_state_is_not_touched():
     layer = fastrnn.LSTMCell(5, 17)
     x, (h, c) = torch.randn(3, 5), (torch.randn(3, 17), torch.randn(3, 17))
@@ -122,7 +195,6 @@ class Subclass(torch.Tensor):
 
 
 LISTENERS = {
-    "gradients": torch.enable_grad,
     "autocast": lambda: torch.autocast("cpu"),
     "function mode": Function,
     "dispatch mode": Dispatch,
@@ -159,7 +231,6 @@ def test_left_inside_a_transform():
 
 LAYER = ("LSTM", 5, 17)
 LEFT = {
-    "a gradient of the input": lambda: (LAYER, torch.randn(3, 4, 5, requires_grad=True), None),
     "a subclass": lambda: (LAYER, torch.randn(3, 4, 5).as_subclass(Subclass), None),
     "packed": lambda: (LAYER, pack_sequence([torch.randn(3, 5)]), None),
     "meta": lambda: (LAYER, torch.randn(3, 4, 5, device="meta"), None),
@@ -183,17 +254,30 @@ LEFT = {
 def test_left_for_anything_else(case):
     (name, *sizes), x, hx = LEFT[case]()
     layer = getattr(fastrnn, name)(*sizes)
-    enabled = contextlib.nullcontext() if "gradient" in case else torch.no_grad()
-    with enabled:
-        assert direct(layer, x, hx) is None
-
-
-def test_left_for_dropout_in_training():
-    layer = fastrnn.GRU(5, 17, 2, dropout=0.5)
-    x = torch.randn(3, 4, 5)
     with torch.no_grad():
-        assert direct(layer, x) is None
-        assert direct(layer.eval(), x) is not None
+        assert direct(layer, x, hx) is None
+    assert direct(layer, x, hx) is None
+
+
+def test_left_for_a_tangent():
+    layer, x = fastrnn.GRU(5, 17), torch.randn(3, 4, 5)
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert direct(layer, dual) is None
+    assert direct(layer, x) is not None
+
+
+def test_dropout_draws_the_same_masks(long_way):
+    layer = fastrnn.GRU(5, 17, 3, dropout=0.5)
+    x = torch.randn(3, 4, 5)
+    results = []
+    for call in [direct, long_way]:
+        torch.manual_seed(0)
+        results.append(flat(call(layer, x)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(results[0][0], direct(layer, x)[0])
+    assert torch.equal(direct(layer.eval(), x)[0], long_way(layer, x)[0])
 
 
 def test_left_for_parametrized_weights():

@@ -115,6 +115,11 @@ void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
         run_with(1, p, layer, workspace_size, kernel);
 }
 
+// Which outputs of the layer below `layer` dropout kept; undefined if it left them all alone.
+Tensor mask_of(const Tensor& noise, int64_t layer) {
+    return layer > 0 && noise.defined() && noise.numel() ? noise[layer - 1] : Tensor();
+}
+
 // What dropout makes of a layer's output; 1 / (1 - dropout) undoes what it takes from the mean.
 Tensor dropped(const Tensor& rows, const Tensor& noise, double dropout) {
     if (!noise.defined()) return rows;
@@ -149,6 +154,8 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
                 r.noise[layer].bernoulli_(1 - a.dropout);
             else
                 r.noise[layer].zero_();
+    } else if (keep) {
+        r.noise = at::empty({0}, options.dtype(at::kByte));
     }
     if (p.batch == 0) return r;
 
@@ -158,9 +165,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
     Tensor input = a.input.contiguous();
     for (int64_t layer = 0; layer < p.layers; ++layer) {
-        if (layer > 0)
-            input = dropped(r.hidden[layer - 1], r.noise.defined() ? r.noise[layer - 1] : r.noise,
-                            a.dropout);
+        if (layer > 0) input = dropped(r.hidden[layer - 1], mask_of(r.noise, layer), a.dropout);
         char* out = layer < between ? mutable_slice(r.hidden, layer) : mutable_slice(r.output, 0);
         ForwardLayer task{};
         task.sequence = rows.sequence;
@@ -229,7 +234,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
     };
 
     for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
-        const Tensor mask = layer > 0 && noise.numel() ? noise[layer - 1] : Tensor();
+        const Tensor mask = mask_of(noise, layer);
         const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.dropout)
                                        : a.input.reshape({p.rows, p.input}).contiguous();
         const Tensor out = hidden[layer];

@@ -8,8 +8,8 @@
 
 namespace fastrnn::cpu {
 
-// The first two, and c_n for a cell that has c, are always there; of what is kept for backward
-// (Kept in problem.h) only what there is, the rest is undefined.
+// c_n is undefined for a cell without c. The last four are Kept of problem.h, all of them defined, if
+// `keep`.
 struct ForwardResult {
     at::Tensor output, h_n, c_n, hidden, saved, c, noise;
 };
