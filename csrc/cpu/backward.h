@@ -1,10 +1,10 @@
-// The backward pass of one layer. Every thread of the team runs `backward` with its rank:
-//   1. together they pack the transposed weights;
-//   2. each runs its part of the time loop over a chunk of steps, last step first: a step is one
-//      product of the gate gradients of the step after it with W_hh, with the cell's backward as
-//      its epilogue, which leaves this step's gate gradients;
-//   3. from the gate gradients of the chunk, together: what it adds to the gradients of the input
+// The backward pass of one layer. Every thread of the team runs `backward` with its rank; over a chunk
+// of steps, last step first:
+//   1. its part of the time loop: a step is one product of the gate gradients of the step after it
+//      with W_hh, with the cell's backward as its epilogue, which leaves this step's gate gradients;
+//   2. from the gate gradients of the chunk, together: what it adds to the gradients of the input
 //      and of the weights (gradients.h); then the next chunk.
+// As in forward.h a thread packs what it uses itself.
 #pragma once
 #include "forward.h"
 
@@ -34,19 +34,25 @@ struct Chunk {
 template <class Cell, class T>
 struct BackwardPlan {
     struct Direction {
-        T *ih, *hh, *hr;  // packed, transposed
-        T* dgates;        // [rows of a chunk, grads * H]
-        T* after;         // [B, grads * H]: those of the last step of the chunk before
-        T* dh;            // [B, H or P]: dL/dh of the step before, as far as it is known
-        T* dc;            // [B, H]
-        T* dh_total;      // [rows of a chunk, P]: dL/dh_t, for the gradient of the projection
-        T* m;             // [rows of a chunk, H]: the projection's input, likewise
+        // Packed, transposed; `hh` and `hr` once for each part of the rows, of `ih` one panel a
+        // thread, if at_once.
+        T *ih, *hh, *hr;
+        T* dgates;    // [rows of a chunk, stride]: grads * H values each
+        T* after;     // [B, stride]: those of the last step of the chunk before
+        T* dh;        // [B, H or P]: dL/dh of the step before, as far as it is known
+        T* dc;        // [B, H]
+        T* dh_total;  // [rows of a chunk, P]: dL/dh_t, for the gradient of the projection
+        T* m;         // [rows of a chunk, H]: the projection's input, likewise
     };
 
     Panels ih, hh, hr;           // for gradients of the input, of h and of the projection's input
     Panels sum_x, sum_h, sum_m;  // rows of input, of h_{t-1} and of m, for gradients of weights
-    T* sums[2];                  // packed rows, by turns
+    T* sums;                     // packed rows, of each thread
+    int64_t sums_size;           // values a thread
+    int64_t stride;              // of the gate gradients' rows
     int64_t chunk, chunks;       // steps of a chunk, and how many there are
+    bool at_once;                // few rows: a panel of W_ih is packed, used and done with
+    bool first_product;          // whether the gradient of h0 is asked for
     Direction direction[2];
     size_t size;
 
@@ -54,36 +60,50 @@ struct BackwardPlan {
         constexpr int L = lanes<T>;
         const Dimensions& d = layer.size;
         const Sequence& s = layer.sequence;
-        const int units = layer.team->partition.units;
+        const int threads = layer.team->partition.threads(), units = layer.team->partition.units;
+        const int64_t copies = layer.team->partition.rows;
         const int64_t P = d.projected ? d.recurrent : 0;
-        ih = Panels(Cell::gates * d.hidden, d.input, 1, L, backward_sum);
+        at_once = s.rows() <= at_once_rows;
+        ih = Panels(Cell::gates * d.hidden, d.input, 1, L, backward_sum, at_once ? threads : 1);
         hh = Panels(Cell::gates * d.hidden, d.recurrent, 1, L, backward_sum, units);
         hr = Panels(P, d.hidden, 1, L, backward_sum, units);
         sum_x = Panels(sum_rows, d.input, 1, L, backward_sum);
         sum_h = Panels(sum_rows, d.recurrent, 1, L, backward_sum);
         sum_m = Panels(sum_rows, d.projected ? d.hidden : 0, 1, L, backward_sum);
-        int64_t most = sum_x.size();
-        if (sum_h.size() > most) most = sum_h.size();
-        if (sum_m.size() > most) most = sum_m.size();
+        sums_size = sum_x.size();
+        if (sum_h.size() > sums_size) sums_size = sum_h.size();
+        if (sum_m.size() > sums_size) sums_size = sum_m.size();
+        // An odd number of cache lines: a column of rows 4 KB apart would share one place in the
+        // cache.
+        stride = ((Cell::grads * d.hidden + L - 1) / L | 1) * L;
+        first_product = false;
+        for (int i = 0; i < d.directions; ++i)
+            if (layer.direction[i].grad_h0) first_product = true;
         chunk = s.batch < backward_rows ? minimum(s.steps, backward_rows / s.batch) : 1;
         chunks = (s.steps + chunk - 1) / chunk;
         const int64_t rows = minimum(s.rows(), chunk * s.batch);
         Workspace space(layer.workspace);
-        sums[0] = space.take<T>(most);
-        sums[1] = space.take<T>(most);
+        sums = space.take<T>(threads * sums_size);
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
-            p.ih = space.take<T>(layer.grad_input ? ih.size() : 0);
-            p.hh = space.take<T>(hh.size());
-            p.hr = space.take<T>(hr.size());
-            p.dgates = space.take<T>(rows * Cell::grads * d.hidden);
-            p.after = space.take<T>(chunks > 1 ? s.batch * Cell::grads * d.hidden : 0);
+            p.ih = space.take<T>(!layer.grad_input ? 0
+                                 : at_once         ? threads * ih.offset(1)
+                                                   : ih.size());
+            p.hh = space.take<T>(copies * hh.size());
+            p.hr = space.take<T>(copies * hr.size());
+            p.dgates = space.take<T>(rows * stride);
+            p.after = space.take<T>(chunks > 1 ? s.batch * stride : 0);
             p.dh = space.take<T>(s.batch * d.recurrent);
             p.dc = space.take<T>(Cell::has_c ? s.batch * d.hidden : 0);
             p.dh_total = space.take<T>(rows * P);
             p.m = space.take<T>(d.projected ? rows * d.hidden : 0);
         }
         size = space.size();
+    }
+
+    // The directions come to the same rows of the input's gradient in different chunks.
+    bool starts_from_zeros(const BackwardLayer& layer) const {
+        return layer.size.directions == 2 && chunks > 1;
     }
 
     // The i-th chunk that a direction handles, from the end of its sequence.
@@ -140,6 +160,8 @@ public:
           R_(layer.size.recurrent),
           h_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)),
           m_panels_(Span{0, plan.hr.count()}.part(share.unit, share.units)),
+          hh_(own_.hh + share.row_part * plan.hh.size()),
+          hr_(own_.hr + share.row_part * plan.hr.size()),
           h_prev_{layer.sequence,
                   reverse_,
                   static_cast<const S*>(user_.output),
@@ -156,7 +178,8 @@ public:
     void run() {
         if (is_first_) start();
         // After the last chunk, one more: the way from the first step to the initial state.
-        for (int64_t i = 0; i < chunk_.count + is_last_; ++i) {
+        const bool one_more = is_last_ && plan_.first_product;
+        for (int64_t i = 0; i < chunk_.count + one_more; ++i) {
             const int64_t t = reverse_ ? chunk_.first + i : chunk_.first + chunk_.count - 1 - i;
             const bool follows = i > 0 || !is_first_;
             step(t, follows ? t + (reverse_ ? -1 : 1) : -1, i < chunk_.count);
@@ -170,6 +193,14 @@ public:
 
 private:
     void start() {
+        if (layer_.sequence.steps > 1 || plan_.first_product)
+            pack_columns<T>(
+                plan_.hh, h_panels_,
+                [&](int64_t k) { return static_cast<const S*>(user_.weights.hh) + k * R_; }, hh_);
+        if (layer_.size.projected)
+            pack_columns<T>(
+                plan_.hr, m_panels_,
+                [&](int64_t k) { return static_cast<const S*>(user_.weights.hr) + k * H_; }, hr_);
         const Span rows = share_.rows.part(share_.unit, share_.units);
         const auto copy = [&](const void* from, T* to, int64_t width) {
             if (from)
@@ -199,8 +230,8 @@ private:
         const Span rows = share_.rows.part(share_.unit, share_.units);
         const int64_t count = minimum(rows.last, layer_.sequence.batch_sizes[t]) - rows.first;
         if (count > 0)
-            memcpy(own_.after + rows.first * Cell::grads * H_, dgates_of(t, rows.first),
-                   count * Cell::grads * H_ * sizeof(T));
+            memcpy(own_.after + rows.first * plan_.stride, dgates_of(t, rows.first),
+                   count * plan_.stride * sizeof(T));
     }
 
     // Row b of step t in the memory of a chunk.
@@ -208,8 +239,7 @@ private:
 
     T* dgates_of(int64_t t, int64_t b) const {
         const bool inside = t >= chunk_.first && t < chunk_.first + chunk_.count;
-        return inside ? own_.dgates + slot(t, b) * (Cell::grads * H_)
-                      : own_.after + b * (Cell::grads * H_);
+        return inside ? own_.dgates + slot(t, b) * plan_.stride : own_.after + b * plan_.stride;
     }
 
     // t: this step; after: the step handled before it (the next in time), or -1. Rows that are in
@@ -251,7 +281,7 @@ private:
         if (linked > 0) {
             // The last G * H columns of the gate gradients belong to W_hh h.
             const T* dgates = dgates_of(after, b0) + (Cell::grads - Cell::gates) * H_;
-            product<T>(plan_.hh, h_panels_, own_.hh, nullptr, dgates, Cell::grads * H_, linked,
+            product<T>(plan_.hh, h_panels_, hh_, nullptr, dgates, plan_.stride, linked,
                        [&](int64_t row, int64_t block, const Vec<T>* sums) {
                            add_up(row, block, sums[0]);
                        });
@@ -265,8 +295,8 @@ private:
         if (!projected || rows <= 0) return;
 
         share_.barrier->wait();  // every unit of dh_total is there
-        product<T>(plan_.hr, m_panels_, own_.hr, nullptr, own_.dh_total + slot(t, b0) * R_, R_,
-                   rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+        product<T>(plan_.hr, m_panels_, hr_, nullptr, own_.dh_total + slot(t, b0) * R_, R_, rows,
+                   [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                        const int64_t unit = block * L;
                        through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)),
                                     sums[0]);
@@ -292,7 +322,7 @@ private:
         }
         Cell::backward(saved, h_prev, c_prev, h, c, dh, dc, dgates, dh_prev, dc_prev);
         for (int i = 0; i < Cell::grads; ++i)
-            store<T>(own_.dgates + (slot(t, b) * Cell::grads + i) * H_ + unit, dgates[i], n);
+            store<T>(own_.dgates + slot(t, b) * plan_.stride + i * H_ + unit, dgates[i], n);
         if (Cell::has_c) store<T>(own_.dc + b * H_ + unit, dc_prev, n);
         if constexpr (allows_projection<Cell>)
             if (layer_.size.projected)
@@ -309,6 +339,7 @@ private:
     const Chunk chunk_;
     const int64_t H_, R_;
     const Span h_panels_, m_panels_;
+    T *const hh_, *const hr_;  // packed, its copies
     const PreviousRows<S> h_prev_;
     const PreviousRows<S> c_prev_;
 };

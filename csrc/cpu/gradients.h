@@ -7,6 +7,36 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
+// The rows of W_ih in the order in which the gate gradients stand.
+template <class Cell>
+constexpr int gate_of_grad(int grad) {
+    for (int g = 0; g < Cell::gates; ++g)
+        if (Cell::x_grad[g] == grad) return g;
+    return -1;
+}
+
+// The product for the gradient of the input reads the first G gate gradients.
+template <class Cell>
+constexpr bool has_x_grads_first() {
+    for (int grad = 0; grad < Cell::gates; ++grad)
+        if (gate_of_grad<Cell>(grad) < 0) return false;
+    return true;
+}
+
+template <class Cell, class T, class S>
+void pack_input_weights(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan,
+                        int direction, Span panels, T* packed) {
+    const Dimensions& d = layer.size;
+    pack_columns<T>(
+        plan.ih, panels,
+        [&](int64_t k) {
+            const int64_t gate = gate_of_grad<Cell>(static_cast<int>(k / d.hidden));
+            return static_cast<const S*>(layer.direction[direction].weights.ih) +
+                   (gate * d.hidden + k % d.hidden) * d.input;
+        },
+        packed);
+}
+
 template <class Cell, class T, class S>
 class Gradients {
     static constexpr int L = lanes<T>;
@@ -18,33 +48,33 @@ public:
           plan_(plan),
           user_(layer.direction[direction]),
           own_(plan.direction[direction]),
+          direction_(direction),
           reverse_(direction == 1),
           chunk_(plan.chunk_at(layer.sequence, chunk, direction == 1)),
+          first_(chunk == 0),
           rank_(rank),
           threads_(layer.team->partition.threads()),
           H_(layer.size.hidden) {}
 
-    // grad_input [N, I] += dgates [N, G * H] W_ih [G * H, I].
+    // grad_input [N, I] = dgates [N, G * H] W_ih [G * H, I], or += where it is not the first to come.
     void input() {
         if (!layer_.grad_input) return;
-        const int64_t I = layer_.size.input, stride = Cell::grads * H_;
-        const Span mine = Span{0, chunk_.rows}.part(rank_, threads_);
-        // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
-        for (int64_t first = mine.first; first < mine.last; first += input_rows) {
-            T* out = static_cast<T*>(layer_.grad_input) + (chunk_.row + first) * I;
-            product<T>(plan_.ih, {0, plan_.ih.count()}, own_.ih, nullptr,
-                       own_.dgates + first * stride, stride, minimum(input_rows, mine.last - first),
-                       [=](int64_t row, int64_t block, const Vec<T>* sums) {
-                           const int64_t unit = block * L;
-                           const int n = static_cast<int>(minimum(L, I - unit));
-                           T* p = out + row * I + unit;
-                           store<T>(p, load<T>(p, n) + sums[0], n);
-                       });
+        const Span rows{0, chunk_.rows}, panels{0, plan_.ih.count()};
+        if (!plan_.at_once) {
+            multiply(panels, own_.ih, rows.part(rank_, threads_));
+            return;
+        }
+        const Span mine = panels.part(rank_, threads_);
+        T* packed = own_.ih + rank_ * plan_.ih.offset(1);
+        for (int64_t panel = mine.first; panel < mine.last; ++panel) {
+            pack_input_weights<Cell, T, S>(layer_, plan_, direction_, {panel, panel + 1},
+                                           packed - plan_.ih.offset(panel));
+            multiply({panel, panel + 1}, packed - plan_.ih.offset(panel), rows);
         }
     }
 
     void weights() {
-        const int64_t I = layer_.size.input, R = layer_.size.recurrent, stride = Cell::grads * H_;
+        const int64_t I = layer_.size.input, R = layer_.size.recurrent, stride = plan_.stride;
         // The last G gate gradients belong to W_hh h.
         constexpr auto h_grad = in_order<Cell::gates>(Cell::grads - Cell::gates);
         const cpu::WeightGradients& grads = user_.grads;
@@ -77,11 +107,34 @@ public:
                          static_cast<T*>(grads.hr));
         }
         if (grads.bias_ih) sum_rows_of(Cell::x_grad, static_cast<T*>(grads.bias_ih));
-        if (grads.bias_hh) sum_rows_of(h_grad.index, static_cast<T*>(grads.bias_hh));
+        if (grads.bias_hh && grads.bias_ih && same(Cell::x_grad, h_grad.index))
+            copy_sums(static_cast<const T*>(grads.bias_ih), static_cast<T*>(grads.bias_hh));
+        else if (grads.bias_hh)
+            sum_rows_of(h_grad.index, static_cast<T*>(grads.bias_hh));
     }
 
 private:
     static constexpr int64_t input_rows = 63;  // a multiple of the tiles' rows
+
+    void multiply(Span panels, const T* packed, Span rows) const {
+        const int64_t I = layer_.size.input;
+        const bool add = direction_ == 1 || plan_.starts_from_zeros(layer_);
+        // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
+        for (int64_t first = rows.first; first < rows.last; first += input_rows) {
+            T* out = static_cast<T*>(layer_.grad_input) + (chunk_.row + first) * I;
+            product<T>(plan_.ih, panels, packed, nullptr, own_.dgates + first * plan_.stride,
+                       plan_.stride, minimum(input_rows, rows.last - first),
+                       [=](int64_t row, int64_t block, const Vec<T>* sums) {
+                           const int64_t unit = block * L;
+                           const int n = static_cast<int>(minimum(L, I - unit));
+                           put(out + row * I + unit, sums[0], n, add);
+                       });
+        }
+    }
+
+    static FASTRNN_INLINE void put(T* to, Vec<T> value, int n, bool add) {
+        store<T>(to, add ? load<T>(to, n) + value : value, n);
+    }
 
     template <int G>
     struct Indices {
@@ -94,29 +147,27 @@ private:
         return r;
     }
 
-    // out [G * U, units] += sum over rows n of grad[n, column[g] * U + u] * row(n)[unit]
+    // out [G * U, units] (+)= sum over rows n of grad[n, column[g] * U + u] * row(n)[unit]
     template <class Row>
     void sum_products(const Panels& full, const Row& row, int64_t U, int gates, const T* grad,
                       int64_t grad_stride, const int* column, T* out) {
         const Sequence& s = layer_.sequence;
+        const Span mine = Span{0, U}.part(rank_, threads_);
+        if (mine.size() == 0) return;
+        T* packed = plan_.sums + rank_ * plan_.sums_size;
         int64_t t = chunk_.first;
-        int turn = 0;
-        for (int64_t first = 0; first < chunk_.rows; first += sum_rows, turn ^= 1) {
+        for (int64_t first = 0; first < chunk_.rows; first += sum_rows) {
             Panels panels = full;
             panels.depth = minimum(sum_rows, chunk_.rows - first);
-            T* packed = plan_.sums[turn];
+            const bool add = !first_ || first > 0;
             pack_columns<T>(
-                panels, Span{0, panels.count()}.part(rank_, threads_),
+                panels, {0, panels.count()},
                 [&](int64_t k) {
                     const int64_t n = chunk_.row + first + k;
                     while (n >= s.offsets[t + 1]) ++t;
                     return row(t, n - s.offsets[t], n);
                 },
                 packed);
-            // The other buffer is free again once all have passed the barrier after the next
-            // packing.
-            layer_.team->all.wait();
-            const Span mine = Span{0, U}.part(rank_, threads_);
             for (int g = 0; g < gates; ++g) {
                 T* to = out + (g * U + mine.first) * panels.units;
                 product<T, true>(
@@ -125,25 +176,36 @@ private:
                     mine.size(), [&](int64_t m, int64_t block, const Vec<T>* sums) {
                         const int64_t unit = block * L;
                         const int n = static_cast<int>(minimum(L, panels.units - unit));
-                        T* p = to + m * panels.units + unit;
-                        store<T>(p, load<T>(p, n) + sums[0], n);
+                        put(to + m * panels.units + unit, sums[0], n, add);
                     });
             }
         }
-        layer_.team->all.wait();  // the next sum starts with the first buffer
     }
 
-    // out [G * H] += sum over rows of dgates[n, column[g] * H + u]
+    // out [G * H] (+)= sum over rows of dgates[n, column[g] * H + u]
     void sum_rows_of(const int* column, T* out) {
         const Span mine = Span{0, (H_ + L - 1) / L}.part(rank_, threads_);
         for (int g = 0; g < Cell::gates; ++g)
             for (int64_t block = mine.first; block < mine.last; ++block) {
                 const int n = static_cast<int>(minimum(L, H_ - block * L));
                 const T* from = own_.dgates + column[g] * H_ + block * L;
-                T* p = out + g * H_ + block * L;
-                store<T>(p, load<T>(p, n) + sum_pairwise(from, Cell::grads * H_, chunk_.rows, n),
-                         n);
+                put(out + g * H_ + block * L, sum_pairwise(from, plan_.stride, chunk_.rows, n), n,
+                    !first_);
             }
+    }
+
+    static constexpr bool same(const int* a, const int* b) {
+        for (int g = 0; g < Cell::gates; ++g)
+            if (a[g] != b[g]) return false;
+        return true;
+    }
+
+    // This thread's part of what sum_rows_of left.
+    void copy_sums(const T* from, T* to) {
+        const Span mine = Span{0, (H_ + L - 1) / L}.part(rank_, threads_);
+        const int64_t first = mine.first * L, last = minimum(mine.last * L, H_);
+        for (int g = 0; g < Cell::gates && first < last; ++g)
+            memcpy(to + g * H_ + first, from + g * H_ + first, (last - first) * sizeof(T));
     }
 
     // Halves of halves: the rounding error grows with the logarithm of the number of rows.
@@ -162,8 +224,10 @@ private:
     const BackwardPlan<Cell, T>& plan_;
     const BackwardDirection& user_;
     const typename BackwardPlan<Cell, T>::Direction& own_;
+    const int direction_;
     const bool reverse_;
     const Chunk chunk_;
+    const bool first_;
     const int64_t rank_, threads_, H_;
 };
 
@@ -172,51 +236,23 @@ size_t backward_workspace(const BackwardLayer& layer) {
     return BackwardPlan<Cell, T>(layer).size;
 }
 
-// The rows of W_ih in the order in which the gate gradients stand.
-template <class Cell>
-constexpr int gate_of_grad(int grad) {
-    for (int g = 0; g < Cell::gates; ++g)
-        if (Cell::x_grad[g] == grad) return g;
-    return -1;
-}
-
-// The product for the gradient of the input reads the first G gate gradients.
-template <class Cell>
-constexpr bool has_x_grads_first() {
-    for (int grad = 0; grad < Cell::gates; ++grad)
-        if (gate_of_grad<Cell>(grad) < 0) return false;
-    return true;
-}
-
 template <class Cell, class T, class S>
 void backward(const BackwardLayer& layer, int rank) {
     static_assert(has_x_grads_first<Cell>(), "x_grad must be an order of 0, ..., gates - 1");
     const BackwardPlan<Cell, T> plan(layer);
     const Dimensions& d = layer.size;
     const int64_t threads = layer.team->partition.threads();
-    for (int i = 0; i < d.directions; ++i) {
-        const cpu::Weights& w = layer.direction[i].weights;
-        const auto& packed = plan.direction[i];
-        const auto part = [&](const Panels& panels) {
-            return Span{0, panels.count()}.part(rank, threads);
-        };
-        pack_columns<T>(
-            plan.hh, part(plan.hh),
-            [&](int64_t k) { return static_cast<const S*>(w.hh) + k * d.recurrent; }, packed.hh);
-        if (d.projected)
-            pack_columns<T>(
-                plan.hr, part(plan.hr),
-                [&](int64_t k) { return static_cast<const S*>(w.hr) + k * d.hidden; }, packed.hr);
-        if (layer.grad_input)
-            pack_columns<T>(
-                plan.ih, part(plan.ih),
-                [&](int64_t k) {
-                    const int64_t gate = gate_of_grad<Cell>(static_cast<int>(k / d.hidden));
-                    return static_cast<const S*>(w.ih) + (gate * d.hidden + k % d.hidden) * d.input;
-                },
-                packed.ih);
+    if (layer.grad_input) {
+        if (!plan.at_once)
+            for (int i = 0; i < d.directions; ++i)
+                pack_input_weights<Cell, T, S>(layer, plan, i,
+                                               Span{0, plan.ih.count()}.part(rank, threads),
+                                               plan.direction[i].ih);
+        if (plan.starts_from_zeros(layer)) {
+            const Span mine = Span{0, layer.sequence.rows() * d.input}.part(rank, threads);
+            memset(static_cast<T*>(layer.grad_input) + mine.first, 0, mine.size() * sizeof(T));
+        }
     }
-    layer.team->all.wait();
     const Share share(*layer.team, rank, layer.sequence, d.directions);
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
         for (int64_t i = share.directions.first; i < share.directions.last; ++i)

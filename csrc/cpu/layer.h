@@ -76,7 +76,7 @@ struct ForwardLayer {
     Team* team;
 };
 
-struct WeightGradients {  // of T, contiguous, null where not wanted; added to
+struct WeightGradients {  // of T, contiguous, null where not wanted
     void* ih;
     void* hh;
     void* bias_ih;
@@ -107,7 +107,7 @@ struct BackwardLayer {
     int64_t grad_output_stride;
     bool grad_output_stored;  // whether grad_output is of the storage type, as the user gives it
     BackwardDirection direction[2];
-    void* grad_input;  // [N, I] of T or null; added to
+    void* grad_input;  // [N, I] of T or null
     void* workspace;
     Team* team;
 };

@@ -198,12 +198,12 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
     const int64_t width = p.directions * p.recurrent;
     const auto options = a.input.options().memory_format(std::nullopt).dtype(p.arithmetic);
     const auto want = [&](bool yes, at::IntArrayRef size) {
-        return yes ? at::zeros(size, options) : at::empty({0}, options);
+        return at::empty(yes ? size : at::IntArrayRef{0}, options);
     };
 
     Tensor grad_input = want(wanted[0], {p.rows, p.input});
-    const Tensor grad_h0 = want(wanted[1], a.h0.sizes());
-    const Tensor grad_c0 = p.cell.has_c ? want(wanted[2], a.c0->sizes()) : want(false, {});
+    Tensor grad_h0 = want(wanted[1], a.h0.sizes());
+    Tensor grad_c0 = p.cell.has_c ? want(wanted[2], a.c0->sizes()) : want(false, {});
     std::vector<Tensor> grad_weights;
     for (size_t i = 0; i < a.weights.size(); ++i)
         grad_weights.push_back(want(wanted[3 + i], a.weights[i].sizes()));
@@ -214,6 +214,8 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                 grad_h0.to(p.dtype), grad_c0.to(p.dtype), std::move(grad_weights)};
     };
     if (p.batch == 0) {
+        for (Tensor* g : {&grad_input, &grad_h0, &grad_c0}) g->zero_();
+        for (Tensor& g : grad_weights) g.zero_();
         return finish();
     }
 
@@ -238,7 +240,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
         const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.dropout)
                                        : a.input.reshape({p.rows, p.input}).contiguous();
         const Tensor out = hidden[layer];
-        Tensor grad_below = layer > 0 ? at::zeros({p.rows, width}, options) : grad_input;
+        const Tensor grad_below = layer > 0 ? at::empty({p.rows, width}, options) : grad_input;
         BackwardLayer task{};
         task.sequence = rows.sequence;
         task.size = dimensions_of(p, layer);

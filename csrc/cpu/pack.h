@@ -28,8 +28,8 @@ FASTRNN_INLINE void transpose(Vec<T>* rows) {
 }
 
 // rows[k] gets the k-th values of `lanes` rows, `stride` apart.
-template <class T, class S>
-FASTRNN_INLINE void load_transposed(const S* from, int64_t stride, Vec<T>* rows) {
+template <class T>
+FASTRNN_INLINE void load_transposed(const T* from, int64_t stride, Vec<T>* rows) {
 #pragma GCC unroll 16
     for (int i = 0; i < lanes<T>; ++i) rows[i] = load<T>(from + i * stride, lanes<T>);
     transpose<T>(rows);
@@ -60,8 +60,7 @@ FASTRNN_INLINE Vec<float> interleave(Vec<float> a, Vec<float> b, std::index_sequ
 
 // For floats half of the work is done by the loads.
 template <>
-FASTRNN_INLINE void load_transposed<float, float>(const float* from, int64_t stride,
-                                                  Vec<float>* rows) {
+FASTRNN_INLINE void load_transposed<float>(const float* from, int64_t stride, Vec<float>* rows) {
     constexpr auto all = std::make_index_sequence<lanes<float>>();
 #pragma GCC unroll 4
     for (int k = 0; k < lanes<float>; k += 4) {
@@ -79,6 +78,33 @@ FASTRNN_INLINE void load_transposed<float, float>(const float* from, int64_t str
     }
 }
 
+// So many values of each row are read at a time, into a buffer: rows that are a multiple of 4 KB
+// apart share few places in the L1 cache, and a line would leave it before it is used up.
+constexpr int64_t staged = 64;
+
+// to[k * to_stride + i] = from[i * from_stride + k] for `rows` <= lanes values of i and `depth` <=
+// staged of k; zeros for the other i. Whole: both are as many as can be.
+template <bool Whole, class T, class S>
+FASTRNN_INLINE void transpose_to(const S* from, int64_t from_stride, int64_t rows, int64_t depth,
+                                 T* to, int64_t to_stride) {
+    constexpr int L = lanes<T>;
+    constexpr int64_t row = staged + L;
+    alignas(64) T buffer[L * row];
+    if (Whole) rows = L, depth = staged;
+    for (int64_t i = 0; i < L; ++i)
+        for (int64_t k = 0; k < depth; k += L) {
+            const int n = Whole || depth - k >= L ? L : static_cast<int>(depth - k);
+            store<T>(buffer + i * row + k,
+                     i < rows ? load<T>(from + i * from_stride + k, n) : Vec<T>{}, L);
+        }
+    for (int64_t k = 0; k < depth; k += L) {
+        Vec<T> columns[L];
+        load_transposed<T>(buffer + k, row, columns);
+        const int64_t n = Whole || depth - k >= L ? L : depth - k;
+        for (int64_t i = 0; i < n; ++i) store<T>(to + (k + i) * to_stride, columns[i], L);
+    }
+}
+
 // w is [gates * units, depth] row-major: packed column (unit, gate) is row gate * units + unit. For
 // h = W x. Panel by panel, each where the one before it ends, the first at `packed`.
 template <class T, class S>
@@ -87,23 +113,19 @@ void pack_rows(const Panels& panels, Span span, const S* w, T* packed) {
     for (int64_t panel = span.first; panel < span.last; ++panel) {
         const int blocks = panels.blocks_of(panel);
         const int64_t stride = int64_t(blocks) * panels.gates * L;
-        for (int64_t k = 0; k < panels.depth; k += L) {
-            const int n = panels.depth - k < L ? static_cast<int>(panels.depth - k) : L;
+        for (int64_t k = 0; k < panels.depth; k += staged) {
+            const int64_t depth = panels.depth - k;
             T* to = packed + k * stride;
             for (int block = 0; block < blocks; ++block) {
                 const int64_t unit = (panel * panels.blocks + block) * L;
-                const int64_t count = panels.units - unit < L ? panels.units - unit : L;
+                const int64_t rows = panels.units - unit;
                 for (int gate = 0; gate < panels.gates; ++gate, to += L) {
                     const S* from = w + (gate * panels.units + unit) * panels.depth + k;
-                    Vec<T> rows[L];
-                    if (count == L && n == L) {
-                        load_transposed<T>(from, panels.depth, rows);
-                    } else {
-                        for (int i = 0; i < L; ++i)
-                            rows[i] = i < count ? load<T>(from + i * panels.depth, n) : Vec<T>{};
-                        transpose<T>(rows);
-                    }
-                    for (int i = 0; i < n; ++i) store<T>(to + i * stride, rows[i], L);
+                    if (rows >= L && depth >= staged)
+                        transpose_to<true>(from, panels.depth, L, staged, to, stride);
+                    else
+                        transpose_to<false>(from, panels.depth, rows,
+                                            depth < staged ? depth : staged, to, stride);
                 }
             }
         }
