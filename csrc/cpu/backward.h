@@ -73,9 +73,7 @@ struct BackwardPlan {
         sums_size = sum_x.size();
         if (sum_h.size() > sums_size) sums_size = sum_h.size();
         if (sum_m.size() > sums_size) sums_size = sum_m.size();
-        // An odd number of cache lines: a column of rows 4 KB apart would share one place in the
-        // cache.
-        stride = ((Cell::grads * d.hidden + L - 1) / L | 1) * L;
+        stride = odd_lines<T>(Cell::grads * d.hidden);
         first_product = false;
         for (int i = 0; i < d.directions; ++i)
             if (layer.direction[i].grad_h0) first_product = true;

@@ -16,6 +16,7 @@ namespace FASTRNN_ISA {
 using cpu::Dimensions;
 using cpu::ForwardDirection;
 using cpu::ForwardLayer;
+using cpu::odd_lines;
 using cpu::Workspace;
 
 // The input projection of about so many rows is made at once: enough to read its weights seldom,
@@ -33,14 +34,15 @@ struct ForwardPlan {
         // Packed, once for each part of the rows; of `ih` one panel a thread, if at_once.
         T *ih, *hh, *bias_ih, *bias_hh, *hr;
         T* rows;  // [steps of a chunk, B, I]: the input, where it is not of T
-        T* x;     // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih
-        T* h[2];  // [B, H or P]: h of the last step and of this one, by turns
-        T* m;     // [B, H]: the cell's output before the projection
-        T* c;     // [B, H]
+        T* x;     // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih; rows x_stride apart
+        T* h[2];  // [B, H or P]: h of the last step and of this one, by turns; h_stride
+        T* m;     // [B, H]: the cell's output before the projection; c_stride
+        T* c;     // [B, H]; c_stride
     };
 
     static_assert(Cell::gates <= max_panel_vectors, "a block of units must fit a panel");
     Panels ih, hh, hr;
+    int64_t x_stride, h_stride, c_stride;
     int64_t chunk;  // steps
     bool one_step;  // weights are not packed
     bool at_once;   // there is one chunk: a panel of W_ih is packed, used and done with
@@ -55,6 +57,9 @@ struct ForwardPlan {
         ih = Panels(d.input, d.hidden, Cell::gates, L, forward_sum, share);
         hh = Panels(d.recurrent, d.hidden, Cell::gates, L, forward_sum, share);
         hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, forward_sum, share);
+        x_stride = odd_lines<T>(ih.columns());
+        h_stride = odd_lines<T>(d.recurrent);
+        c_stride = odd_lines<T>(d.hidden);
         const Sequence& s = layer.sequence;
         const bool all = s.rows() <= at_once_rows;
         chunk = all ? s.steps : s.batch < chunk_rows ? minimum(s.steps, chunk_rows / s.batch) : 1;
@@ -71,11 +76,11 @@ struct ForwardPlan {
             p.bias_ih = space.take<T>(copies * ih.columns());
             p.bias_hh = space.take<T>(copies * hh.columns());
             p.rows = space.take<T>(converts ? chunk * s.batch * d.input : 0);
-            p.x = space.take<T>(chunk * s.batch * ih.columns());
-            p.h[0] = space.take<T>(s.batch * d.recurrent);
-            p.h[1] = space.take<T>(s.batch * d.recurrent);
-            p.m = space.take<T>(d.projected ? s.batch * d.hidden : 0);
-            p.c = space.take<T>(Cell::has_c ? s.batch * d.hidden : 0);
+            p.x = space.take<T>(chunk * s.batch * x_stride);
+            p.h[0] = space.take<T>(s.batch * h_stride);
+            p.h[1] = space.take<T>(s.batch * h_stride);
+            p.m = space.take<T>(d.projected ? s.batch * c_stride : 0);
+            p.c = space.take<T>(Cell::has_c ? s.batch * c_stride : 0);
         }
         size = space.size();
     }
@@ -129,7 +134,7 @@ public:
             project_input(first, count);
             for (int64_t i = 0; i < count; ++i, ++done) {
                 const int64_t t = reverse_ ? first + count - 1 - i : first + i;
-                step(t, own_.x + (t - first) * s.batch * plan_.ih.columns(), own_.h[done % 2],
+                step(t, own_.x + (t - first) * s.batch * plan_.x_stride, own_.h[done % 2],
                      own_.h[(done + 1) % 2]);
                 share_.barrier->wait();
             }
@@ -157,10 +162,13 @@ private:
     void start() {
         const Span rows = share_.rows.part(share_.unit, share_.units);
         for (int64_t b = rows.first; b < rows.last; ++b) {
-            convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[0] + b * R_, R_);
-            convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[1] + b * R_, R_);
+            convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[0] + b * plan_.h_stride,
+                       R_);
+            convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[1] + b * plan_.h_stride,
+                       R_);
             if (Cell::has_c)
-                convert<T>(static_cast<const S*>(user_.c0) + b * H_, own_.c + b * H_, H_);
+                convert<T>(static_cast<const S*>(user_.c0) + b * H_, own_.c + b * plan_.c_stride,
+                           H_);
         }
         share_.barrier->wait();
     }
@@ -181,7 +189,7 @@ private:
 
     void project_input(int64_t first, int64_t count) {
         const Sequence& s = layer_.sequence;
-        const int64_t I = layer_.size.input, stride = plan_.ih.columns(), b0 = share_.rows.first;
+        const int64_t I = layer_.size.input, stride = plan_.x_stride, b0 = share_.rows.first;
         if (plan_.one_step) {
             T* x = own_.x + b0 * stride;
             unpacked_product<T>(
@@ -193,31 +201,34 @@ private:
                 });
             return;
         }
-        const auto project = [&](int64_t panel, const T* packed, int64_t t, int64_t rows) {
+        const auto project = [&](Span panels, const T* packed, int64_t t, int64_t rows) {
             const T* x = plan_.converts
                              ? own_.rows + ((t - first) * s.batch + b0) * I
                              : static_cast<const T*>(layer_.input) + (s.offsets[t] + b0) * I;
-            product_to<T>(own_.x + ((t - first) * s.batch + b0) * stride, stride, plan_.ih, panel,
+            product_to<T>(own_.x + ((t - first) * s.batch + b0) * stride, stride, plan_.ih, panels,
                           packed, bias_ih_, x, I, rows);
         };
         // All rows of all steps are one run of rows, unless some are another thread's or missing.
         const bool one_run = share_.rows.size() == s.batch &&
                              s.offsets[first + count] - s.offsets[first] == count * s.batch;
-        for (int64_t panel = my_panels_.first; panel < my_panels_.last; ++panel) {
-            T* packed = ih_;
-            if (plan_.at_once) {
-                packed += share_.unit * plan_.ih.offset(1);
-                pack_rows<T>(plan_.ih, {panel, panel + 1}, static_cast<const S*>(user_.weights.ih),
-                             packed);
-            } else {
-                packed += plan_.ih.offset(panel);
-            }
+        const auto project_all = [&](Span panels, const T* packed) {
             if (one_run) {
-                project(panel, packed, first, count * s.batch);
+                project(panels, packed, first, count * s.batch);
             } else {
                 for (int64_t t = first; t < first + count; ++t)
-                    project(panel, packed, t, minimum(share_.rows.last, s.batch_sizes[t]) - b0);
+                    project(panels, packed, t, minimum(share_.rows.last, s.batch_sizes[t]) - b0);
             }
+        };
+        if (!plan_.at_once && one_run) {
+            project_all(my_panels_, ih_);
+            return;
+        }
+        T* one = ih_ + share_.unit * plan_.ih.offset(1);
+        for (int64_t panel = my_panels_.first; panel < my_panels_.last; ++panel) {
+            if (plan_.at_once)
+                pack_rows<T>(plan_.ih, {panel, panel + 1}, static_cast<const S*>(user_.weights.ih),
+                             one);
+            project_all({panel, panel + 1}, plan_.at_once ? one - plan_.ih.offset(panel) : ih_);
         }
     }
 
@@ -229,13 +240,13 @@ private:
     // The product of the step with weights that are packed, or not if there is only one step.
     template <class Epilogue>
     FASTRNN_INLINE void multiply(const Panels& panels, Span span, const T* packed,
-                                 const void* weights, const T* bias, const T* a, int64_t depth,
+                                 const void* weights, const T* bias, const T* a, int64_t a_stride,
                                  int64_t rows, const Epilogue& epilogue) {
         if (plan_.one_step)
             unpacked_product<T>(panels, blocks_of(panels, span), static_cast<const S*>(weights),
-                                bias, a, depth, rows, epilogue);
+                                bias, a, a_stride, rows, epilogue);
         else
-            product<T>(panels, span, packed, bias, a, depth, rows, epilogue);
+            product<T>(panels, span, packed, bias, a, a_stride, rows, epilogue);
     }
 
     // x: W_ih x + b_ih of this step, by row of the batch.
@@ -245,26 +256,25 @@ private:
         const int64_t rows = minimum(share_.rows.last, s.batch_sizes[t]) - b0;
         const int64_t row0 = s.offsets[t] + b0;  // of the data
         const bool projected = layer_.size.projected;
-        T* h_out = projected ? own_.m : h_next;
 
         multiply(
-            plan_.hh, my_panels_, hh_, user_.weights.hh, bias_hh_, h_prev + b0 * R_, R_, rows,
-            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+            plan_.hh, my_panels_, hh_, user_.weights.hh, bias_hh_, h_prev + b0 * plan_.h_stride,
+            plan_.h_stride, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 const int n = static_cast<int>(minimum(L, H_ - unit));
-                const int64_t at = (b0 + row) * H_ + unit;
+                const int64_t b = b0 + row, at_h = b * plan_.h_stride + unit,
+                              at_c = b * plan_.c_stride + unit;
                 Vec<T> gates[Cell::gates], saved[Cell::saved + 1], h_before{}, c_before{}, h, c{};
                 for (int g = 0; g < Cell::gates; ++g)
-                    gates[g] = load<T>(
-                        x + (b0 + row) * plan_.ih.columns() + (block * Cell::gates + g) * L, L);
-                if (!projected) h_before = load<T>(h_prev + at, n);
-                if (Cell::has_c) c_before = load<T>(own_.c + at, n);
+                    gates[g] = load<T>(x + b * plan_.x_stride + (block * Cell::gates + g) * L, L);
+                if (!projected) h_before = load<T>(h_prev + at_h, n);
+                if (Cell::has_c) c_before = load<T>(own_.c + at_c, n);
                 Cell::forward(gates, sums, h_before, c_before, h, c, saved);
-                if (Cell::has_c) store<T>(own_.c + at, c, n);
+                if (Cell::has_c) store<T>(own_.c + at_c, c, n);
                 if (projected) {
-                    store<T>(h_out + at, h, n);
+                    store<T>(own_.m + at_c, h, n);
                 } else {
-                    store<T>(h_out + at, rounded_to<T, S>(h), n);
+                    store<T>(h_next + at_h, rounded_to<T, S>(h), n);
                     store<T>(
                         static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
                         h, n);
@@ -280,15 +290,15 @@ private:
         if (!projected) return;
 
         share_.barrier->wait();  // every unit of m is there
-        multiply(plan_.hr, my_outputs_, hr_, user_.weights.hr, nullptr, own_.m + b0 * H_, H_, rows,
-                 [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
-                     const int64_t unit = block * L;
-                     const int n = static_cast<int>(minimum(L, R_ - unit));
-                     store<T>(h_next + (b0 + row) * R_ + unit, rounded_to<T, S>(sums[0]), n);
-                     store<T>(
-                         static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
+        multiply(
+            plan_.hr, my_outputs_, hr_, user_.weights.hr, nullptr, own_.m + b0 * plan_.c_stride,
+            plan_.c_stride, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                const int64_t unit = block * L;
+                const int n = static_cast<int>(minimum(L, R_ - unit));
+                store<T>(h_next + (b0 + row) * plan_.h_stride + unit, rounded_to<T, S>(sums[0]), n);
+                store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
                          sums[0], n);
-                 });
+            });
     }
 
     void finish() {
@@ -298,8 +308,9 @@ private:
         for (int64_t b = rows.first; b < rows.last; ++b) {
             while (s.batch_sizes[length - 1] <= b) --length;
             const T* h = own_.h[(reverse_ ? s.steps : length) % 2];
-            convert<T>(h + b * R_, static_cast<S*>(user_.h_n) + b * R_, R_);
-            if (Cell::has_c) convert<T>(own_.c + b * H_, static_cast<S*>(user_.c_n) + b * H_, H_);
+            convert<T>(h + b * plan_.h_stride, static_cast<S*>(user_.h_n) + b * R_, R_);
+            if (Cell::has_c)
+                convert<T>(own_.c + b * plan_.c_stride, static_cast<S*>(user_.c_n) + b * H_, H_);
         }
     }
 

@@ -73,6 +73,7 @@ struct TileArguments {
     const T* bias;  // where the sums start, or null
     Vec<T>* sums;   // rows of them
     int64_t sums_stride;
+    const T* next;  // of a single panel: another one to bring into the L2 cache meanwhile, or null
 };
 
 template <class T, int Vectors, int Pair, int Rows, bool Transposed>
@@ -80,6 +81,9 @@ void tile(const TileArguments<T>& t) {
     constexpr int L = lanes<T>;
     constexpr int total = Vectors * Pair;
     const T *a = t.a, *w = t.w;
+    // Without another panel one line again and again: a branch would cost more.
+    const T* next = t.next ? t.next : w;
+    const int64_t next_step = t.next ? Vectors * L : 0;
     for (int64_t start = 0; start < t.depth; start += t.sum_length) {
         const int64_t left = t.depth - start, count = left < t.sum_length ? left : t.sum_length;
         Vec<T> acc[Rows][total];
@@ -96,6 +100,8 @@ void tile(const TileArguments<T>& t) {
             if (Pair == 1) {  // two panels are read as fast as they come, which the CPU foresees
                 __builtin_prefetch(w + 8 * Vectors * L);
                 if (Vectors > 2) __builtin_prefetch(w + (8 * Vectors + Vectors / 2) * L);
+                for (int j = 0; j < Vectors; ++j) __builtin_prefetch(next + j * L, 0, 2);
+                next += next_step;
             }
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) {
@@ -189,6 +195,9 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, const T* pack
             const int64_t row = rows * i / tiles;
             const int count = static_cast<int>(rows * (i + 1) / tiles - row);
             t.a = a + (Transposed ? row : row * a_stride);
+            // After the last panel the first again, for the next step.
+            const int64_t next = panel + 1 < span.last ? panel + 1 : span.first;
+            t.next = i == 0 && next != panel ? packed + next * t.pair_stride : nullptr;
             body(tile_for<T, Transposed>(vectors, pair, count), t, panel, row, count,
                  vectors * (1 + pair));
         }
@@ -216,20 +225,20 @@ FASTRNN_INLINE void product(const Panels& panels, Span span, const T* packed, co
         });
 }
 
-// The product with one panel, at `packed`, left in rows of packed columns: row m of all panels is at
-// out + m * out_stride. `out` is 64-byte aligned, out_stride a multiple of a vector.
+// The same product left in rows of packed columns: row m of all panels is at out + m * out_stride.
+// `out` is 64-byte aligned, out_stride a multiple of a vector.
 template <class T>
-FASTRNN_INLINE void product_to(T* out, int64_t out_stride, const Panels& panels, int64_t panel,
+FASTRNN_INLINE void product_to(T* out, int64_t out_stride, const Panels& panels, Span span,
                                const T* packed, const T* bias, const T* a, int64_t a_stride,
                                int64_t rows) {
-    for_each_tile<T, false>(panels, {panel, panel + 1}, packed - panels.offset(panel), bias, a,
-                            a_stride, rows,
-                            [&](Tile<T> tile, TileArguments<T>& t, int64_t, int64_t row, int, int) {
-                                T* to = out + row * out_stride + panel * panels.width();
-                                t.sums = reinterpret_cast<Vec<T>*>(to);
-                                t.sums_stride = out_stride / lanes<T>;
-                                tile(t);
-                            });
+    for_each_tile<T, false>(
+        panels, span, packed, bias, a, a_stride, rows,
+        [&](Tile<T> tile, TileArguments<T>& t, int64_t panel, int64_t row, int, int) {
+            T* to = out + row * out_stride + panel * panels.width();
+            t.sums = reinterpret_cast<Vec<T>*>(to);
+            t.sums_stride = out_stride / lanes<T>;
+            tile(t);
+        });
 }
 
 }  // namespace FASTRNN_ISA

@@ -7,6 +7,14 @@
 
 namespace fastrnn::cpu {
 
+// The values from row to row of a matrix of T with so many columns: an odd number of cache lines, or
+// rows some KB apart would share few places in the cache.
+template <class T>
+constexpr int64_t odd_lines(int64_t columns) {
+    constexpr int64_t line = 64 / sizeof(T);
+    return ((columns + line - 1) / line | 1) * line;
+}
+
 class Workspace {
 public:
     explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
