@@ -279,10 +279,10 @@ private:
         if (linked > 0) {
             // The last G * H columns of the gate gradients belong to W_hh h.
             const T* dgates = dgates_of(after, b0) + (Cell::grads - Cell::gates) * H_;
-            product<T>(plan_.hh, h_panels_, hh_, nullptr, dgates, plan_.stride, linked,
-                       [&](int64_t row, int64_t block, const Vec<T>* sums) {
-                           add_up(row, block, sums[0]);
-                       });
+            product<Plain<T>>(plan_.hh, h_panels_, hh_, nullptr, dgates, plan_.stride, linked,
+                              [&](int64_t row, int64_t block, const Vec<T>* sums) {
+                                  add_up(row, block, sums[0]);
+                              });
         }
         const int64_t first_block = h_panels_.first * plan_.hh.blocks;
         const int64_t last_block =
@@ -293,12 +293,12 @@ private:
         if (!projected || rows <= 0) return;
 
         share_.barrier->wait();  // every unit of dh_total is there
-        product<T>(plan_.hr, m_panels_, hr_, nullptr, own_.dh_total + slot(t, b0) * R_, R_, rows,
-                   [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
-                       const int64_t unit = block * L;
-                       through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)),
-                                    sums[0]);
-                   });
+        product<Plain<T>>(plan_.hr, m_panels_, hr_, nullptr, own_.dh_total + slot(t, b0) * R_, R_,
+                          rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                              const int64_t unit = block * L;
+                              through_cell(t, b0 + row, unit,
+                                           static_cast<int>(minimum(L, H_ - unit)), sums[0]);
+                          });
     }
 
     // Writes the gate gradients; returns the part of the gradient of h_{t-1} that does not pass

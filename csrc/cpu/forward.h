@@ -25,28 +25,31 @@ constexpr int64_t chunk_rows = 64;
 // A whole sequence of up to so many rows is projected at once: its weights are then used in one go
 // and need not be kept, packed, for another chunk.
 constexpr int64_t at_once_rows = 256;
-// See Panels.
-constexpr int64_t forward_sum = 256;
 
-template <class Cell, class T, class S>
+// X and P are how the input projection and the step read their operands (operands.h).
+template <class Cell, class T, class S, class X, class P>
 struct ForwardPlan {
     struct Direction {
         // Packed, once for each part of the rows; of `ih` one panel a thread, if at_once.
-        T *ih, *hh, *bias_ih, *bias_hh, *hr;
-        T* rows;  // [steps of a chunk, B, I]: the input, where it is not of T
-        T* x;     // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih; rows x_stride apart
-        T* h[2];  // [B, H or P]: h of the last step and of this one, by turns; h_stride
-        T* m;     // [B, H]: the cell's output before the projection; c_stride
-        T* c;     // [B, H]; c_stride
+        typename X::Packed* ih;
+        typename P::Packed* hh;
+        T *bias_ih, *bias_hh, *hr;
+        typename X::Row* rows;  // [steps of a chunk, B, I]: the input, where X needs another;
+                                // row_stride
+        T* x;  // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih; rows x_stride apart
+        typename P::Row*
+            h[2];  // [B, H or P]: h of the last step and of this one, by turns; h_stride
+        T* m;      // [B, H]: the cell's output before the projection; c_stride
+        T* c;      // [B, H]; c_stride
     };
 
     static_assert(Cell::gates <= max_panel_vectors, "a block of units must fit a panel");
     Panels ih, hh, hr;
-    int64_t x_stride, h_stride, c_stride;
+    int64_t row_stride, x_stride, h_stride, c_stride;
     int64_t chunk;  // steps
     bool one_step;  // weights are not packed
     bool at_once;   // there is one chunk: a panel of W_ih is packed, used and done with
-    bool converts;  // the input, to T
+    bool converts;  // the input, to what X reads
     Direction direction[2];
     size_t size;
 
@@ -54,31 +57,33 @@ struct ForwardPlan {
         constexpr int L = lanes<T>;
         const Dimensions& d = layer.size;
         const int share = layer.team->partition.units;
-        ih = Panels(d.input, d.hidden, Cell::gates, L, forward_sum, share);
-        hh = Panels(d.recurrent, d.hidden, Cell::gates, L, forward_sum, share);
-        hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, forward_sum, share);
+        row_stride = (d.input + X::step - 1) / X::step * X::step;
+        ih = Panels(row_stride, d.hidden, Cell::gates, L, X::sum_length, share);
+        hh = Panels((d.recurrent + P::step - 1) / P::step * P::step, d.hidden, Cell::gates, L,
+                    P::sum_length, share);
+        hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, Plain<T>::sum_length, share);
         x_stride = odd_lines<T>(ih.columns());
-        h_stride = odd_lines<T>(d.recurrent);
+        h_stride = odd_lines<typename P::Row>(d.recurrent);
         c_stride = odd_lines<T>(d.hidden);
         const Sequence& s = layer.sequence;
         const bool all = s.rows() <= at_once_rows;
         chunk = all ? s.steps : s.batch < chunk_rows ? minimum(s.steps, chunk_rows / s.batch) : 1;
         one_step = s.steps == 1;
         at_once = !one_step && all;
-        converts = sizeof(S) != sizeof(T) && !one_step;
+        converts = !one_step && (sizeof(S) != sizeof(typename X::Row) || row_stride != d.input);
         const int64_t copies = layer.team->partition.rows;
         Workspace space(layer.workspace);
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
-            p.ih = space.take<T>(one_step ? 0 : copies * ih_size(share));
-            p.hh = space.take<T>(one_step ? 0 : copies * hh.size());
+            p.ih = space.take<typename X::Packed>(one_step ? 0 : copies * ih_size(share));
+            p.hh = space.take<typename P::Packed>(one_step ? 0 : copies * hh.size());
             p.hr = space.take<T>(one_step ? 0 : copies * hr.size());
             p.bias_ih = space.take<T>(copies * ih.columns());
             p.bias_hh = space.take<T>(copies * hh.columns());
-            p.rows = space.take<T>(converts ? chunk * s.batch * d.input : 0);
+            p.rows = space.take<typename X::Row>(converts ? chunk * s.batch * row_stride : 0);
             p.x = space.take<T>(chunk * s.batch * x_stride);
-            p.h[0] = space.take<T>(s.batch * h_stride);
-            p.h[1] = space.take<T>(s.batch * h_stride);
+            p.h[0] = space.take<typename P::Row>(s.batch * h_stride);
+            p.h[1] = space.take<typename P::Row>(s.batch * h_stride);
             p.m = space.take<T>(d.projected ? s.batch * c_stride : 0);
             p.c = space.take<T>(Cell::has_c ? s.batch * c_stride : 0);
         }
@@ -99,13 +104,14 @@ FASTRNN_INLINE void convert(const From* from, To* to, int64_t count) {
     }
 }
 
-template <class Cell, class T, class S>
+template <class Cell, class T, class S, class X, class P>
 class ForwardLoop {
     static constexpr int L = lanes<T>;
+    using Plan = ForwardPlan<Cell, T, S, X, P>;
+    using H = typename P::Row;
 
 public:
-    ForwardLoop(const ForwardLayer& layer, const ForwardPlan<Cell, T, S>& plan, const Share& share,
-                int64_t direction)
+    ForwardLoop(const ForwardLayer& layer, const Plan& plan, const Share& share, int64_t direction)
         : layer_(layer),
           plan_(plan),
           share_(share),
@@ -148,13 +154,14 @@ private:
         pack_bias<T>(plan_.ih, my_panels_, static_cast<const S*>(w.bias_ih), bias_ih_);
         pack_bias<T>(plan_.hh, my_panels_, static_cast<const S*>(w.bias_hh), bias_hh_);
         if (plan_.one_step) return;
-        const auto pack = [](const Panels& panels, Span span, const void* weights, T* to) {
-            pack_rows<T>(panels, span, static_cast<const S*>(weights),
-                         to + panels.offset(span.first));
-        };
-        if (!plan_.at_once) pack(plan_.ih, my_panels_, w.ih, ih_);
-        pack(plan_.hh, my_panels_, w.hh, hh_);
-        if (layer_.size.projected) pack(plan_.hr, my_outputs_, w.hr, hr_);
+        if (!plan_.at_once)
+            pack_rows<X>(plan_.ih, my_panels_, layer_.size.input, static_cast<const S*>(w.ih),
+                         ih_ + plan_.ih.offset(my_panels_.first));
+        pack_rows<P>(plan_.hh, my_panels_, R_, static_cast<const S*>(w.hh),
+                     hh_ + plan_.hh.offset(my_panels_.first));
+        if (layer_.size.projected)
+            pack_rows<Plain<T>>(plan_.hr, my_outputs_, H_, static_cast<const S*>(w.hr),
+                                hr_ + plan_.hr.offset(my_outputs_.first));
     }
 
     // Both buffers of h begin as h0: a row that starts late (the end of a short sequence, read
@@ -162,10 +169,10 @@ private:
     void start() {
         const Span rows = share_.rows.part(share_.unit, share_.units);
         for (int64_t b = rows.first; b < rows.last; ++b) {
-            convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[0] + b * plan_.h_stride,
-                       R_);
-            convert<T>(static_cast<const S*>(user_.h0) + b * R_, own_.h[1] + b * plan_.h_stride,
-                       R_);
+            for (H* h : own_.h) {
+                convert<T>(static_cast<const S*>(user_.h0) + b * R_, h + b * plan_.h_stride, R_);
+                if (R_ % P::step) h[b * plan_.h_stride + R_] = H{};  // a product reads that too
+            }
             if (Cell::has_c)
                 convert<T>(static_cast<const S*>(user_.c0) + b * H_, own_.c + b * plan_.c_stride,
                            H_);
@@ -181,8 +188,11 @@ private:
             const Span rows =
                 Span{share_.rows.first, minimum(share_.rows.last, s.batch_sizes[t])}.part(
                     share_.unit, share_.units);
-            convert<T>(static_cast<const S*>(layer_.input) + (s.offsets[t] + rows.first) * I,
-                       own_.rows + ((t - first) * s.batch + rows.first) * I, rows.size() * I);
+            for (int64_t b = rows.first; b < rows.last; ++b) {
+                auto* to = own_.rows + ((t - first) * s.batch + b) * plan_.row_stride;
+                convert<T>(static_cast<const S*>(layer_.input) + (s.offsets[t] + b) * I, to, I);
+                if (I % X::step) to[I] = {};
+            }
         }
         share_.barrier->wait();
     }
@@ -194,24 +204,27 @@ private:
             T* x = own_.x + b0 * stride;
             unpacked_product<T>(
                 plan_.ih, blocks_of(plan_.ih, my_panels_), static_cast<const S*>(user_.weights.ih),
-                bias_ih_, static_cast<const S*>(layer_.input) + b0 * I, I, share_.rows.size(),
+                I, bias_ih_, static_cast<const S*>(layer_.input) + b0 * I, I, share_.rows.size(),
                 [=](int64_t row, int64_t block, const Vec<T>* sums) {
                     for (int g = 0; g < Cell::gates; ++g)
                         store<T>(x + row * stride + (block * Cell::gates + g) * L, sums[g], L);
                 });
             return;
         }
-        const auto project = [&](Span panels, const T* packed, int64_t t, int64_t rows) {
-            const T* x = plan_.converts
-                             ? own_.rows + ((t - first) * s.batch + b0) * I
-                             : static_cast<const T*>(layer_.input) + (s.offsets[t] + b0) * I;
-            product_to<T>(own_.x + ((t - first) * s.batch + b0) * stride, stride, plan_.ih, panels,
-                          packed, bias_ih_, x, I, rows);
+        using XPacked = typename X::Packed;
+        using XRow = typename X::Row;
+        const int64_t row_stride = plan_.row_stride;
+        const auto project = [&](Span panels, const XPacked* packed, int64_t t, int64_t rows) {
+            const XRow* x = plan_.converts ? own_.rows + ((t - first) * s.batch + b0) * row_stride
+                                           : static_cast<const XRow*>(layer_.input) +
+                                                 (s.offsets[t] + b0) * row_stride;
+            product_to<X>(own_.x + ((t - first) * s.batch + b0) * stride, stride, plan_.ih, panels,
+                          packed, bias_ih_, x, row_stride, rows);
         };
         // All rows of all steps are one run of rows, unless some are another thread's or missing.
         const bool one_run = share_.rows.size() == s.batch &&
                              s.offsets[first + count] - s.offsets[first] == count * s.batch;
-        const auto project_all = [&](Span panels, const T* packed) {
+        const auto project_all = [&](Span panels, const XPacked* packed) {
             if (one_run) {
                 project(panels, packed, first, count * s.batch);
             } else {
@@ -223,11 +236,11 @@ private:
             project_all(my_panels_, ih_);
             return;
         }
-        T* one = ih_ + share_.unit * plan_.ih.offset(1);
+        XPacked* one = ih_ + share_.unit * plan_.ih.offset(1);
         for (int64_t panel = my_panels_.first; panel < my_panels_.last; ++panel) {
             if (plan_.at_once)
-                pack_rows<T>(plan_.ih, {panel, panel + 1}, static_cast<const S*>(user_.weights.ih),
-                             one);
+                pack_rows<X>(plan_.ih, {panel, panel + 1}, I,
+                             static_cast<const S*>(user_.weights.ih), one);
             project_all({panel, panel + 1}, plan_.at_once ? one - plan_.ih.offset(panel) : ih_);
         }
     }
@@ -238,27 +251,28 @@ private:
     }
 
     // The product of the step with weights that are packed, or not if there is only one step.
-    template <class Epilogue>
-    FASTRNN_INLINE void multiply(const Panels& panels, Span span, const T* packed,
-                                 const void* weights, const T* bias, const T* a, int64_t a_stride,
-                                 int64_t rows, const Epilogue& epilogue) {
+    template <class Q, class Epilogue>
+    FASTRNN_INLINE void multiply(const Panels& panels, Span span, const typename Q::Packed* packed,
+                                 const void* weights, int64_t depth, const T* bias,
+                                 const typename Q::Row* a, int64_t a_stride, int64_t rows,
+                                 const Epilogue& epilogue) {
         if (plan_.one_step)
             unpacked_product<T>(panels, blocks_of(panels, span), static_cast<const S*>(weights),
-                                bias, a, a_stride, rows, epilogue);
+                                depth, bias, a, a_stride, rows, epilogue);
         else
-            product<T>(panels, span, packed, bias, a, a_stride, rows, epilogue);
+            product<Q>(panels, span, packed, bias, a, a_stride, rows, epilogue);
     }
 
     // x: W_ih x + b_ih of this step, by row of the batch.
-    void step(int64_t t, const T* x, const T* h_prev, T* h_next) {
+    void step(int64_t t, const T* x, const H* h_prev, H* h_next) {
         const Sequence& s = layer_.sequence;
         const int64_t b0 = share_.rows.first;
         const int64_t rows = minimum(share_.rows.last, s.batch_sizes[t]) - b0;
         const int64_t row0 = s.offsets[t] + b0;  // of the data
         const bool projected = layer_.size.projected;
 
-        multiply(
-            plan_.hh, my_panels_, hh_, user_.weights.hh, bias_hh_, h_prev + b0 * plan_.h_stride,
+        multiply<P>(
+            plan_.hh, my_panels_, hh_, user_.weights.hh, R_, bias_hh_, h_prev + b0 * plan_.h_stride,
             plan_.h_stride, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 const int n = static_cast<int>(minimum(L, H_ - unit));
@@ -290,8 +304,8 @@ private:
         if (!projected) return;
 
         share_.barrier->wait();  // every unit of m is there
-        multiply(
-            plan_.hr, my_outputs_, hr_, user_.weights.hr, nullptr, own_.m + b0 * plan_.c_stride,
+        multiply<Plain<T>>(
+            plan_.hr, my_outputs_, hr_, user_.weights.hr, H_, nullptr, own_.m + b0 * plan_.c_stride,
             plan_.c_stride, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 const int n = static_cast<int>(minimum(L, R_ - unit));
@@ -307,7 +321,7 @@ private:
         int64_t length = s.steps;  // of sequence b
         for (int64_t b = rows.first; b < rows.last; ++b) {
             while (s.batch_sizes[length - 1] <= b) --length;
-            const T* h = own_.h[(reverse_ ? s.steps : length) % 2];
+            const H* h = own_.h[(reverse_ ? s.steps : length) % 2];
             convert<T>(h + b * plan_.h_stride, static_cast<S*>(user_.h_n) + b * R_, R_);
             if (Cell::has_c)
                 convert<T>(own_.c + b * plan_.c_stride, static_cast<S*>(user_.c_n) + b * H_, H_);
@@ -315,27 +329,51 @@ private:
     }
 
     const ForwardLayer& layer_;
-    const ForwardPlan<Cell, T, S>& plan_;
+    const Plan& plan_;
     const Share& share_;
     const ForwardDirection& user_;
-    const typename ForwardPlan<Cell, T, S>::Direction& own_;
+    const typename Plan::Direction& own_;
     const bool reverse_;
     const int64_t H_, R_;
     const Span my_panels_, my_outputs_;
-    T *const ih_, *const hh_, *const bias_ih_, *const bias_hh_, *const hr_;  // packed, its copies
+    typename X::Packed* const ih_;  // packed, its copies
+    typename P::Packed* const hh_;
+    T *const bias_ih_, *const bias_hh_, *const hr_;
 };
+
+// Up to so many rows a step is bound by the reading of the weights.
+constexpr int64_t compact_rows = 3;
+
+// body(X, P) with how this layer's products read their operands.
+template <class T, class S, class Body>
+auto with_operands(const ForwardLayer& layer, const Body& body) {
+    if constexpr (sizeof(S) != sizeof(T)) {
+        if (layer.sequence.steps > 1) {
+#if defined(__AVX512F__)
+            if constexpr (sizeof(S) == sizeof(BFloat16) && S::is_bfloat16)
+                if (BFloat16Pairs::supported()) return body(BFloat16Pairs(), BFloat16Pairs());
+#endif
+            if (layer.sequence.batch <= compact_rows) return body(Plain<T>(), Compact<T, S>());
+        }
+    }
+    return body(Plain<T>(), Plain<T>());
+}
 
 template <class Cell, class T, class S>
 size_t forward_workspace(const ForwardLayer& layer) {
-    return ForwardPlan<Cell, T, S>(layer).size;
+    return with_operands<T, S>(layer, [&](auto x, auto p) {
+        return ForwardPlan<Cell, T, S, decltype(x), decltype(p)>(layer).size;
+    });
 }
 
 template <class Cell, class T, class S>
 void forward(const ForwardLayer& layer, int rank) {
-    const ForwardPlan<Cell, T, S> plan(layer);
-    const Share share(*layer.team, rank, layer.sequence, layer.size.directions);
-    for (int64_t i = share.directions.first; i < share.directions.last; ++i)
-        ForwardLoop<Cell, T, S>(layer, plan, share, i).run();
+    with_operands<T, S>(layer, [&](auto x, auto p) {
+        const ForwardPlan<Cell, T, S, decltype(x), decltype(p)> plan(layer);
+        const Share share(*layer.team, rank, layer.sequence, layer.size.directions);
+        for (int64_t i = share.directions.first; i < share.directions.last; ++i)
+            ForwardLoop<Cell, T, S, decltype(x), decltype(p)>(layer, plan, share, i).run();
+    });
 }
 
 }  // namespace FASTRNN_ISA

@@ -122,13 +122,13 @@ private:
         // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
         for (int64_t first = rows.first; first < rows.last; first += input_rows) {
             T* out = static_cast<T*>(layer_.grad_input) + (chunk_.row + first) * I;
-            product<T>(plan_.ih, panels, packed, nullptr, own_.dgates + first * plan_.stride,
-                       plan_.stride, minimum(input_rows, rows.last - first),
-                       [=](int64_t row, int64_t block, const Vec<T>* sums) {
-                           const int64_t unit = block * L;
-                           const int n = static_cast<int>(minimum(L, I - unit));
-                           put(out + row * I + unit, sums[0], n, add);
-                       });
+            product<Plain<T>>(plan_.ih, panels, packed, nullptr, own_.dgates + first * plan_.stride,
+                              plan_.stride, minimum(input_rows, rows.last - first),
+                              [=](int64_t row, int64_t block, const Vec<T>* sums) {
+                                  const int64_t unit = block * L;
+                                  const int n = static_cast<int>(minimum(L, I - unit));
+                                  put(out + row * I + unit, sums[0], n, add);
+                              });
         }
     }
 
@@ -170,7 +170,7 @@ private:
                 packed);
             for (int g = 0; g < gates; ++g) {
                 T* to = out + (g * U + mine.first) * panels.units;
-                product<T, true>(
+                product<Plain<T>, true>(
                     panels, {0, panels.count()}, packed, nullptr,
                     grad + first * grad_stride + column[g] * U + mine.first, grad_stride,
                     mine.size(), [&](int64_t m, int64_t block, const Vec<T>* sums) {

@@ -83,10 +83,11 @@ FASTRNN_INLINE void load_transposed<float>(const float* from, int64_t stride, Ve
 constexpr int64_t staged = 64;
 
 // to[k * to_stride + i] = from[i * from_stride + k] for `rows` <= lanes values of i and `depth` <=
-// staged of k; zeros for the other i. Whole: both are as many as can be.
-template <bool Whole, class T, class S>
+// staged of k, as P packs them; zeros for the other i. Whole: both are as many as can be.
+template <class P, bool Whole, class S>
 FASTRNN_INLINE void transpose_to(const S* from, int64_t from_stride, int64_t rows, int64_t depth,
-                                 T* to, int64_t to_stride) {
+                                 typename P::Packed* to, int64_t to_stride) {
+    using T = typename P::T;
     constexpr int L = lanes<T>;
     constexpr int64_t row = staged + L;
     alignas(64) T buffer[L * row];
@@ -101,31 +102,33 @@ FASTRNN_INLINE void transpose_to(const S* from, int64_t from_stride, int64_t row
         Vec<T> columns[L];
         load_transposed<T>(buffer + k, row, columns);
         const int64_t n = Whole || depth - k >= L ? L : depth - k;
-        for (int64_t i = 0; i < n; ++i) store<T>(to + (k + i) * to_stride, columns[i], L);
+        for (int64_t i = 0; i < n; i += P::step) P::pack(to + (k + i) * to_stride, columns + i);
     }
 }
 
 // w is [gates * units, depth] row-major: packed column (unit, gate) is row gate * units + unit. For
-// h = W x. Panel by panel, each where the one before it ends, the first at `packed`.
-template <class T, class S>
-void pack_rows(const Panels& panels, Span span, const S* w, T* packed) {
-    constexpr int L = lanes<T>;
+// h = W x. Panel by panel, each where the one before it ends, the first at `packed`. Of panels.depth
+// the last value is zero if `depth` is one less.
+template <class P, class S>
+void pack_rows(const Panels& panels, Span span, int64_t depth, const S* w,
+               typename P::Packed* packed) {
+    constexpr int L = lanes<typename P::T>;
     for (int64_t panel = span.first; panel < span.last; ++panel) {
         const int blocks = panels.blocks_of(panel);
         const int64_t stride = int64_t(blocks) * panels.gates * L;
-        for (int64_t k = 0; k < panels.depth; k += staged) {
-            const int64_t depth = panels.depth - k;
-            T* to = packed + k * stride;
+        for (int64_t k = 0; k < depth; k += staged) {
+            const int64_t left = depth - k;
+            auto* to = packed + k * stride;
             for (int block = 0; block < blocks; ++block) {
                 const int64_t unit = (panel * panels.blocks + block) * L;
                 const int64_t rows = panels.units - unit;
-                for (int gate = 0; gate < panels.gates; ++gate, to += L) {
-                    const S* from = w + (gate * panels.units + unit) * panels.depth + k;
-                    if (rows >= L && depth >= staged)
-                        transpose_to<true>(from, panels.depth, L, staged, to, stride);
+                for (int gate = 0; gate < panels.gates; ++gate, to += L * P::step) {
+                    const S* from = w + (gate * panels.units + unit) * depth + k;
+                    if (rows >= L && left >= staged)
+                        transpose_to<P, true>(from, depth, L, staged, to, stride);
                     else
-                        transpose_to<false>(from, panels.depth, rows,
-                                            depth < staged ? depth : staged, to, stride);
+                        transpose_to<P, false>(from, depth, rows, left < staged ? left : staged, to,
+                                               stride);
                 }
             }
         }

@@ -9,7 +9,7 @@
 // Every sum runs over k in the same order, whatever the tile, the panel or the thread: the result of
 // a row has the same bits alone or in any batch, for any number of threads.
 #pragma once
-#include "simd.h"
+#include "operands.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -64,26 +64,30 @@ struct Panels {
 };
 
 // What a tile is of: rows of `a` and one panel, or two that are `pair_stride` apart.
-template <class T>
+template <class P>
 struct TileArguments {
-    const T* a;
+    const typename P::Row* a;
     int64_t a_stride;
-    const T* w;
+    const typename P::Packed* w;
     int64_t pair_stride, depth, sum_length;
-    const T* bias;  // where the sums start, or null
-    Vec<T>* sums;   // rows of them
+    const typename P::T* bias;  // where the sums start, or null
+    Vec<typename P::T>* sums;   // rows of them
     int64_t sums_stride;
-    const T* next;  // of a single panel: another one to bring into the L2 cache meanwhile, or null
+    const typename P::Packed* next;  // of a single panel: another one to bring into the L2 cache
+                                     // meanwhile, or null
 };
 
-template <class T, int Vectors, int Pair, int Rows, bool Transposed>
-void tile(const TileArguments<T>& t) {
-    constexpr int L = lanes<T>;
+// P is of operands.h.
+template <class P, int Vectors, int Pair, int Rows, bool Transposed>
+void tile(const TileArguments<P>& t) {
+    using T = typename P::T;
+    constexpr int L = lanes<T>, width = L * P::step;
     constexpr int total = Vectors * Pair;
-    const T *a = t.a, *w = t.w;
+    const auto* a = t.a;
+    const auto* w = t.w;
     // Without another panel one line again and again: a branch would cost more.
-    const T* next = t.next ? t.next : w;
-    const int64_t next_step = t.next ? Vectors * L : 0;
+    const auto* next = t.next ? t.next : w;
+    const int64_t next_step = t.next ? Vectors * width : 0;
     for (int64_t start = 0; start < t.depth; start += t.sum_length) {
         const int64_t left = t.depth - start, count = left < t.sum_length ? left : t.sum_length;
         Vec<T> acc[Rows][total];
@@ -92,25 +96,25 @@ void tile(const TileArguments<T>& t) {
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) acc[r][j] = first;
         }
-        for (int64_t k = 0; k < count; ++k) {
+        for (int64_t k = 0; k < count; k += P::step) {
             Vec<T> weights[total];
 #pragma GCC unroll 16
             for (int j = 0; j < total; ++j)
-                weights[j] = load<T>(w + (j / Vectors) * t.pair_stride + (j % Vectors) * L, L);
+                weights[j] = P::weights(w + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
             if (Pair == 1) {  // two panels are read as fast as they come, which the CPU foresees
-                __builtin_prefetch(w + 8 * Vectors * L);
-                if (Vectors > 2) __builtin_prefetch(w + (8 * Vectors + Vectors / 2) * L);
-                for (int j = 0; j < Vectors; ++j) __builtin_prefetch(next + j * L, 0, 2);
+                __builtin_prefetch(w + 8 * Vectors * width);
+                if (Vectors > 2) __builtin_prefetch(w + (8 * Vectors + Vectors / 2) * width);
+                for (int j = 0; j < Vectors; ++j) __builtin_prefetch(next + j * width, 0, 2);
                 next += next_step;
             }
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) {
-                const Vec<T> value = broadcast(Transposed ? a[r] : a[r * t.a_stride]);
+                const Vec<T> value = P::value(a + (Transposed ? r : r * t.a_stride));
 #pragma GCC unroll 16
-                for (int j = 0; j < total; ++j) acc[r][j] += value * weights[j];
+                for (int j = 0; j < total; ++j) acc[r][j] = P::add(acc[r][j], value, weights[j]);
             }
-            a += Transposed ? t.a_stride : 1;
-            w += Vectors * L;
+            a += Transposed ? t.a_stride : P::step;
+            w += Vectors * width;
         }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r)
@@ -122,39 +126,39 @@ void tile(const TileArguments<T>& t) {
     }
 }
 
-template <class T>
-using Tile = void (*)(const TileArguments<T>&);
+template <class P>
+using Tile = void (*)(const TileArguments<P>&);
 
-template <class T, int Vectors, int Pair, bool Transposed>
-Tile<T> tile_for(int rows) {
+template <class P, int Vectors, int Pair, bool Transposed>
+Tile<P> tile_for(int rows) {
     constexpr int most = Pair == 1 ? tile_rows(Vectors) : paired_rows(Vectors);
     // clang-format off
     switch (rows) {
-        case 1: return tile<T, Vectors, Pair, 1, Transposed>;
-        case 2: if constexpr (most >= 2) return tile<T, Vectors, Pair, 2, Transposed>; break;
-        case 3: if constexpr (most >= 3) return tile<T, Vectors, Pair, 3, Transposed>; break;
-        case 4: if constexpr (most >= 4) return tile<T, Vectors, Pair, 4, Transposed>; break;
-        case 5: if constexpr (most >= 5) return tile<T, Vectors, Pair, 5, Transposed>; break;
-        case 6: if constexpr (most >= 6) return tile<T, Vectors, Pair, 6, Transposed>; break;
-        case 7: if constexpr (most >= 7) return tile<T, Vectors, Pair, 7, Transposed>; break;
-        case 8: if constexpr (most >= 8) return tile<T, Vectors, Pair, 8, Transposed>; break;
-        case 9: if constexpr (most >= 9) return tile<T, Vectors, Pair, 9, Transposed>; break;
+        case 1: return tile<P, Vectors, Pair, 1, Transposed>;
+        case 2: if constexpr (most >= 2) return tile<P, Vectors, Pair, 2, Transposed>; break;
+        case 3: if constexpr (most >= 3) return tile<P, Vectors, Pair, 3, Transposed>; break;
+        case 4: if constexpr (most >= 4) return tile<P, Vectors, Pair, 4, Transposed>; break;
+        case 5: if constexpr (most >= 5) return tile<P, Vectors, Pair, 5, Transposed>; break;
+        case 6: if constexpr (most >= 6) return tile<P, Vectors, Pair, 6, Transposed>; break;
+        case 7: if constexpr (most >= 7) return tile<P, Vectors, Pair, 7, Transposed>; break;
+        case 8: if constexpr (most >= 8) return tile<P, Vectors, Pair, 8, Transposed>; break;
+        case 9: if constexpr (most >= 9) return tile<P, Vectors, Pair, 9, Transposed>; break;
     }
     // clang-format on
     return nullptr;
 }
 
-template <class T, bool Transposed>
-Tile<T> tile_for(int vectors, bool pair, int rows) {
+template <class P, bool Transposed>
+Tile<P> tile_for(int vectors, bool pair, int rows) {
     switch (vectors) {
         case 1:
-            return pair ? tile_for<T, 1, 2, Transposed>(rows) : tile_for<T, 1, 1, Transposed>(rows);
+            return pair ? tile_for<P, 1, 2, Transposed>(rows) : tile_for<P, 1, 1, Transposed>(rows);
         case 2:
-            return pair ? tile_for<T, 2, 2, Transposed>(rows) : tile_for<T, 2, 1, Transposed>(rows);
+            return pair ? tile_for<P, 2, 2, Transposed>(rows) : tile_for<P, 2, 1, Transposed>(rows);
         case 3:
-            return pair ? tile_for<T, 3, 2, Transposed>(rows) : tile_for<T, 3, 1, Transposed>(rows);
+            return pair ? tile_for<P, 3, 2, Transposed>(rows) : tile_for<P, 3, 1, Transposed>(rows);
         default:
-            return pair ? tile_for<T, 4, 2, Transposed>(rows) : tile_for<T, 4, 1, Transposed>(rows);
+            return pair ? tile_for<P, 4, 2, Transposed>(rows) : tile_for<P, 4, 1, Transposed>(rows);
     }
 }
 
@@ -174,11 +178,12 @@ struct Span {
 // Cuts the product of `rows` rows with a span of panels into tiles. Row m of a is at a + m * a_stride,
 // or, Transposed, its k-th value at a + m + k * a_stride. body(tile, arguments, panel, row, rows,
 // vectors) runs a tile, of so many vectors a row, when it has said where the sums go.
-template <class T, bool Transposed, class Body>
-FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, const T* packed, const T* bias,
-                                  const T* a, int64_t a_stride, int64_t rows, const Body& body) {
+template <class P, bool Transposed, class Body>
+FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, const typename P::Packed* packed,
+                                  const typename P::T* bias, const typename P::Row* a,
+                                  int64_t a_stride, int64_t rows, const Body& body) {
     if (rows <= 0) return;
-    TileArguments<T> t;
+    TileArguments<P> t;
     t.a_stride = a_stride;
     t.pair_stride = panels.width() * panels.depth;
     t.depth = panels.depth;
@@ -198,7 +203,7 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, const T* pack
             // After the last panel the first again, for the next step.
             const int64_t next = panel + 1 < span.last ? panel + 1 : span.first;
             t.next = i == 0 && next != panel ? packed + next * t.pair_stride : nullptr;
-            body(tile_for<T, Transposed>(vectors, pair, count), t, panel, row, count,
+            body(tile_for<P, Transposed>(vectors, pair, count), t, panel, row, count,
                  vectors * (1 + pair));
         }
         panel += 1 + pair;
@@ -208,17 +213,18 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, const T* pack
 // The product of `rows` rows with a span of panels. For every row and every block of units,
 // epilogue(row, block, sums) gets the sums, one vector a gate; bias (one value a packed column) is
 // where they start.
-template <class T, bool Transposed = false, class Epilogue>
-FASTRNN_INLINE void product(const Panels& panels, Span span, const T* packed, const T* bias,
-                            const T* a, int64_t a_stride, int64_t rows, const Epilogue& epilogue) {
-    Vec<T> sums[max_tile_rows * max_panel_vectors];
-    for_each_tile<T, Transposed>(
+template <class P, bool Transposed = false, class Epilogue>
+FASTRNN_INLINE void product(const Panels& panels, Span span, const typename P::Packed* packed,
+                            const typename P::T* bias, const typename P::Row* a, int64_t a_stride,
+                            int64_t rows, const Epilogue& epilogue) {
+    Vec<typename P::T> sums[max_tile_rows * max_panel_vectors];
+    for_each_tile<P, Transposed>(
         panels, span, packed, bias, a, a_stride, rows,
-        [&](Tile<T> tile, TileArguments<T>& t, int64_t panel, int64_t row, int count, int vectors) {
+        [&](Tile<P> tile, TileArguments<P>& t, int64_t panel, int64_t row, int count, int vectors) {
             t.sums = sums;
             t.sums_stride = vectors;
             tile(t);
-            const Vec<T>* s = sums;
+            const auto* s = sums;
             for (int r = 0; r < count; ++r)
                 for (int v = 0; v < vectors; v += panels.gates, s += panels.gates)
                     epilogue(row + r, panel * panels.blocks + v / panels.gates, s);
@@ -227,13 +233,15 @@ FASTRNN_INLINE void product(const Panels& panels, Span span, const T* packed, co
 
 // The same product left in rows of packed columns: row m of all panels is at out + m * out_stride.
 // `out` is 64-byte aligned, out_stride a multiple of a vector.
-template <class T>
-FASTRNN_INLINE void product_to(T* out, int64_t out_stride, const Panels& panels, Span span,
-                               const T* packed, const T* bias, const T* a, int64_t a_stride,
-                               int64_t rows) {
-    for_each_tile<T, false>(
+template <class P>
+FASTRNN_INLINE void product_to(typename P::T* out, int64_t out_stride, const Panels& panels,
+                               Span span, const typename P::Packed* packed,
+                               const typename P::T* bias, const typename P::Row* a,
+                               int64_t a_stride, int64_t rows) {
+    using T = typename P::T;
+    for_each_tile<P, false>(
         panels, span, packed, bias, a, a_stride, rows,
-        [&](Tile<T> tile, TileArguments<T>& t, int64_t panel, int64_t row, int, int) {
+        [&](Tile<P> tile, TileArguments<P>& t, int64_t panel, int64_t row, int, int) {
             T* to = out + row * out_stride + panel * panels.width();
             t.sums = reinterpret_cast<Vec<T>*>(to);
             t.sums_stride = out_stride / lanes<T>;

@@ -33,9 +33,11 @@ constexpr int vector_registers = 16;
 
 // 16-bit storage types. Arithmetic is always done in float.
 struct BFloat16 {
+    static constexpr bool is_bfloat16 = true;
     uint16_t bits;
 };
 struct Half {
+    static constexpr bool is_bfloat16 = false;
     uint16_t bits;
 };
 

@@ -75,13 +75,12 @@ FASTRNN_INLINE void dot_block(const A* a, int64_t a_stride, const W* w, int64_t 
     }
 }
 
-// As `product`, for weights [gates * units, depth] and a span of blocks of `lanes` units.
+// As `product` of panels.h, for weights [gates * units, depth] and a span of blocks of `lanes` units.
 template <class T, class A, class W, class Epilogue>
-FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W* w, const T* bias,
-                                     const A* a, int64_t a_stride, int64_t rows,
+FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W* w, int64_t depth,
+                                     const T* bias, const A* a, int64_t a_stride, int64_t rows,
                                      const Epilogue& epilogue) {
     constexpr int L = lanes<T>, most = L >= 4 ? L / 4 : 1;
-    const int64_t depth = panels.depth;
     const int gates = panels.gates;
     const auto run = [&](auto tile_rows, int64_t row,
                          int64_t block) __attribute__((always_inline)) {
