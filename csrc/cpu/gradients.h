@@ -115,6 +115,7 @@ public:
 
 private:
     static constexpr int64_t input_rows = 63;  // a multiple of the tiles' rows
+    static constexpr int64_t few_rows = 32;
 
     void multiply(Span panels, const T* packed, Span rows) const {
         const int64_t I = layer_.size.input;
@@ -168,16 +169,22 @@ private:
                     return row(t, n - s.offsets[t], n);
                 },
                 packed);
+            // Sums of few products are bound by the writing of the result, which is to go row by row.
+            const int64_t at_once =
+                panels.depth < few_rows ? tile_rows(max_panel_vectors) : mine.size();
             for (int g = 0; g < gates; ++g) {
-                T* to = out + (g * U + mine.first) * panels.units;
-                product<Plain<T>, true>(
-                    panels, {0, panels.count()}, packed, nullptr,
-                    grad + first * grad_stride + column[g] * U + mine.first, grad_stride,
-                    mine.size(), [&](int64_t m, int64_t block, const Vec<T>* sums) {
-                        const int64_t unit = block * L;
-                        const int n = static_cast<int>(minimum(L, panels.units - unit));
-                        put(to + m * panels.units + unit, sums[0], n, add);
-                    });
+                for (int64_t m = mine.first; m < mine.last; m += at_once) {
+                    T* to = out + (g * U + m) * panels.units;
+                    product<Plain<T>, true>(
+                        panels, {0, panels.count()}, packed, nullptr,
+                        grad + first * grad_stride + column[g] * U + m, grad_stride,
+                        minimum(at_once, mine.last - m),
+                        [&](int64_t row, int64_t block, const Vec<T>* sums) {
+                            const int64_t unit = block * L;
+                            const int n = static_cast<int>(minimum(L, panels.units - unit));
+                            put(to + row * panels.units + unit, sums[0], n, add);
+                        });
+                }
             }
         }
     }
