@@ -25,6 +25,7 @@ NUMERIC = [
     "test_dtypes.py",
     "test_determinism.py",
     "test_registry.py",
+    "test_tiles.py",
 ]
 SETS = ["generic", "avx2", "avx512"]
 

@@ -1,0 +1,80 @@
+"""Every remainder that the kernels can meet.
+
+Of rows in a tile, of units in a vector and in a panel, of the depth of a product in a sum.
+test_isa.py runs this under each instruction set.
+"""
+
+import copy
+
+import pytest
+import torch
+from helpers import FULL, LOW, pair
+
+#: A tile has at most 9 rows; 19 are two tiles and one row, or three of 7, 6 and 6.
+MOST_ROWS = 19
+#: A vector holds 2 to 16 units, a panel up to 4 vectors of each gate: 65 is a panel and one unit.
+UNITS = [*range(1, 19), 31, 32, 33, 47, 48, 49, 63, 64, 65]
+KINDS = ["lstm", "lstm_proj", "gru", "rnn_tanh"]
+
+
+def tolerance(dtype):
+    # h is rounded once a step, to 2^-9 or 2^-12 of its size (at most 1), and three steps add up to
+    # a few roundings. What is looked for here is a wrong or missing value, off by far more.
+    return {
+        torch.bfloat16: {"rtol": 0, "atol": 0.03},
+        torch.float16: {"rtol": 0, "atol": 0.004},
+    }.get(dtype, {})
+
+
+@pytest.mark.parametrize("dtype", FULL + LOW, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_units(kind, dtype):
+    for H in UNITS:
+        layer, _ = pair(kind, 1 + H % 5, max(H, 2), dtype=dtype)
+        exact = copy.deepcopy(layer).double()
+        for T in [1, 3]:
+            x = torch.randn(T, MOST_ROWS, layer.input_size, dtype=dtype)
+            with torch.no_grad():
+                expected, _ = exact(x.double())
+                for B in range(1, MOST_ROWS + 1):
+                    output, _ = layer(x[:, :B])
+                    torch.testing.assert_close(
+                        output, expected[:, :B].to(dtype), **tolerance(dtype)
+                    )
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_units_of_gradients(kind, dtype):
+    for H in [2, 7, 15, 17, 33, 65]:
+        layer, _ = pair(kind, H, H, dtype=dtype)
+        exact = copy.deepcopy(layer).double()
+        for T, B in [(1, 1), (3, 1), (3, 2), (3, 3), (2, 5), (3, 8), (3, 9), (2, 10), (3, 19)]:
+            found = []
+            x = torch.randn(T, B, H, dtype=dtype)
+            g = torch.randn(T, B, layer.proj_size or H, dtype=dtype)
+            for module, kind_of in [(layer, dtype), (exact, torch.float64)]:
+                leaf = x.to(kind_of).requires_grad_()
+                output, _ = module(leaf)
+                parameters = [leaf, *module.parameters()]
+                found.append(torch.autograd.grad(output, parameters, g.to(kind_of)))
+            for ours, theirs in zip(*found, strict=True):
+                torch.testing.assert_close(ours, theirs.to(dtype))
+
+
+@pytest.mark.parametrize("depth", [127, 129, 255, 256, 257, 384, 385, 513])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_depth(kind, depth):
+    """Sums are cut at 128 or 256 products, and at 384 rows of data."""
+    for I, H, T, B in [(depth, 17, 2, 3), (5, depth, 2, 3), (5, 17, depth, 1), (5, 17, 1, depth)]:
+        layer, _ = pair(kind, I, H)
+        exact = copy.deepcopy(layer).double()
+        found = []
+        x = torch.randn(T, B, I)
+        for module, dtype in [(layer, torch.float32), (exact, torch.float64)]:
+            leaf = x.to(dtype).requires_grad_()
+            output, _ = module(leaf)
+            grads = torch.autograd.grad(output.mean(), [leaf, *module.parameters()])
+            found.append([output.detach(), *grads])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs.float())
