@@ -80,7 +80,7 @@ def shares(panel: Any, rows: list[dict[str, Any]]) -> None:
                 name = cell if mode == "inference" else f"{cell}, training"
                 color = f"C{len(PEERS) + number}"
                 panel.plot(*zip(*found, strict=True), style, color=color, label=name, markersize=4)
-    panel.set_ylim(0, 1.05)
+    panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     by_size(panel)
     if panel.lines:

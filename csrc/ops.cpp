@@ -51,7 +51,7 @@ ForwardTensors forward(const std::string& cell, const Tensor& input, const Tenso
     };
     if (!r.c_n.defined()) r.c_n = empty(problem.dtype);
     if (!keep) {
-        r.hidden = r.saved = r.c = empty(problem.dtype);
+        for (Tensor* t : {&r.hidden, &r.saved, &r.c}) *t = empty(problem.dtype);
         r.noise = empty(at::kByte);
     }
     return {r.output, r.h_n, r.c_n, r.hidden, r.saved, r.c, r.noise};

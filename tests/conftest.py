@@ -58,6 +58,14 @@ def settings() -> Iterator[None]:
 TORCHS = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
 
 
+@pytest.fixture
+def without_direct_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules go the long way, torch's own code, as for whatever csrc/direct.cpp does not take."""
+    for name in TORCHS:
+        layer = getattr(fastrnn, name)
+        monkeypatch.setattr(layer, "forward", layer.forward.__wrapped__)
+
+
 @pytest.fixture(autouse=True)
 def torch_as_found():
     """No test may leave torch patched."""

@@ -112,7 +112,7 @@ def test_a_model():
     assert types(model) == before
 
 
-def test_the_functions_of_fastrnn_are_called(monkeypatch):
+def test_the_functions_of_fastrnn_are_called(monkeypatch, without_direct_calls):
     calls = []
     lstm = fastrnn.functional.lstm
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 
 
 @pytest.fixture(autouse=True)
-def no_kernels(monkeypatch):
+def no_kernels(monkeypatch, without_direct_calls):
     """As if this build had no kernels for the CPU, and nothing had been counted."""
     monkeypatch.setattr(functional, "_DEVICES", ())
     monkeypatch.setattr(functional, "_fallbacks", type(functional._fallbacks)())

@@ -112,7 +112,9 @@ def spied(monkeypatch, owner, name):
     [(case, kind) for case in ALL for kind in ("batched", "unbatched", "states")]
     + [(case, "packed") for case in LAYERS],
 )
-def test_functional_gets_what_torch_gives_its_own(case, training, kind, monkeypatch):
+def test_functional_gets_what_torch_gives_its_own(
+    case, training, kind, monkeypatch, without_direct_calls
+):
     ours, theirs = build(fastrnn, case).train(training), build(nn, case).train(training)
     x = an_input(ours)
     args = (x,)
@@ -129,8 +131,6 @@ def test_functional_gets_what_torch_gives_its_own(case, training, kind, monkeypa
     monkeypatch.setattr(nn.modules.rnn, "_VF", stand_in)
     our_calls = spied(monkeypatch, functional, name)
     their_calls = spied(monkeypatch, stand_in, name)
-    # Without the direct way to the kernels, which tests/test_direct.py holds to the same results.
-    monkeypatch.setattr(type(ours), "forward", type(ours).forward.__wrapped__)
     our_result = result(ours, *args)
     assert (len(our_calls), len(their_calls)) == (1, 0)
     their_result = result(theirs, *args)

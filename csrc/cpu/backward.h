@@ -14,17 +14,6 @@ namespace FASTRNN_ISA {
 using cpu::BackwardDirection;
 using cpu::BackwardLayer;
 
-// Rows of data whose products are summed before they are added to a weight's gradient in memory:
-// few enough that the packed rows stay in the L2 cache.
-constexpr int64_t sum_rows = 384;
-// Rows of data whose gate gradients are held at once. Their share in the gradients of the input and of
-// the weights is taken before the time loop goes on: memory does not grow with the length of the
-// sequence.
-constexpr int64_t backward_rows = 4 * sum_rows;
-
-// See Panels. Shorter than forward's: gradients are sums over all gates of all units, or all rows.
-constexpr int64_t backward_sum = 128;
-
 // A chunk of steps [first, first + count) in time.
 struct Chunk {
     int64_t first, count;
@@ -63,13 +52,14 @@ struct BackwardPlan {
         const int threads = layer.team->partition.threads(), units = layer.team->partition.units;
         const int64_t copies = layer.team->partition.rows;
         const int64_t P = d.projected ? d.recurrent : 0;
-        at_once = s.rows() <= at_once_rows;
-        ih = Panels(Cell::gates * d.hidden, d.input, 1, L, backward_sum, at_once ? threads : 1);
-        hh = Panels(Cell::gates * d.hidden, d.recurrent, 1, L, backward_sum, units);
-        hr = Panels(P, d.hidden, 1, L, backward_sum, units);
-        sum_x = Panels(sum_rows, d.input, 1, L, backward_sum);
-        sum_h = Panels(sum_rows, d.recurrent, 1, L, backward_sum);
-        sum_m = Panels(sum_rows, d.projected ? d.hidden : 0, 1, L, backward_sum);
+        at_once = s.rows() <= cpu::at_once_rows;
+        ih =
+            Panels(Cell::gates * d.hidden, d.input, 1, L, cpu::backward_sum, at_once ? threads : 1);
+        hh = Panels(Cell::gates * d.hidden, d.recurrent, 1, L, cpu::backward_sum, units);
+        hr = Panels(P, d.hidden, 1, L, cpu::backward_sum, units);
+        sum_x = Panels(cpu::sum_rows, d.input, 1, L, cpu::backward_sum);
+        sum_h = Panels(cpu::sum_rows, d.recurrent, 1, L, cpu::backward_sum);
+        sum_m = Panels(cpu::sum_rows, d.projected ? d.hidden : 0, 1, L, cpu::backward_sum);
         sums_size = sum_x.size();
         if (sum_h.size() > sums_size) sums_size = sum_h.size();
         if (sum_m.size() > sums_size) sums_size = sum_m.size();
@@ -77,7 +67,7 @@ struct BackwardPlan {
         first_product = false;
         for (int i = 0; i < d.directions; ++i)
             if (layer.direction[i].grad_h0) first_product = true;
-        chunk = s.batch < backward_rows ? minimum(s.steps, backward_rows / s.batch) : 1;
+        chunk = s.batch < cpu::backward_rows ? minimum(s.steps, cpu::backward_rows / s.batch) : 1;
         chunks = (s.steps + chunk - 1) / chunk;
         const int64_t rows = minimum(s.rows(), chunk * s.batch);
         Workspace space(layer.workspace);

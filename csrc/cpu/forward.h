@@ -19,13 +19,6 @@ using cpu::ForwardLayer;
 using cpu::odd_lines;
 using cpu::Workspace;
 
-// The input projection of about so many rows is made at once: enough to read its weights seldom,
-// few enough that the result is still in the cache when the steps come to it.
-constexpr int64_t chunk_rows = 64;
-// A whole sequence of up to so many rows is projected at once: its weights are then used in one go
-// and need not be kept, packed, for another chunk.
-constexpr int64_t at_once_rows = 256;
-
 // X and P are how the input projection and the step read their operands (operands.h).
 template <class Cell, class T, class S, class X, class P>
 struct ForwardPlan {
@@ -66,8 +59,10 @@ struct ForwardPlan {
         h_stride = odd_lines<typename P::Row>(d.recurrent);
         c_stride = odd_lines<T>(d.hidden);
         const Sequence& s = layer.sequence;
-        const bool all = s.rows() <= at_once_rows;
-        chunk = all ? s.steps : s.batch < chunk_rows ? minimum(s.steps, chunk_rows / s.batch) : 1;
+        const bool all = s.rows() <= cpu::at_once_rows;
+        chunk = all                         ? s.steps
+                : s.batch < cpu::chunk_rows ? minimum(s.steps, cpu::chunk_rows / s.batch)
+                                            : 1;
         one_step = s.steps == 1;
         at_once = !one_step && all;
         converts = !one_step && (sizeof(S) != sizeof(typename X::Row) || row_stride != d.input);
@@ -341,9 +336,6 @@ private:
     T *const bias_ih_, *const bias_hh_, *const hr_;
 };
 
-// Up to so many rows a step is bound by the reading of the weights.
-constexpr int64_t compact_rows = 3;
-
 // body(X, P) with how this layer's products read their operands.
 template <class T, class S, class Body>
 auto with_operands(const ForwardLayer& layer, const Body& body) {
@@ -353,7 +345,7 @@ auto with_operands(const ForwardLayer& layer, const Body& body) {
             if constexpr (sizeof(S) == sizeof(BFloat16) && S::is_bfloat16)
                 if (BFloat16Pairs::supported()) return body(BFloat16Pairs(), BFloat16Pairs());
 #endif
-            if (layer.sequence.batch <= compact_rows) return body(Plain<T>(), Compact<T, S>());
+            if (layer.sequence.batch <= cpu::compact_rows) return body(Plain<T>(), Compact<T, S>());
         }
     }
     return body(Plain<T>(), Plain<T>());

@@ -114,17 +114,14 @@ public:
     }
 
 private:
-    static constexpr int64_t input_rows = 63;  // a multiple of the tiles' rows
-    static constexpr int64_t few_rows = 32;
-
     void multiply(Span panels, const T* packed, Span rows) const {
         const int64_t I = layer_.size.input;
         const bool add = direction_ == 1 || plan_.starts_from_zeros(layer_);
         // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
-        for (int64_t first = rows.first; first < rows.last; first += input_rows) {
+        for (int64_t first = rows.first; first < rows.last; first += cpu::input_rows) {
             T* out = static_cast<T*>(layer_.grad_input) + (chunk_.row + first) * I;
             product<Plain<T>>(plan_.ih, panels, packed, nullptr, own_.dgates + first * plan_.stride,
-                              plan_.stride, minimum(input_rows, rows.last - first),
+                              plan_.stride, minimum(cpu::input_rows, rows.last - first),
                               [=](int64_t row, int64_t block, const Vec<T>* sums) {
                                   const int64_t unit = block * L;
                                   const int n = static_cast<int>(minimum(L, I - unit));
@@ -157,9 +154,9 @@ private:
         if (mine.size() == 0) return;
         T* packed = plan_.sums + rank_ * plan_.sums_size;
         int64_t t = chunk_.first;
-        for (int64_t first = 0; first < chunk_.rows; first += sum_rows) {
+        for (int64_t first = 0; first < chunk_.rows; first += cpu::sum_rows) {
             Panels panels = full;
-            panels.depth = minimum(sum_rows, chunk_.rows - first);
+            panels.depth = minimum(cpu::sum_rows, chunk_.rows - first);
             const bool add = !first_ || first > 0;
             pack_columns<T>(
                 panels, {0, panels.count()},
@@ -171,7 +168,7 @@ private:
                 packed);
             // Sums of few products are bound by the writing of the result, which is to go row by row.
             const int64_t at_once =
-                panels.depth < few_rows ? tile_rows(max_panel_vectors) : mine.size();
+                panels.depth < cpu::few_rows ? tile_rows(max_panel_vectors) : mine.size();
             for (int g = 0; g < gates; ++g) {
                 for (int64_t m = mine.first; m < mine.last; m += at_once) {
                     T* to = out + (g * U + m) * panels.units;

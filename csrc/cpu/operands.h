@@ -1,6 +1,7 @@
 // How a product (panels.h) reads its two operands: what type a row has, what type a packed matrix has,
 // and how they are multiplied. T is the type of the sums; `step` values of k are taken at once.
 #pragma once
+#include "choices.h"
 #include "simd.h"
 
 namespace fastrnn {
@@ -12,7 +13,7 @@ struct Plain {
     using Row = T;
     using Packed = T;
     static constexpr int step = 1;
-    static constexpr int64_t sum_length = 256;  // see Panels
+    static constexpr int64_t sum_length = cpu::forward_sum;
 
     static FASTRNN_INLINE Vec<T> weights(const T* p) { return load<T>(p, lanes<T>); }
     static FASTRNN_INLINE Vec<T> value(const T* p) { return broadcast(*p); }
@@ -42,7 +43,7 @@ struct BFloat16Pairs {
     using Row = BFloat16;
     using Packed = BFloat16;
     static constexpr int step = 2;
-    static constexpr int64_t sum_length = 1 << 20;  // its rounding is nothing beside the operands'
+    static constexpr int64_t sum_length = cpu::bfloat16_sum;
 
     static bool supported() { return __builtin_cpu_supports("avx512bf16"); }
 

@@ -1,0 +1,64 @@
+// Every choice of the CPU kernels that depends on sizes, and what was measured for it: on 2 cores (Zen
+// 4, AVX-512, 1 MB of L2 a core), float32, T = 100 unless said. None but the lengths of sums changes
+// a bit of the results.
+#pragma once
+#include <stdint.h>
+
+namespace fastrnn::cpu {
+
+// --- who does what (partition.h) ---------------------------------------------------------------------
+
+// Threads that share the units of a row meet once a step, if that has so many multiply-adds a thread:
+// a barrier takes 75 ns, in which a core does 4000.
+constexpr int64_t worth_a_barrier = 4096;
+// A thread is woken for so many multiply-adds in the whole layer. One step of an LSTM, B = 1: with
+// 131,000 (H = 128) one thread takes 5.8 us and two take 7.0, with 524,000 (H = 256) 27 and 17.
+constexpr int64_t worth_a_thread = 100000;
+// A thread takes rows of its own, and then waits for nobody, if it gets so many (with fewer, tiles are
+// too short to use the weights they load), so many in all steps together (it packs all weights for
+// itself), and if W_hh has at most so many values (they are to stay in its L2 cache). Of the time
+// that shared units take, LSTM, B = 16: 0.87 at H = 64, 0.93 at 200, 1.0 at 256, 1.05 at 400.
+constexpr int64_t rows_per_thread = 8;
+constexpr int64_t data_rows_per_thread = 256;
+constexpr int64_t values_per_thread = 1 << 18;
+
+// --- forward (forward.h) -----------------------------------------------------------------------------
+
+// The input projection of about so many rows is made at once: enough to read its weights seldom, few
+// enough that the result is still in the cache when the steps come to it. LSTM, H = 512, B = 16, in
+// GFLOP/s: 200 with 32 and with 256, 205 with 64, 189 with 128.
+constexpr int64_t chunk_rows = 64;
+// A whole sequence of up to so many rows is projected at once: a panel of W_ih is packed, used and
+// done with. Packing 16 MB into memory (LSTM, H = 1024) takes 2 ms of 19 at B = 1.
+constexpr int64_t at_once_rows = 256;
+// Up to so many rows a step is bound by the reading of the weights: those of 16 bits stay so. LSTM,
+// float16, B = 1: 3.3 ms instead of 3.9 at H = 512.
+constexpr int64_t compact_rows = 3;
+
+// --- lengths of sums (Panels) ------------------------------------------------------------------------
+
+// So many products are summed in a row before the sum is added to the total: a sum of short sums loses
+// less to rounding than one long sum. 64, 128, 256 and no limit give 168, 189, 204 and 208 GFLOP/s at
+// H = 512, B = 16. Gradients are sums over all gates of all units, or all rows: there 256 would have
+// nearly twice torch's error in a GRU's gradient of the input.
+constexpr int64_t forward_sum = 256;
+constexpr int64_t backward_sum = 128;
+// Of pairs of bfloat16, whose own rounding is 2^16 times as large.
+constexpr int64_t bfloat16_sum = 1 << 20;
+
+// --- backward (backward.h, gradients.h) --------------------------------------------------------------
+
+// Rows of data whose products are summed before they are added to a weight's gradient in memory: few
+// enough that the packed rows stay in the L2 cache.
+constexpr int64_t sum_rows = 384;
+// Rows of data whose gate gradients are held at once. Their share in the gradients of the input and of
+// the weights is taken before the time loop goes on: memory does not grow with the length of the
+// sequence.
+constexpr int64_t backward_rows = 4 * sum_rows;
+// Rows of data of the input's gradient for which a panel of W_ih is read once: a multiple of a tile's.
+constexpr int64_t input_rows = 63;
+// Below so many rows of data the gradients of weights are bound by the writing, and are made row by row
+// instead of panel by panel: a step of RNN, H = 1024, B = 1, takes 1.1 ms instead of 4.3.
+constexpr int64_t few_rows = 32;
+
+}  // namespace fastrnn::cpu
