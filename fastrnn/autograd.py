@@ -105,9 +105,7 @@ class _Forward(torch.autograd.Function):
         if all(g is None for g in grad_results):
             return (None,) * (2 + len(tensors))
         wanted = list(ctx.needs_input_grad[2:])
-        return None, None, *gradients(
-            ctx.network, wanted, batch_sizes, kept, grad_results, tensors
-        )
+        return None, None, *gradients(ctx.network, wanted, batch_sizes, kept, grad_results, tensors)
 
 
 def gradients(
