@@ -303,5 +303,21 @@ def test_inference_mode():
         assert torch.equal(output, layer(x)[0])
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_cell_in_inference_mode(kind):
+    cell, _ = cell_pair(kind, 5, 17)
+    x, start = torch.randn(3, 5), cell_state(cell, 3)
+    found = []
+    for mode in [torch.inference_mode, torch.no_grad]:
+        hx = start
+        with mode():
+            for _ in range(3):
+                hx = direct(cell, x, hx)
+        found.append(flat(hx))
+    for a, b in zip(*found, strict=True):
+        assert a.is_inference()
+        assert torch.equal(a, b)
+
+
 def test_the_long_way_is_torchs_code():
     assert modules.LSTM.forward.__wrapped__.__code__ is nn.LSTM.forward.__code__
