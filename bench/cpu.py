@@ -38,7 +38,7 @@ PACKAGES = [
 ]
 NOTES = {
     "ratio": "time of the other / time of fastrnn, by round: median and quartiles",
-    "share": "operations / seconds of fastrnn / rate of float32 torch.mm in the same row",
+    "share": "operations / seconds of fastrnn / best rate of float32 torch.mm in the same row",
     "operations": "2 G H (inputs + H) a row, step, layer and direction; three times in training",
     "sample": f"{SAMPLE_ROWS} rows drawn with seed {SAMPLE_SEED}; drawn again where a forward pass "
     "has more operations than "

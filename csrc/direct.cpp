@@ -59,20 +59,41 @@ bool needs_gradient(const Arguments& a) {
 class Attributes {
 public:
     explicit Attributes(py::handle module)
-        : all_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr))) {}
+        : all_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr))) {
+        PyErr_Clear();
+    }
 
-    PyObject* get(const char* name) const {
-        return all_ ? PyDict_GetItemString(all_.ptr(), name) : nullptr;
+    // Null if there is none, and then they are not `complete`.
+    PyObject* get(const char* name) {
+        PyObject* value = all_ ? PyDict_GetItemString(all_.ptr(), name) : nullptr;
+        if (!value) complete_ = false;
+        return value;
     }
-    bool flag(const char* name) const { return get(name) == Py_True; }
-    // -1 if there is none.
-    int64_t number(const char* name) const {
+    // Whatever Python takes for true, as torch's `if self.batch_first` does.
+    bool flag(const char* name) {
         PyObject* value = get(name);
-        return value && PyLong_CheckExact(value) ? PyLong_AsLongLong(value) : -1;
+        const int truth = value ? PyObject_IsTrue(value) : 0;
+        if (truth < 0) {
+            PyErr_Clear();
+            complete_ = false;
+        }
+        return truth == 1;
     }
+    int64_t number(const char* name) {
+        PyObject* value = get(name);
+        const int64_t number = value && PyLong_Check(value) ? PyLong_AsLongLong(value) : -1;
+        if (number < 0) {
+            PyErr_Clear();
+            complete_ = false;
+        }
+        return number;
+    }
+    // Whether all that was asked for was there, and what it was asked for as.
+    bool complete() const { return complete_; }
 
 private:
     py::object all_;
+    bool complete_ = true;
 };
 
 // The state hx: h, or (h, c) for a cell that has c. False if it is something else.
@@ -129,11 +150,18 @@ py::object wrap(Tensor t) { return py::reinterpret_steal<py::object>(THPVariable
 // RNN, LSTM or GRU: output and the last states, as their forward returns them, or None.
 py::object layer(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
     const CellInfo* info = find_info(cell);
-    const Attributes attributes(module);
+    Attributes attributes(module);
     if (!info || !nobody_listens() || !is_plain(input.ptr())) return py::none();
     PyObject *names = attributes.get("_flat_weights_names"),
-             *parameters = attributes.get("_parameters");
-    if (!names || !parameters || !PyList_CheckExact(names) || !PyDict_Check(parameters))
+             *parameters = attributes.get("_parameters"), *dropout = attributes.get("dropout");
+    const int64_t inputs = attributes.number("input_size"),
+                  hidden = attributes.number("hidden_size"), proj = attributes.number("proj_size"),
+                  layers = attributes.number("num_layers");
+    const bool bias = attributes.flag("bias"), bidirectional = attributes.flag("bidirectional"),
+               train = attributes.flag("training"),
+               wants_batch_first = attributes.flag("batch_first");
+    if (!attributes.complete() || !PyList_CheckExact(names) || !PyDict_Check(parameters) ||
+        !PyFloat_CheckExact(dropout))
         return py::none();
     c10::SmallVector<Tensor, 8> weights;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); ++i) {
@@ -141,22 +169,16 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
         if (!is_plain(weight)) return py::none();
         weights.push_back(THPVariable_Unpack(weight));
     }
-    PyObject* dropout = attributes.get("dropout");
-    const int64_t layers = attributes.number("num_layers");
-    const int64_t directions = attributes.flag("bidirectional") ? 2 : 1;
-    if (!dropout || !PyFloat_CheckExact(dropout)) return py::none();
 
     Tensor x = THPVariable_Unpack(input.ptr()), h0;
     std::optional<Tensor> c0;
-    const int64_t hidden = attributes.number("hidden_size"), proj = attributes.number("proj_size");
-    const bool batched = x.dim() == 3, batch_first = attributes.flag("batch_first") && batched;
-    if (x.dim() < 2 || x.dim() > 3 || x.size(-1) != attributes.number("input_size"))
-        return py::none();
+    const bool batched = x.dim() == 3, batch_first = wants_batch_first && batched;
+    if (x.dim() < 2 || x.dim() > 3 || x.size(-1) != inputs) return py::none();
     if (batch_first) x = x.transpose(0, 1);
     if (!batched) x = x.unsqueeze(1);
     if (hx.is_none()) {
         const auto zeros = [&](int64_t width) {
-            return at::zeros({layers * directions, x.size(1), width}, x.options());
+            return at::zeros({layers * (bidirectional ? 2 : 1), x.size(1), width}, x.options());
         };
         h0 = zeros(proj > 0 ? proj : hidden);
         if (info->has_c) c0 = zeros(hidden);
@@ -172,9 +194,9 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
         return py::none();
 
     const OptionalTensor no_batch_sizes;
-    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, attributes.flag("bias"), layers,
-                  directions == 2, PyFloat_AS_DOUBLE(dropout)},
-                 attributes.flag("training"));
+    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, layers, bidirectional,
+                  PyFloat_AS_DOUBLE(dropout)},
+                 train);
     if (!r) return py::none();
     if (batch_first) r->output = r->output.transpose(0, 1);
     if (!batched)
@@ -187,11 +209,13 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
 // RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.
 py::object one_step(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
     const CellInfo* info = find_info(cell);
-    const Attributes attributes(module);
+    Attributes attributes(module);
     if (!info || !nobody_listens() || !is_plain(input.ptr()) || hx.is_none()) return py::none();
     PyObject* parameters = attributes.get("_parameters");
-    if (!parameters || !PyDict_Check(parameters)) return py::none();
     const bool bias = attributes.flag("bias");
+    const int64_t inputs = attributes.number("input_size"),
+                  hidden = attributes.number("hidden_size");
+    if (!attributes.complete() || !PyDict_Check(parameters)) return py::none();
     c10::SmallVector<Tensor, 4> weights;
     for (const char* name : {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}) {
         if (weights.size() == 2 && !bias) break;
@@ -203,8 +227,7 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     std::optional<Tensor> c0;
     if (!read_states(hx, info->has_c, h0, c0) || x.dim() < 1 || x.dim() > 2 || h0.dim() != x.dim())
         return py::none();
-    const int64_t hidden = attributes.number("hidden_size");
-    if (x.size(-1) != attributes.number("input_size") || h0.size(-1) != hidden ||
+    if (x.size(-1) != inputs || h0.size(-1) != hidden ||
         (c0 && (c0->dim() != x.dim() || c0->size(-1) != hidden)))
         return py::none();
     // As a layer's: [1, B, ...].

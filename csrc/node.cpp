@@ -41,10 +41,12 @@ struct NetworkBackward : public torch::autograd::Node {
     }
 
     variable_list apply(variable_list&& grads) override {
-        std::lock_guard<std::mutex> lock(mutex_);
         variable_list in, held;
-        for (const SavedVariable& variable : inputs) in.push_back(variable.unpack());
-        for (const SavedVariable& variable : kept) held.push_back(variable.unpack());
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            for (const SavedVariable& variable : inputs) in.push_back(variable.unpack());
+            for (const SavedVariable& variable : kept) held.push_back(variable.unpack());
+        }
         std::vector<bool> wanted;
         for (size_t i = 0; i < in.size(); ++i) wanted.push_back(task_should_compute_output(i));
         bool none = true;

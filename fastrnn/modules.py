@@ -54,6 +54,25 @@ def _on_fastrnn(forward: _Forward) -> _Forward:
     return cast(_Forward, made)
 
 
+# What torch's forward calls of its own class, and a direct call does not.
+_STEPS = (
+    "check_input",
+    "get_expected_hidden_size",
+    "get_expected_cell_size",
+    "check_hidden_size",
+    "check_forward_args",
+    "permute_hidden",
+    "_update_flat_weights",
+)
+
+
+@functools.lru_cache(maxsize=128)  # bounded: parametrized modules have a class each
+def _has_steps_of_its_own(cls: type[nn.Module]) -> bool:
+    """Whether a user's subclass overrides one of them."""
+    ours = next(base for base in cls.__mro__ if base.__module__ == __name__)
+    return any(getattr(cls, name, None) is not getattr(ours, name, None) for name in _STEPS)
+
+
 def _directly(direct: Callable[..., Any], forward: _Forward) -> _Forward:
     """Return ``forward``, before which ``direct(self, input, hx)`` is asked.
 
@@ -62,7 +81,8 @@ def _directly(direct: Callable[..., Any], forward: _Forward) -> _Forward:
 
     @functools.wraps(forward)
     def direct_or_forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
-        if not torch.compiler.is_compiling():
+        cls: Any = type(self)  # mypy doubts that the classes of modules are hashable
+        if not torch.compiler.is_compiling() and not _has_steps_of_its_own(cls):
             result = direct(self, input, hx)
             if result is not None:
                 return result

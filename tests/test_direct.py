@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy
 import pytest
 import torch
 from helpers import CELLS, FULL, LAYERS, LOW, cell_pair, cell_state, flat, pair, random_state
@@ -23,19 +24,14 @@ def direct(layer, *args):
     return call(name, layer, *args, *[None] * (2 - len(args)))
 
 
-@pytest.fixture
-def long_way(monkeypatch):
-    """Calls a layer as if there were no direct way."""
-
-    def call(layer, *args):
-        return type(layer).forward.__wrapped__(layer, *args)
-
-    return call
+def long_way(layer, *args):
+    """The results as if there were no direct way."""
+    return type(layer).forward.__wrapped__(layer, *args)
 
 
 @pytest.mark.parametrize("dtype", FULL + LOW, ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_layers_give_the_same_bits(kind, dtype, long_way):
+def test_layers_give_the_same_bits(kind, dtype):
     for T, B in [(1, 1), (1, 5), (4, 1), (6, 17)]:
         for bidirectional, bias, batch_first, layers in itertools.product(
             [False, True], [False, True], [False, True], [1, 2]
@@ -55,7 +51,7 @@ def test_layers_give_the_same_bits(kind, dtype, long_way):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_unbatched_layers(kind, long_way):
+def test_unbatched_layers(kind):
     layer, _ = pair(kind, 5, 17, num_layers=2)
     x, hx = torch.randn(4, 5), random_state(layer, 1)
     hx = tuple(t[:, 0] for t in hx) if isinstance(hx, tuple) else hx[:, 0]
@@ -68,7 +64,7 @@ def test_unbatched_layers(kind, long_way):
 
 @pytest.mark.parametrize("dtype", FULL + LOW, ids=str)
 @pytest.mark.parametrize("kind", CELLS)
-def test_cells_give_the_same_bits(kind, dtype, long_way):
+def test_cells_give_the_same_bits(kind, dtype):
     for B, bias in itertools.product([None, 1, 5, 17], [False, True]):
         layer, _ = cell_pair(kind, 5, 17, bias=bias, dtype=dtype)
         x = torch.randn(5, dtype=dtype) if B is None else torch.randn(B, 5, dtype=dtype)
@@ -84,7 +80,7 @@ def test_cells_give_the_same_bits(kind, dtype, long_way):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_states_and_inputs_of_any_stride(kind, long_way):
+def test_states_and_inputs_of_any_stride(kind):
     layer, _ = pair(kind, 5, 17)
     x = torch.randn(3, 4, 10)[:, :, ::2]
     state = random_state(layer, 8)
@@ -104,7 +100,7 @@ def with_gradients(call, layer, x, hx):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_gradients_of_layers(kind, long_way):
+def test_gradients_of_layers(kind):
     for options in [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": True}]:
         layer, _ = pair(kind, 5, 17, **options)
         args = torch.randn(4, 4, 5), random_state(layer, 4)
@@ -114,7 +110,7 @@ def test_gradients_of_layers(kind, long_way):
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_gradients_of_cells(kind, long_way):
+def test_gradients_of_cells(kind):
     layer, _ = cell_pair(kind, 5, 17)
     args = torch.randn(3, 5), cell_state(layer, 3)
     ours, theirs = (with_gradients(call, layer, *args) for call in [direct, long_way])
@@ -158,7 +154,7 @@ def test_what_is_kept_goes_through_saved_tensor_hooks():
     assert layer.weight_ih_l0.grad is not None
 
 
-def test_gradients_of_gradients(long_way):
+def test_gradients_of_gradients():
     layer, _ = pair("lstm", 3, 4, dtype=torch.float64)
     found = []
     for call in [direct, long_way]:
@@ -267,7 +263,7 @@ def test_left_for_a_tangent():
     assert direct(layer, x) is not None
 
 
-def test_dropout_draws_the_same_masks(long_way):
+def test_dropout_draws_the_same_masks():
     layer = fastrnn.GRU(5, 17, 3, dropout=0.5)
     x = torch.randn(3, 4, 5)
     results = []
@@ -278,6 +274,58 @@ def test_dropout_draws_the_same_masks(long_way):
         assert torch.equal(a, b)
     assert not torch.equal(results[0][0], direct(layer, x)[0])
     assert torch.equal(direct(layer.eval(), x)[0], long_way(layer, x)[0])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_attributes_are_read_as_torch_reads_them(name):
+    """They are the user's to set: what is true, and what is a number, is Python's to say."""
+    layer = getattr(fastrnn, name)(5, 17, num_layers=2)
+    x = torch.randn(3, 4, 5)
+    for changes in [
+        {"batch_first": 1},
+        {"batch_first": numpy.bool_(True)},
+        {"batch_first": []},
+        {"num_layers": numpy.int64(2)},
+        {"hidden_size": numpy.int64(17)},
+        {"dropout": 0},
+    ]:
+        for attribute, value in changes.items():
+            setattr(layer, attribute, value)
+        with torch.no_grad():
+            for a, b in zip(flat(layer(x)), flat(long_way(layer, x)), strict=True):
+                assert torch.equal(a, b)
+                assert a.shape == b.shape
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_a_missing_attribute_is_torchs_error(name):
+    layer, x = getattr(fastrnn, name)(5, 17), torch.randn(3, 4, 5)
+    del layer.batch_first
+    with torch.no_grad():
+        assert direct(layer, x) is None
+        with pytest.raises(AttributeError, match="batch_first"):
+            layer(x)
+
+
+def test_a_subclass_with_steps_of_its_own():
+    calls = []
+
+    class Checked(fastrnn.LSTM):
+        def check_forward_args(self, *args):
+            calls.append(len(args))
+            return super().check_forward_args(*args)
+
+    class Plain(fastrnn.LSTM):
+        def helper(self):
+            return None
+
+    x = torch.randn(3, 4, 5)
+    with torch.no_grad():
+        Checked(5, 17)(x, (torch.zeros(1, 4, 17), torch.zeros(1, 4, 17)))
+        assert calls == [3]
+    assert modules._has_steps_of_its_own(Checked)
+    assert not modules._has_steps_of_its_own(Plain)
+    assert not modules._has_steps_of_its_own(fastrnn.GRUCell)
 
 
 def test_left_for_parametrized_weights():

@@ -12,8 +12,9 @@ from helpers import FULL, LOW, pair
 
 #: A tile has at most 9 rows; 19 are two tiles and one row, or three of 7, 6 and 6.
 MOST_ROWS = 19
-#: A vector holds 2 to 16 units, a panel up to 4 vectors of each gate: 65 is a panel and one unit.
-UNITS = [*range(1, 19), 31, 32, 33, 47, 48, 49, 63, 64, 65]
+#: A vector holds 2 to 16 units, a panel up to 4 vectors: of an RNN's 65 units are a panel and one
+#: more, and 128 two whole panels, which few rows are multiplied with at once.
+UNITS = [*range(1, 19), 31, 32, 33, 47, 48, 49, 63, 64, 65, 128, 129]
 KINDS = ["lstm", "lstm_proj", "gru", "rnn_tanh"]
 
 
@@ -46,7 +47,7 @@ def test_rows_and_units(kind, dtype):
 @pytest.mark.parametrize("dtype", FULL, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_and_units_of_gradients(kind, dtype):
-    for H in [2, 7, 15, 17, 33, 65]:
+    for H in [2, 7, 15, 17, 33, 65, 128, 129]:
         layer, _ = pair(kind, H, H, dtype=dtype)
         exact = copy.deepcopy(layer).double()
         for T, B in [(1, 1), (3, 1), (3, 2), (3, 3), (2, 5), (3, 8), (3, 9), (2, 10), (3, 19)]:

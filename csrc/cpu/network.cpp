@@ -230,10 +230,6 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
     };
     const Tensor grad_h_n = prepared(gradients.h_n), grad_c_n = prepared(gradients.c_n);
     Tensor grad_output = gradients.output ? gradients.output->contiguous() : Tensor();
-    const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
-    const auto at_state = [](const Tensor& t, int64_t i) {
-        return t.defined() && t.numel() ? t[i].data_ptr() : nullptr;
-    };
 
     for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
         const Tensor mask = mask_of(noise, layer);
@@ -248,13 +244,13 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
         task.output_stride = width;
         task.grad_output_stride = width;
         task.grad_output_stored = layer + 1 == p.layers;
-        task.grad_input = pointer(grad_below);
+        task.grad_input = mutable_slice(grad_below, 0);
         for (int64_t d = 0; d < p.directions; ++d) {
             const int64_t state = layer * p.directions + d;
             BackwardDirection& direction = task.direction[d];
             direction.weights = weights_of(p, weights, layer, d);
-            direction.h0 = h0[state].const_data_ptr();
-            direction.c0 = at_state(c0, state);
+            direction.h0 = const_slice(h0, state);
+            direction.c0 = const_slice(c0, state);
             direction.output = static_cast<const char*>(out.const_data_ptr()) +
                                d * p.recurrent * out.element_size();
             direction.saved = saved[layer][d].const_data_ptr();
@@ -262,14 +258,16 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
             if (grad_output.defined())
                 direction.grad_output = static_cast<char*>(grad_output.data_ptr()) +
                                         d * p.recurrent * grad_output.element_size();
-            direction.grad_h_n = at_state(grad_h_n, state);
-            direction.grad_c_n = at_state(grad_c_n, state);
-            direction.grad_h0 = at_state(grad_h0, state);
-            direction.grad_c0 = at_state(grad_c0, state);
+            direction.grad_h_n = const_slice(grad_h_n, state);
+            direction.grad_c_n = const_slice(grad_c_n, state);
+            direction.grad_h0 = mutable_slice(grad_h0, state);
+            direction.grad_c0 = mutable_slice(grad_c0, state);
             const Tensor* g = grad_weights.data() + state * p.weights_per_layer;
-            direction.grads = {pointer(g[0]), pointer(g[1]), p.has_biases ? pointer(g[2]) : nullptr,
-                               p.has_biases ? pointer(g[3]) : nullptr,
-                               p.projected ? pointer(g[p.weights_per_layer - 1]) : nullptr};
+            direction.grads = {
+                mutable_slice(g[0], 0), mutable_slice(g[1], 0),
+                p.has_biases ? mutable_slice(g[2], 0) : nullptr,
+                p.has_biases ? mutable_slice(g[3], 0) : nullptr,
+                p.projected ? mutable_slice(g[p.weights_per_layer - 1], 0) : nullptr};
         }
         run(p, task, kernels.backward_workspace, kernels.backward);
         if (layer > 0) grad_output = dropped(grad_below, mask, a.dropout);

@@ -4,9 +4,9 @@
 
 namespace fastrnn::cpu {
 
-// Memory of at least so many bytes, 64-byte aligned, while this object lives. A
-// thread keeps up to `scratch_kept` bytes: fresh memory costs a page fault every 4 KB, which for a
-// layer of some hundred units takes longer than the layer. Throws c10::Error if there is none.
+// Memory of at least so many bytes, 64-byte aligned, while this object lives. A thread keeps up to
+// `scratch_kept` bytes: fresh memory costs a page fault every 4 KB, which for a layer of some hundred
+// units takes longer than the layer. Throws c10::Error if there is none.
 class Scratch {
 public:
     explicit Scratch(size_t bytes);
