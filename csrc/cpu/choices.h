@@ -1,6 +1,7 @@
 // Every choice of the CPU kernels that depends on sizes, and what was measured for it: on 2 cores (Zen
-// 4, AVX-512, 1 MB of L2 a core), float32, T = 100 unless said. None but the lengths of sums changes
-// a bit of the results.
+// 4, AVX-512, 1 MB of L2 a core), float32, T = 100 unless said; the best of three runs by turns, but
+// for at_once_rows and few_rows, which were seen once. None but the lengths of sums, sum_rows and
+// backward_rows changes a bit of the results.
 #pragma once
 #include <stdint.h>
 
@@ -11,13 +12,15 @@ namespace fastrnn::cpu {
 // Threads that share the units of a row meet once a step, if that has so many multiply-adds a thread:
 // a barrier takes 75 ns, in which a core does 4000.
 constexpr int64_t worth_a_barrier = 4096;
-// A thread is woken for so many multiply-adds in the whole layer. One step of an LSTM, B = 1: with
-// 131,000 (H = 128) one thread takes 5.8 us and two take 7.0, with 524,000 (H = 256) 27 and 17.
-constexpr int64_t worth_a_thread = 100000;
+// A thread is woken for so many multiply-adds in the whole layer. One step of an LSTM, B = 1, on one
+// thread and on two: 33,000 (H = 64) take 1.6 and 2.0 us, 131,000 (H = 128) 5.8 and 4.1, 524,000 (H =
+// 256) 27 and 13.
+constexpr int64_t worth_a_thread = 60000;
 // A thread takes rows of its own, and then waits for nobody, if it gets so many (with fewer, tiles are
 // too short to use the weights they load), so many in all steps together (it packs all weights for
 // itself), and if W_hh has at most so many values (they are to stay in its L2 cache). Of the time
-// that shared units take, LSTM, B = 16: 0.87 at H = 64, 0.93 at 200, 1.0 at 256, 1.05 at 400.
+// that shared units take, LSTM, B = 16: 0.89 at H = 64, 0.93 at 200, 1.03 at 256, 1.00 at 400; and no
+// thread that is held up holds up another.
 constexpr int64_t rows_per_thread = 8;
 constexpr int64_t data_rows_per_thread = 256;
 constexpr int64_t values_per_thread = 1 << 18;
@@ -26,21 +29,22 @@ constexpr int64_t values_per_thread = 1 << 18;
 
 // The input projection of about so many rows is made at once: enough to read its weights seldom, few
 // enough that the result is still in the cache when the steps come to it. LSTM, H = 512, B = 16, in
-// GFLOP/s: 200 with 32 and with 256, 205 with 64, 189 with 128.
+// GFLOP/s: 203 with 32, 206 with 64, 202 with 128, 203 with 256.
 constexpr int64_t chunk_rows = 64;
 // A whole sequence of up to so many rows is projected at once: a panel of W_ih is packed, used and
-// done with. Packing 16 MB into memory (LSTM, H = 1024) takes 2 ms of 19 at B = 1.
+// done with. Packing the 16 MB of an LSTM's at H = 1024 into memory took 2 ms, of 19 in all at B = 1.
 constexpr int64_t at_once_rows = 256;
 // Up to so many rows a step is bound by the reading of the weights: those of 16 bits stay so. LSTM,
-// float16, B = 1: 3.3 ms instead of 3.9 at H = 512.
+// float16, B = 1: 3.1 ms instead of 3.8 at H = 512, 13.3 instead of 15.9 at 1024.
 constexpr int64_t compact_rows = 3;
 
 // --- lengths of sums (Panels) ------------------------------------------------------------------------
 
 // So many products are summed in a row before the sum is added to the total: a sum of short sums loses
-// less to rounding than one long sum. 64, 128, 256 and no limit give 168, 189, 204 and 208 GFLOP/s at
-// H = 512, B = 16. Gradients are sums over all gates of all units, or all rows: there 256 would have
-// nearly twice torch's error in a GRU's gradient of the input.
+// less to rounding than one long sum. LSTM, H = 512, B = 16: 64, 128, 256 and no limit give 193, 202,
+// 206 and 206 GFLOP/s. Gradients are sums over all gates of all units, or all rows of data: with 64,
+// 128 and 256 a GRU's gradient of the input (H = 64, the worst) has 1.0, 1.4 and 1.7 times torch's
+// error against float64.
 constexpr int64_t forward_sum = 256;
 constexpr int64_t backward_sum = 128;
 // Of pairs of bfloat16, whose own rounding is 2^16 times as large.
