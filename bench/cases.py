@@ -14,7 +14,10 @@ from typing import Any
 CELLS = ["LSTM", "GRU", "RNN"]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # The name of a row's group is what `--only` takes.
-GROUPS = ["inference", "training", "streaming", "small", "half", "float64", "packed", "sample"]
+GROUPS = [
+    *("inference", "training", "streaming", "small", "half", "float64", "packed", "projection"),
+    *("recompute", "load", "growth", "sample"),
+]
 
 SIZES = [64, 128, 256, 512, 1024]
 BATCHES = [1, 16, 32, 64]
@@ -50,7 +53,10 @@ class Case:
     directions: int = 1
     dtype: str = "float32"
     packed: bool = False  # a PackedSequence of B sequences, of at most T steps
+    projection: int = 0  # proj_size
+    recompute: bool = False  # fastrnn's module does not keep the gates for backward
     threads: int = 2
+    beside: int = 0  # processes that load the machine meanwhile
     peers: tuple[str, ...] = ("torch",)
 
     @property
@@ -62,6 +68,9 @@ class Case:
                 *(f"{name}{getattr(self, name)}" for name in "TBIH"),
                 *(f"layers{self.layers}", f"directions{self.directions}"),
                 *(["packed"] if self.packed else []),
+                *([f"projection{self.projection}"] if self.projection else []),
+                *(["recompute"] if self.recompute else []),
+                *([f"beside{self.beside}"] if self.beside else []),
                 f"threads{self.threads}",
             ]
         )
@@ -82,10 +91,13 @@ class Case:
         weights, and with what the weights were multiplied with.
         """
         a_unit = 0  # the values that one hidden unit is computed from, over layers and directions
+        h = self.projection or self.H
         for layer in range(self.layers):
-            inputs = self.I if layer == 0 else self.directions * self.H
-            a_unit += self.directions * (inputs + self.H)
-        forward = 2 * GATES[self.cell.removesuffix("Cell")] * self.H * a_unit * sum(self.lengths)
+            inputs = self.I if layer == 0 else self.directions * h
+            a_unit += self.directions * (inputs + h)
+        weights = GATES[self.cell.removesuffix("Cell")] * self.H * a_unit
+        weights += self.layers * self.directions * self.H * self.projection
+        forward = 2 * weights * sum(self.lengths)
         return forward * (3 if self.mode == "training" else 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +173,50 @@ def packed() -> Iterator[Case]:
             yield square("packed", cell, mode, 100, 64, 128, packed=True)
 
 
+def projection() -> Iterator[Case]:
+    for mode in ["inference", "training"]:
+        yield square("projection", "LSTM", mode, 100, 16, 512, projection=128)
+
+
+def recompute() -> Iterator[Case]:
+    """Training steps that keep h and c alone, beside those that keep the gates too."""
+    for cell in ["LSTM", "GRU"]:
+        for B, H in [(1, 256), (16, 128), (16, 256), (64, 512)]:
+            options = {"recompute": True, "peers": ("torch", "fastrnn keeping gates")}
+            yield square("recompute", cell, "training", 100, B, H, **options)
+
+
+def load() -> Iterator[Case]:
+    """More threads than cores, and as many processes beside as there are cores."""
+    for cell in ["LSTM", "GRU"]:
+        for mode in ["inference", "training"]:
+            for B, H in [(1, 64), (1, 512), (16, 64), (16, 512)]:
+                yield square("load", cell, mode, 100, B, H, threads=8)
+                yield square("load", cell, mode, 100, B, H, beside=2)
+
+
+# What grows in each figure of growth.py; the others stay as in GROWTH_BASE.
+GROWTH_BASE = {"T": 100, "B": 16, "H": 256, "threads": 2}
+GROWTH_AXES: dict[str, list[int]] = {
+    "T": [1, 3, 10, 30, 100, 300, 1000],
+    "B": [1, 2, 4, 8, 16, 32, 64, 128, 256],
+    "H": [16, 32, 64, 128, 256, 512, 1024],
+    "threads": [1, 2, 4, 8],
+}
+
+
+def growth() -> Iterator[Case]:
+    """One size at a time, the others fixed."""
+    seen = set()
+    for name, axis in GROWTH_AXES.items():
+        for cell in ["LSTM", "GRU"]:
+            for value in axis:
+                case = square("growth", cell, "inference", **{**GROWTH_BASE, name: value})
+                if case not in seen:
+                    seen.add(case)
+                    yield case
+
+
 def sample() -> Iterator[Case]:
     """SAMPLE_ROWS different rows drawn from SAMPLE_AXES: what nobody chose."""
     draw = random.Random(SAMPLE_SEED)
@@ -175,7 +231,8 @@ def sample() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """The rows of a full run."""
-    parts = [grid(), streaming(), small(), half(), float64(), packed(), sample()]
+    parts = [grid(), streaming(), small(), half(), float64(), packed(), projection()]
+    parts += [recompute(), load(), growth(), sample()]
     return [case for part in parts for case in part]
 
 
@@ -196,7 +253,11 @@ def quick_cases() -> list[Case]:
             return case.cell == "LSTM" and sizes == (16, 64)
         if case.group in ("streaming", "packed"):
             return case.cell.startswith("LSTM") and case.H < 256
-        return case.group == "small"
+        if case.group in ("recompute", "load"):
+            return case.cell == "LSTM" and sizes in [(16, 128), (16, 64)]
+        if case.group == "growth":
+            return case.cell == "LSTM" and case.T in (1, 10)
+        return case.group in ("small", "projection")
 
     some = [case for case in all_cases() if chosen(case)]
     return some + list(sample())[:8]

@@ -38,6 +38,12 @@ class Contestant:
     results: Callable[[], dict[str, Tensor]]
 
 
+def options_of(case: Case) -> dict[str, Any]:
+    """The options of a layer, torch's or fastrnn's."""
+    options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    return options | ({"proj_size": case.projection} if case.projection else {})
+
+
 def problem(case: Case) -> Problem:
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
@@ -45,14 +51,13 @@ def problem(case: Case) -> Problem:
         layer = getattr(nn, case.cell)(case.I, case.H)
         x = torch.randn(case.B, case.I)
     else:
-        options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
-        layer = getattr(nn, case.cell)(case.I, case.H, **options)
+        layer = getattr(nn, case.cell)(case.I, case.H, **options_of(case))
         x = torch.randn(case.T, case.B, case.I)
     batch_sizes = None
     if case.packed:
         x, batch_sizes, *_ = pack_padded_sequence(x, torch.tensor(case.lengths))
     # Of no special form: that of a sum, all ones, is an expanded scalar.
-    grad = torch.randn(*x.shape[:-1], case.directions * case.H)
+    grad = torch.randn(*x.shape[:-1], case.directions * (case.projection or case.H))
     return Problem(case, layer.to(dtype), x.to(dtype), grad.to(dtype), batch_sizes)
 
 
@@ -117,12 +122,12 @@ def name_all(tensors: list[Tensor]) -> dict[str, Tensor]:
     return dict(zip(["output", "h_n", "c_n"], tensors, strict=False))
 
 
-def ours(given: Problem, dtype: torch.dtype) -> Contestant:
+def ours(given: Problem, dtype: torch.dtype, recompute: bool = False) -> Contestant:
     """fastrnn's module with the weights of torch's."""
     theirs, case = given.layer, given.case
     options = {}
     if isinstance(theirs, nn.RNNBase):
-        options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+        options = options_of(case) | {"recompute": recompute}
     layer = getattr(fastrnn, case.cell)(case.I, case.H, **options)
     layer.load_state_dict(theirs.state_dict())
     x, grad = given.x.to(dtype), given.grad.to(dtype)
@@ -133,6 +138,8 @@ def make(name: str, given: Problem) -> Contestant:
     if name == "torch":
         return of_module(given.layer, given)
     if name == "fastrnn":
+        return ours(given, given.x.dtype, given.case.recompute)
+    if name == "fastrnn keeping gates":
         return ours(given, given.x.dtype)
     if name == "fastrnn float32":
         return ours(given, torch.float32)

@@ -26,7 +26,10 @@ def label(row: Row) -> str:
     words += ["two directions"] if row["directions"] > 1 else []
     words += [row["dtype"]] if row["dtype"] != "float32" else []
     words += ["packed"] if row["packed"] else []
-    words += ["one thread"] if row["threads"] == 1 else []
+    words += [f"projected to {row['projection']}"] if row.get("projection") else []
+    words += ["recompute"] if row.get("recompute") else []
+    words += [f"{row['threads']} threads"] if row["threads"] != 2 else []
+    words += [f"{row['beside']} processes beside"] if row.get("beside") else []
     return " ".join(words)
 
 

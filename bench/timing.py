@@ -28,6 +28,7 @@ BUDGET = 3.0  # seconds for the rounds of a row; where calls are long there are 
 FEWEST = 3  # ...but never fewer than this
 LONG = 0.05  # a call of so many seconds needs no other before it: waking threads is nothing to it
 LIMIT = 600  # seconds after which a row is given up
+BUSY = "while True: pass"  # the program of a process that loads the machine
 SQUARE = 1024  # rows and columns of the matrices that the peak is measured with
 
 
@@ -63,6 +64,7 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
     # Inherited by the process. Some peers start as many threads as there are CPUs, whatever they
     # are told: with this, all have the same number of cores.
     os.sched_setaffinity(0, cores()[: case.threads])
+    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(case.beside)]
     try:
         done = subprocess.run(
             command,
@@ -80,6 +82,9 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         row["error"] = f"took more than {LIMIT} s"
     finally:
+        for other in others:
+            other.kill()
+            other.wait()
         os.sched_setaffinity(0, allowed)
     row["wall"] = round(time.perf_counter() - began, 2)
     return row

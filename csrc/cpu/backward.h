@@ -41,6 +41,7 @@ struct BackwardPlan {
     int64_t stride;              // of the gate gradients' rows
     int64_t chunk, chunks;       // steps of a chunk, and how many there are
     bool at_once;                // few rows: a panel of W_ih is packed, used and done with
+    bool unpacked_input, unpacked_step;  // fewer still: W_ih, or W_hh, is used as it lies in memory
     bool first_product;          // whether the gradient of h0 is asked for
     Direction direction[2];
     size_t size;
@@ -53,6 +54,8 @@ struct BackwardPlan {
         const int64_t copies = layer.team->partition.rows;
         const int64_t P = d.projected ? d.recurrent : 0;
         at_once = s.rows() <= cpu::at_once_rows;
+        unpacked_input = s.rows() <= cpu::unpacked_rows;
+        unpacked_step = s.steps == 1 && s.batch <= cpu::unpacked_rows;
         ih =
             Panels(Cell::gates * d.hidden, d.input, 1, L, cpu::backward_sum, at_once ? threads : 1);
         hh = Panels(Cell::gates * d.hidden, d.recurrent, 1, L, cpu::backward_sum, units);
@@ -74,10 +77,10 @@ struct BackwardPlan {
         sums = space.take<T>(threads * sums_size);
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
-            p.ih = space.take<T>(!layer.grad_input ? 0
-                                 : at_once         ? threads * ih.offset(1)
-                                                   : ih.size());
-            p.hh = space.take<T>(copies * hh.size());
+            p.ih = space.take<T>(!layer.grad_input || unpacked_input ? 0
+                                 : at_once                           ? threads * ih.offset(1)
+                                                                     : ih.size());
+            p.hh = space.take<T>(unpacked_step ? 0 : copies * hh.size());
             p.hr = space.take<T>(copies * hr.size());
             p.dgates = space.take<T>(rows * stride);
             p.after = space.take<T>(chunks > 1 ? s.batch * stride : 0);
@@ -88,6 +91,8 @@ struct BackwardPlan {
         }
         size = space.size();
     }
+
+    T* sums_of(int64_t rank) const { return sums + rank * sums_size; }
 
     // The directions come to the same rows of the input's gradient in different chunks.
     bool starts_from_zeros(const BackwardLayer& layer) const {
@@ -134,10 +139,11 @@ class BackwardLoop {
 
 public:
     BackwardLoop(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, const Share& share,
-                 int64_t direction, int64_t chunk)
+                 int64_t rank, int64_t direction, int64_t chunk)
         : layer_(layer),
           plan_(plan),
           share_(share),
+          rank_(rank),
           user_(layer.direction[direction]),
           own_(plan.direction[direction]),
           reverse_(direction == 1),
@@ -181,10 +187,8 @@ public:
 
 private:
     void start() {
-        if (layer_.sequence.steps > 1 || plan_.first_product)
-            pack_columns<T>(
-                plan_.hh, h_panels_,
-                [&](int64_t k) { return static_cast<const S*>(user_.weights.hh) + k * R_; }, hh_);
+        if (!plan_.unpacked_step && (layer_.sequence.steps > 1 || plan_.first_product))
+            pack_columns<T>(plan_.hh, h_panels_, step_weights(), hh_);
         if (layer_.size.projected)
             pack_columns<T>(
                 plan_.hr, m_panels_,
@@ -200,6 +204,13 @@ private:
         copy(user_.grad_h_n, own_.dh, R_);
         if (Cell::has_c) copy(user_.grad_c_n, own_.dc, H_);
         share_.barrier->wait();
+    }
+
+    // Row k of W_hh.
+    auto step_weights() const {
+        return [hh = static_cast<const S*>(user_.weights.hh), R = R_](int64_t k) {
+            return hh + k * R;
+        };
     }
 
     void finish() {
@@ -266,19 +277,23 @@ private:
                 store<T>(known, through_cell(t, b, unit, n, dh), n);
             }
         };
+        const Span blocks{h_panels_.first * plan_.hh.blocks,
+                          minimum(h_panels_.last * plan_.hh.blocks, plan_.hh.block_count())};
         if (linked > 0) {
             // The last G * H columns of the gate gradients belong to W_hh h.
             const T* dgates = dgates_of(after, b0) + (Cell::grads - Cell::gates) * H_;
-            product<Plain<T>>(plan_.hh, h_panels_, hh_, nullptr, dgates, plan_.stride, linked,
-                              [&](int64_t row, int64_t block, const Vec<T>* sums) {
-                                  add_up(row, block, sums[0]);
-                              });
+            const auto add = [&](int64_t row, int64_t block, const Vec<T>* sums) {
+                add_up(row, block, sums[0]);
+            };
+            if (plan_.unpacked_step)
+                product_of_few<T>(plan_.hh, blocks, step_weights(), dgates, plan_.stride, linked,
+                                  plan_.sums_of(rank_), add);
+            else
+                product<Plain<T>>(plan_.hh, h_panels_, hh_, nullptr, dgates, plan_.stride, linked,
+                                  add);
         }
-        const int64_t first_block = h_panels_.first * plan_.hh.blocks;
-        const int64_t last_block =
-            minimum(h_panels_.last * plan_.hh.blocks, plan_.hh.block_count());
         for (int64_t row = linked > 0 ? linked : 0; row < rows; ++row)
-            for (int64_t block = first_block; block < last_block; ++block)
+            for (int64_t block = blocks.first; block < blocks.last; ++block)
                 add_up(row, block, Vec<T>{});
         if (!projected || rows <= 0) return;
 
@@ -321,6 +336,7 @@ private:
     const BackwardLayer& layer_;
     const BackwardPlan<Cell, T>& plan_;
     const Share& share_;
+    const int64_t rank_;
     const BackwardDirection& user_;
     const typename BackwardPlan<Cell, T>::Direction& own_;
     const bool reverse_, is_first_, is_last_;

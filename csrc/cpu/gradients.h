@@ -23,18 +23,15 @@ constexpr bool has_x_grads_first() {
     return true;
 }
 
-template <class Cell, class T, class S>
-void pack_input_weights(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan,
-                        int direction, Span panels, T* packed) {
+// Row k of the weights that the k-th gate gradient is multiplied with.
+template <class Cell, class S>
+auto input_weights(const BackwardLayer& layer, int direction) {
     const Dimensions& d = layer.size;
-    pack_columns<T>(
-        plan.ih, panels,
-        [&](int64_t k) {
-            const int64_t gate = gate_of_grad<Cell>(static_cast<int>(k / d.hidden));
-            return static_cast<const S*>(layer.direction[direction].weights.ih) +
-                   (gate * d.hidden + k % d.hidden) * d.input;
-        },
-        packed);
+    const S* ih = static_cast<const S*>(layer.direction[direction].weights.ih);
+    return [&d, ih](int64_t k) {
+        const int64_t gate = gate_of_grad<Cell>(static_cast<int>(k / d.hidden));
+        return ih + (gate * d.hidden + k % d.hidden) * d.input;
+    };
 }
 
 template <class Cell, class T, class S>
@@ -60,6 +57,13 @@ public:
     void input() {
         if (!layer_.grad_input) return;
         const Span rows{0, chunk_.rows}, panels{0, plan_.ih.count()};
+        if (plan_.unpacked_input) {
+            const Span blocks = Span{0, plan_.ih.block_count()}.part(rank_, threads_);
+            product_of_few<T>(plan_.ih, blocks, input_weights<Cell, S>(layer_, direction_),
+                              own_.dgates, plan_.stride, chunk_.rows, plan_.sums_of(rank_),
+                              put_input(chunk_.row));
+            return;
+        }
         if (!plan_.at_once) {
             multiply(panels, own_.ih, rows.part(rank_, threads_));
             return;
@@ -67,8 +71,8 @@ public:
         const Span mine = panels.part(rank_, threads_);
         T* packed = own_.ih + rank_ * plan_.ih.offset(1);
         for (int64_t panel = mine.first; panel < mine.last; ++panel) {
-            pack_input_weights<Cell, T, S>(layer_, plan_, direction_, {panel, panel + 1},
-                                           packed - plan_.ih.offset(panel));
+            pack_columns<T>(plan_.ih, {panel, panel + 1}, input_weights<Cell, S>(layer_, direction_),
+                            packed - plan_.ih.offset(panel));
             multiply({panel, panel + 1}, packed - plan_.ih.offset(panel), rows);
         }
     }
@@ -115,19 +119,23 @@ public:
 
 private:
     void multiply(Span panels, const T* packed, Span rows) const {
-        const int64_t I = layer_.size.input;
-        const bool add = direction_ == 1 || plan_.starts_from_zeros(layer_);
         // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
-        for (int64_t first = rows.first; first < rows.last; first += cpu::input_rows) {
-            T* out = static_cast<T*>(layer_.grad_input) + (chunk_.row + first) * I;
+        for (int64_t first = rows.first; first < rows.last; first += cpu::input_rows)
             product<Plain<T>>(plan_.ih, panels, packed, nullptr, own_.dgates + first * plan_.stride,
                               plan_.stride, minimum(cpu::input_rows, rows.last - first),
-                              [=](int64_t row, int64_t block, const Vec<T>* sums) {
-                                  const int64_t unit = block * L;
-                                  const int n = static_cast<int>(minimum(L, I - unit));
-                                  put(out + row * I + unit, sums[0], n, add);
-                              });
-        }
+                              put_input(chunk_.row + first));
+    }
+
+    // The epilogue of a product whose first row is that one of the data.
+    auto put_input(int64_t first) const {
+        const int64_t I = layer_.size.input;
+        T* out = static_cast<T*>(layer_.grad_input) + first * I;
+        const bool add = direction_ == 1 || plan_.starts_from_zeros(layer_);
+        return [=](int64_t row, int64_t block, const Vec<T>* sums) {
+            const int64_t unit = block * L;
+            const int n = static_cast<int>(minimum(L, I - unit));
+            put(out + row * I + unit, sums[0], n, add);
+        };
     }
 
     static FASTRNN_INLINE void put(T* to, Vec<T> value, int n, bool add) {
@@ -152,7 +160,7 @@ private:
         const Sequence& s = layer_.sequence;
         const Span mine = Span{0, U}.part(rank_, threads_);
         if (mine.size() == 0) return;
-        T* packed = plan_.sums + rank_ * plan_.sums_size;
+        T* packed = plan_.sums_of(rank_);
         int64_t t = chunk_.first;
         for (int64_t first = 0; first < chunk_.rows; first += cpu::sum_rows) {
             Panels panels = full;
@@ -249,9 +257,8 @@ void backward(const BackwardLayer& layer, int rank) {
     if (layer.grad_input) {
         if (!plan.at_once)
             for (int i = 0; i < d.directions; ++i)
-                pack_input_weights<Cell, T, S>(layer, plan, i,
-                                               Span{0, plan.ih.count()}.part(rank, threads),
-                                               plan.direction[i].ih);
+                pack_columns<T>(plan.ih, Span{0, plan.ih.count()}.part(rank, threads),
+                                input_weights<Cell, S>(layer, i), plan.direction[i].ih);
         if (plan.starts_from_zeros(layer)) {
             const Span mine = Span{0, layer.sequence.rows() * d.input}.part(rank, threads);
             memset(static_cast<T*>(layer.grad_input) + mine.first, 0, mine.size() * sizeof(T));
@@ -260,7 +267,7 @@ void backward(const BackwardLayer& layer, int rank) {
     const Share share(*layer.team, rank, layer.sequence, d.directions);
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
         for (int64_t i = share.directions.first; i < share.directions.last; ++i)
-            BackwardLoop<Cell, T, S>(layer, plan, share, i, chunk).run();
+            BackwardLoop<Cell, T, S>(layer, plan, share, rank, i, chunk).run();
         layer.team->all.wait();
         for (int i = 0; i < d.directions; ++i) {
             Gradients<Cell, T, S> gradients(layer, plan, rank, i, chunk);

@@ -107,5 +107,53 @@ FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W*
     }
 }
 
+// `product` of panels.h, of one gate, for few rows and weights as they lie in memory: row k of them,
+// [panels.units] values, is at w(k). Every sum has the bits of the packed product: a column's terms
+// come in the same order. `scratch` has room for 2 * rows values a column.
+template <class T, class W, class Epilogue>
+void product_of_few(const Panels& panels, Span blocks, const W& w, const T* a, int64_t a_stride,
+                    int64_t rows, T* scratch, const Epilogue& epilogue) {
+    constexpr int L = lanes<T>, most = 8;  // rows of weights that are read side by side
+    const int64_t first = blocks.first * L, width = blocks.size() * L;
+    T *const acc = scratch, *const total = scratch + rows * width;
+    const auto add = [&](int64_t k, auto count, bool fresh) __attribute__((always_inline)) {
+        constexpr int Count = decltype(count)::value;
+        decltype(w(0)) row[Count];
+        for (int i = 0; i < Count; ++i) row[i] = w(k + i) + first;
+        for (int64_t at = 0; at < width; at += L) {
+            const int64_t left = panels.units - first - at;
+            const int n = left < L ? static_cast<int>(left) : L;
+            Vec<T> weights[Count];
+#pragma GCC unroll 8
+            for (int i = 0; i < Count; ++i) weights[i] = load<T>(row[i] + at, n);
+            for (int64_t r = 0; r < rows; ++r) {
+                const T* values = a + r * a_stride + k;
+                T* to = acc + r * width + at;
+                Vec<T> sum = fresh ? Vec<T>{} : load<T>(to, L);
+#pragma GCC unroll 8
+                for (int i = 0; i < Count; ++i) sum += values[i] * weights[i];
+                store<T>(to, sum, L);
+            }
+        }
+    };
+    for (int64_t start = 0; start < panels.depth; start += panels.sum_length) {
+        const int64_t left = panels.depth - start,
+                      end = start + (left < panels.sum_length ? left : panels.sum_length);
+        int64_t k = start;
+        for (; k + most <= end; k += most)
+            add(k, std::integral_constant<int, most>(), k == start);
+        for (; k < end; ++k) add(k, std::integral_constant<int, 1>(), k == start);
+        for (int64_t i = 0; i < rows * width; i += L) {
+            const Vec<T> part = load<T>(acc + i, L);
+            store<T>(total + i, start == 0 ? part : load<T>(total + i, L) + part, L);
+        }
+    }
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t block = blocks.first; block < blocks.last; ++block) {
+            const Vec<T> sum = load<T>(total + r * width + (block - blocks.first) * L, L);
+            epilogue(r, block, &sum);
+        }
+}
+
 }  // namespace FASTRNN_ISA
 }  // namespace fastrnn
