@@ -12,7 +12,7 @@
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include "cpu/network.h"
+#include "network.h"
 #include "node.h"
 
 namespace fastrnn {
@@ -118,10 +118,10 @@ const CellInfo* find_info(const std::string& name) {
 }
 
 // The network's results, or nothing if an argument is wrong: the long way says what.
-std::optional<cpu::ForwardResult> run(const Arguments& arguments, bool train) {
+std::optional<ForwardResult> run(const Arguments& arguments, bool train) {
     py::gil_scoped_release no_gil;
     const bool differentiable = needs_gradient(arguments);
-    cpu::ForwardResult result;
+    ForwardResult result;
     {
         at::AutoDispatchBelowADInplaceOrView below_autograd;
         RECORD_FUNCTION("fastrnn::forward", std::vector<c10::IValue>());
@@ -131,7 +131,7 @@ std::optional<cpu::ForwardResult> run(const Arguments& arguments, bool train) {
         } catch (const std::exception&) {
             return std::nullopt;
         }
-        result = cpu::forward(arguments, problem, train, /*keep=*/differentiable);
+        result = forward(arguments, problem, train, /*keep=*/differentiable);
     }
     if (differentiable) attach_backward(arguments, train, result);
     return result;

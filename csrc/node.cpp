@@ -15,12 +15,12 @@ using at::Tensor;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-using BackwardOperator = cpu::BackwardResult(const std::string&, const OptionalTensor&,
-                                             const OptionalTensor&, const OptionalTensor&,
-                                             const Tensor&, const Tensor&, const OptionalTensor&,
-                                             at::TensorList, const OptionalTensor&, bool, int64_t,
-                                             bool, double, const Tensor&, const Tensor&,
-                                             const Tensor&, const Tensor&, c10::List<bool>);
+using BackwardOperator = BackwardResult(const std::string&, const OptionalTensor&,
+                                        const OptionalTensor&, const OptionalTensor&, const Tensor&,
+                                        const Tensor&, const OptionalTensor&, at::TensorList,
+                                        const OptionalTensor&, bool, int64_t, bool, double,
+                                        const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                        c10::List<bool>);
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
@@ -99,7 +99,7 @@ private:
 
 }  // namespace
 
-void attach_backward(const Arguments& a, bool train, cpu::ForwardResult& r) {
+void attach_backward(const Arguments& a, bool train, ForwardResult& r) {
     auto node = c10::make_intrusive<NetworkBackward>();
     node->cell = a.cell;
     node->has_biases = a.has_biases;

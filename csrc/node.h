@@ -1,11 +1,11 @@
 // The node of torch's graph that a direct call (direct.h) leaves behind where gradients are asked for.
 #pragma once
-#include "cpu/network.h"
+#include "network.h"
 
 namespace fastrnn {
 
 // Makes output, h_n and c_n of `result` differentiable with respect to the arguments' tensors.
 // `result` was computed with keep = true.
-void attach_backward(const Arguments& arguments, bool train, cpu::ForwardResult& result);
+void attach_backward(const Arguments& arguments, bool train, ForwardResult& result);
 
 }  // namespace fastrnn

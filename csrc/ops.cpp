@@ -7,9 +7,8 @@
 #include <torch/library.h>
 
 #include "cpu/dispatch.h"
-#include "cpu/network.h"
 #include "direct.h"
-#include "problem.h"
+#include "network.h"
 
 namespace fastrnn {
 namespace {
@@ -43,9 +42,7 @@ ForwardTensors forward(const std::string& cell, const Tensor& input, const Tenso
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Problem problem = check(arguments);
-    TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
-                                input.device(), " in this build, expected tensors on the CPU");
-    cpu::ForwardResult r = cpu::forward(arguments, problem, train, keep);
+    ForwardResult r = fastrnn::forward(arguments, problem, train, keep);
     const auto empty = [&](at::ScalarType dtype) {
         return at::empty({0}, input.options().dtype(dtype));
     };
@@ -57,19 +54,17 @@ ForwardTensors forward(const std::string& cell, const Tensor& input, const Tenso
     return {r.output, r.h_n, r.c_n, r.hidden, r.saved, r.c, r.noise};
 }
 
-cpu::BackwardResult backward(const std::string& cell, const OptionalTensor& grad_output,
-                             const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-                             const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
-                             at::TensorList weights, const OptionalTensor& batch_sizes,
-                             bool has_biases, int64_t num_layers, bool bidirectional,
-                             double dropout, const Tensor& hidden, const Tensor& saved,
-                             const Tensor& c, const Tensor& noise, c10::List<bool> wanted) {
+BackwardResult backward(const std::string& cell, const OptionalTensor& grad_output,
+                        const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+                        const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
+                        at::TensorList weights, const OptionalTensor& batch_sizes, bool has_biases,
+                        int64_t num_layers, bool bidirectional, double dropout,
+                        const Tensor& hidden, const Tensor& saved, const Tensor& c,
+                        const Tensor& noise, c10::List<bool> wanted) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Problem problem = check(arguments);
-    TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
-                                input.device(), " in this build, expected tensors on the CPU");
     const Kept kept{hidden, saved, c, noise};
     const OutputGradients gradients{grad_output, grad_h_n, grad_c_n};
     check_kept(arguments, problem, kept);
@@ -77,8 +72,8 @@ cpu::BackwardResult backward(const std::string& cell, const OptionalTensor& grad
     TORCH_CHECK_VALUE(wanted.size() == 3 + weights.size(), "wanted has ", wanted.size(),
                       " elements, expected ", 3 + weights.size(),
                       ": one for input, h0, c0 and each weight");
-    return cpu::backward(arguments, problem, kept, gradients,
-                         std::vector<bool>(wanted.begin(), wanted.end()));
+    return fastrnn::backward(arguments, problem, kept, gradients,
+                             std::vector<bool>(wanted.begin(), wanted.end()));
 }
 
 // For every device: the checks come first, and one without kernels is named by them.

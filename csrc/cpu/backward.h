@@ -11,7 +11,6 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-using cpu::BackwardDirection;
 using cpu::BackwardLayer;
 
 // A chunk of steps [first, first + count) in time.

@@ -13,8 +13,6 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-using cpu::Dimensions;
-using cpu::ForwardDirection;
 using cpu::ForwardLayer;
 using cpu::odd_lines;
 using cpu::Workspace;
@@ -145,7 +143,7 @@ public:
 
 private:
     void pack() {
-        const cpu::Weights& w = user_.weights;
+        const Weights& w = user_.weights;
         pack_bias<T>(plan_.ih, my_panels_, static_cast<const S*>(w.bias_ih), bias_ih_);
         pack_bias<T>(plan_.hh, my_panels_, static_cast<const S*>(w.bias_hh), bias_hh_);
         if (plan_.one_step) return;

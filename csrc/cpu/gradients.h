@@ -81,7 +81,7 @@ public:
         const int64_t I = layer_.size.input, R = layer_.size.recurrent, stride = plan_.stride;
         // The last G gate gradients belong to W_hh h.
         constexpr auto h_grad = in_order<Cell::gates>(Cell::grads - Cell::gates);
-        const cpu::WeightGradients& grads = user_.grads;
+        const WeightGradients& grads = user_.grads;
         if (grads.ih) {
             const auto x_row = [&](int64_t, int64_t, int64_t n) {
                 return static_cast<const S*>(layer_.input) + n * I;

@@ -7,7 +7,6 @@ namespace fastrnn {
 namespace FASTRNN_ISA {
 
 using cpu::Barrier;
-using cpu::Sequence;
 using cpu::Team;
 
 inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }

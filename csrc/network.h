@@ -1,12 +1,13 @@
-// The whole network on the CPU: every layer and direction, the dropout between layers, and what is
+// The whole network on any device: every layer and direction, the dropout between layers, and what is
 // kept for backward.
 #pragma once
 #include <tuple>
 #include <vector>
 
-#include "../problem.h"
+#include "layer.h"
+#include "problem.h"
 
-namespace fastrnn::cpu {
+namespace fastrnn {
 
 // c_n is undefined for a cell without c. The last four are Kept of problem.h, all of them defined, if
 // `keep`.
@@ -22,4 +23,12 @@ ForwardResult forward(const Arguments& arguments, const Problem& problem, bool t
 BackwardResult backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted);
 
-}  // namespace fastrnn::cpu
+// What a device does for a network: one layer at a time.
+struct Device {
+    void (*forward)(const Problem&, const ForwardLayer&);
+    void (*backward)(const Problem&, const BackwardLayer&);
+    // Whether gradients are made in the storage type, or in the arithmetic type and then rounded.
+    bool stores_gradients;
+};
+
+}  // namespace fastrnn

@@ -1,25 +1,18 @@
 #include "network.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <omp.h>
 
-#include "dispatch.h"
-#include "partition.h"
-#include "scratch.h"
+#include "cpu/run.h"
 
-namespace fastrnn::cpu {
+namespace fastrnn {
 namespace {
 
 using at::Tensor;
 
-Storage storage_of(at::ScalarType dtype) {
-    switch (dtype) {
-        case at::kDouble: return Storage::float64;
-        case at::kBFloat16: return Storage::bfloat16;
-        case at::kHalf: return Storage::float16;
-        default: return Storage::float32;
-    }
+const Device& kernels_for(const Tensor& input) {
+    TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
+                                input.device(), " in this build, expected tensors on the CPU");
+    return cpu::device;
 }
 
 // Steps of rows, with the memory that holds them.
@@ -74,47 +67,6 @@ Dimensions dimensions_of(const Problem& p, int64_t layer) {
             static_cast<int>(p.directions)};
 }
 
-// Runs one kernel with up to so many threads. False, and nothing was done, if the runtime gave fewer
-// than the work was divided among: the barriers would wait for the missing ones for ever.
-template <class Layer>
-bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
-              void (*kernel)(const Layer&, int)) {
-    Team team{};
-    team.partition = choose_partition(layer.sequence, layer.size, p.cell.gates, threads);
-    const int planned = team.partition.threads();
-    team.all.reset(planned);
-    std::vector<Barrier> groups(team.partition.directions * team.partition.rows);
-    for (Barrier& group : groups) group.reset(team.partition.units);
-    team.groups = groups.data();
-    layer.team = &team;
-    layer.workspace = nullptr;
-    const Scratch workspace(workspace_size(layer));
-    layer.workspace = workspace.data();
-    if (planned == 1) {
-        kernel(layer, 0);
-        return true;
-    }
-    bool enough = true;
-#pragma omp parallel num_threads(planned)
-    {
-        const int rank = omp_get_thread_num();
-        if (omp_get_num_threads() == planned)
-            kernel(layer, rank);
-        else if (rank == 0)
-            enough = false;
-    }
-    return enough;
-}
-
-// Runs one kernel with the threads that torch allows.
-template <class Layer>
-void run(const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
-         void (*kernel)(const Layer&, int)) {
-    const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-    if (!run_with(threads, p, layer, workspace_size, kernel))
-        run_with(1, p, layer, workspace_size, kernel);
-}
-
 // Which outputs of the layer below `layer` dropout kept; undefined if it left them all alone.
 Tensor mask_of(const Tensor& noise, int64_t layer) {
     return layer > 0 && noise.defined() && noise.numel() ? noise[layer - 1] : Tensor();
@@ -129,7 +81,7 @@ Tensor dropped(const Tensor& rows, const Tensor& noise, double dropout) {
 }  // namespace
 
 ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool keep) {
-    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const Device& device = kernels_for(a.input);
     const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
     const auto options = a.input.options().memory_format(std::nullopt);
 
@@ -186,7 +138,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
                 direction.c = r.c[layer][d].data_ptr();
             }
         }
-        run(p, task, kernels.forward_workspace, kernels.forward);
+        device.forward(p, task);
     }
     if (keep) r.output.view({p.rows, width}).copy_(r.hidden[p.layers - 1]);
     return r;
@@ -194,9 +146,10 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
 
 BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted) {
-    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const Device& device = kernels_for(a.input);
     const int64_t width = p.directions * p.recurrent;
-    const auto options = a.input.options().memory_format(std::nullopt).dtype(p.arithmetic);
+    const at::ScalarType dtype = device.stores_gradients ? p.dtype : p.arithmetic;
+    const auto options = a.input.options().memory_format(std::nullopt).dtype(dtype);
     const auto want = [&](bool yes, at::IntArrayRef size) {
         return at::empty(yes ? size : at::IntArrayRef{0}, options);
     };
@@ -226,7 +179,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                  noise = kept.noise.contiguous();
     const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
     const auto prepared = [&](const OptionalTensor& g) {
-        return g ? g->to(p.arithmetic).contiguous() : Tensor();
+        return g ? g->to(dtype).contiguous() : Tensor();
     };
     const Tensor grad_h_n = prepared(gradients.h_n), grad_c_n = prepared(gradients.c_n);
     Tensor grad_output = gradients.output ? gradients.output->contiguous() : Tensor();
@@ -269,10 +222,10 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                 p.has_biases ? mutable_slice(g[3], 0) : nullptr,
                 p.projected ? mutable_slice(g[p.weights_per_layer - 1], 0) : nullptr};
         }
-        run(p, task, kernels.backward_workspace, kernels.backward);
+        device.backward(p, task);
         if (layer > 0) grad_output = dropped(grad_below, mask, a.dropout);
     }
     return finish();
 }
 
-}  // namespace fastrnn::cpu
+}  // namespace fastrnn

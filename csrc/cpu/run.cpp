@@ -1,0 +1,77 @@
+#include "run.h"
+
+#include <ATen/Parallel.h>
+#include <omp.h>
+
+#include "dispatch.h"
+#include "partition.h"
+#include "scratch.h"
+
+namespace fastrnn::cpu {
+namespace {
+
+Storage storage_of(at::ScalarType dtype) {
+    switch (dtype) {
+        case at::kDouble: return Storage::float64;
+        case at::kBFloat16: return Storage::bfloat16;
+        case at::kHalf: return Storage::float16;
+        default: return Storage::float32;
+    }
+}
+
+// Runs one kernel with up to so many threads. False, and nothing was done, if the runtime gave fewer
+// than the work was divided among: the barriers would wait for the missing ones for ever.
+template <class Layer>
+bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
+              void (*kernel)(const Layer&, int)) {
+    Team team{};
+    team.partition = choose_partition(layer.sequence, layer.size, p.cell.gates, threads);
+    const int planned = team.partition.threads();
+    team.all.reset(planned);
+    std::vector<Barrier> groups(team.partition.directions * team.partition.rows);
+    for (Barrier& group : groups) group.reset(team.partition.units);
+    team.groups = groups.data();
+    layer.team = &team;
+    layer.workspace = nullptr;
+    const Scratch workspace(workspace_size(layer));
+    layer.workspace = workspace.data();
+    if (planned == 1) {
+        kernel(layer, 0);
+        return true;
+    }
+    bool enough = true;
+#pragma omp parallel num_threads(planned)
+    {
+        const int rank = omp_get_thread_num();
+        if (omp_get_num_threads() == planned)
+            kernel(layer, rank);
+        else if (rank == 0)
+            enough = false;
+    }
+    return enough;
+}
+
+// Runs one kernel with the threads that torch allows.
+template <class Layer>
+void run(const Problem& p, Layer layer, size_t (*workspace_size)(const Layer&),
+         void (*kernel)(const Layer&, int)) {
+    const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+    if (!run_with(threads, p, layer, workspace_size, kernel))
+        run_with(1, p, layer, workspace_size, kernel);
+}
+
+void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
+    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    run(p, ForwardLayer{layer, nullptr, nullptr}, kernels.forward_workspace, kernels.forward);
+}
+
+void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
+    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    run(p, BackwardLayer{layer, nullptr, nullptr}, kernels.backward_workspace, kernels.backward);
+}
+
+}  // namespace
+
+const Device device{forward, backward, /*stores_gradients=*/false};
+
+}  // namespace fastrnn::cpu
