@@ -178,10 +178,13 @@ Problem check(const Arguments& a) {
 void check_kept(const Arguments& a, const Problem& p, const Kept& k) {
     const int64_t width = p.directions * p.recurrent;
     check_tensor(a, "hidden", k.hidden, {p.layers, p.rows, width}, p.dtype);
-    check_tensor(a, "saved", k.saved, {p.layers, p.directions, p.rows, p.cell.saved * p.hidden},
-                 p.dtype);
-    check_tensor(a, "c", k.c, {p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0},
-                 p.dtype);
+    const auto each = [&](int64_t values) -> at::DimVector {
+        // That is how forward says that backward is to compute them again.
+        if (k.saved.defined() && k.saved.sizes() == IntArrayRef{0}) return {0};
+        return {p.layers, p.directions, p.rows, values};
+    };
+    check_tensor(a, "saved", k.saved, each(p.cell.saved * p.hidden), p.dtype);
+    check_tensor(a, "c", k.c, each(p.cell.has_c ? p.hidden : 0), p.dtype);
     TORCH_CHECK(k.noise.defined(),
                 "fastrnn: noise is undefined, expected an empty tensor or a mask");
     if (k.noise.sizes() != IntArrayRef{0})  // that is how forward says that nothing was dropped

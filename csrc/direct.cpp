@@ -79,6 +79,13 @@ public:
         }
         return truth == 1;
     }
+    // Of an attribute that an instance need not have.
+    bool is_set(const char* name) {
+        const bool complete = complete_;
+        const bool truth = flag(name);
+        complete_ = complete;
+        return truth;
+    }
     int64_t number(const char* name) {
         PyObject* value = get(name);
         const int64_t number = value && PyLong_Check(value) ? PyLong_AsLongLong(value) : -1;
@@ -118,7 +125,7 @@ const CellInfo* find_info(const std::string& name) {
 }
 
 // The network's results, or nothing if an argument is wrong: the long way says what.
-std::optional<ForwardResult> run(const Arguments& arguments, bool train) {
+std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool recompute) {
     py::gil_scoped_release no_gil;
     const bool differentiable = needs_gradient(arguments);
     ForwardResult result;
@@ -131,7 +138,10 @@ std::optional<ForwardResult> run(const Arguments& arguments, bool train) {
         } catch (const std::exception&) {
             return std::nullopt;
         }
-        result = forward(arguments, problem, train, /*keep=*/differentiable);
+        result = forward(arguments, problem, train,
+                         !differentiable ? Keep::nothing
+                         : recompute     ? Keep::outputs
+                                         : Keep::gates);
     }
     if (differentiable) attach_backward(arguments, train, result);
     return result;
@@ -159,7 +169,8 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
                   layers = attributes.number("num_layers");
     const bool bias = attributes.flag("bias"), bidirectional = attributes.flag("bidirectional"),
                train = attributes.flag("training"),
-               wants_batch_first = attributes.flag("batch_first");
+               wants_batch_first = attributes.flag("batch_first"),
+               recompute = attributes.is_set("recompute");
     if (!attributes.complete() || !PyList_CheckExact(names) || !PyDict_Check(parameters) ||
         !PyFloat_CheckExact(dropout))
         return py::none();
@@ -196,7 +207,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     const OptionalTensor no_batch_sizes;
     auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, layers, bidirectional,
                   PyFloat_AS_DOUBLE(dropout)},
-                 train);
+                 train, recompute);
     if (!r) return py::none();
     if (batch_first) r->output = r->output.transpose(0, 1);
     if (!batched)
@@ -238,7 +249,7 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     x = as_step(x), h0 = as_step(h0);
     if (c0) c0 = as_step(*c0);
     const OptionalTensor no_batch_sizes;
-    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0}, false);
+    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0}, false, false);
     if (!r) return py::none();
     const auto result = [&](const Tensor& t) {
         if (t.requires_grad()) return wrap(t.view(shape));

@@ -78,9 +78,51 @@ Tensor dropped(const Tensor& rows, const Tensor& noise, double dropout) {
     return rows.mul(noise).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
 }
 
+// What a layer reads; where its results go is left to say.
+ForwardLayer forward_layer(const Problem& p, const Sequence& sequence,
+                           const std::vector<Tensor>& weights, const Tensor& input,
+                           const Tensor& h0, const Tensor& c0, int64_t layer) {
+    ForwardLayer task{};
+    task.sequence = sequence;
+    task.size = dimensions_of(p, layer);
+    task.input = input.const_data_ptr();
+    task.output_stride = p.directions * p.recurrent;
+    for (int64_t d = 0; d < p.directions; ++d) {
+        const int64_t state = layer * p.directions + d;
+        task.direction[d].weights = weights_of(p, weights, layer, d);
+        task.direction[d].h0 = const_slice(h0, state);
+        task.direction[d].c0 = const_slice(c0, state);
+    }
+    return task;
+}
+
+// What backward needs of a layer's forward pass and was not kept: `saved` and `c` of both directions.
+struct Gates {
+    Tensor saved, c;
+
+    Gates(const Device& device, const Problem& p, ForwardLayer task,
+          const at::TensorOptions& options) {
+        saved = at::empty({p.directions, p.rows, p.cell.saved * p.hidden}, options);
+        c = at::empty({p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
+        // The other results are known.
+        const Tensor output = at::empty({p.rows, p.directions * p.recurrent}, options),
+                     h_n = at::empty({p.directions, p.batch, p.recurrent}, options),
+                     c_n = at::empty({p.directions, p.batch, p.cell.has_c ? p.hidden : 0}, options);
+        for (int64_t d = 0; d < p.directions; ++d) {
+            ForwardDirection& direction = task.direction[d];
+            direction.h_n = mutable_slice(h_n, d);
+            direction.c_n = mutable_slice(c_n, d);
+            direction.output = mutable_slice(output, 0) + d * p.recurrent * output.element_size();
+            direction.saved = saved[d].data_ptr();
+            direction.c = c[d].data_ptr();
+        }
+        device.forward(p, task);
+    }
+};
+
 }  // namespace
 
-ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool keep) {
+ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep keep) {
     const Device& device = kernels_for(a.input);
     const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
     const auto options = a.input.options().memory_format(std::nullopt);
@@ -91,11 +133,14 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     r.h_n = at::empty({states, p.batch, p.recurrent}, options);
     if (p.cell.has_c) r.c_n = at::empty({states, p.batch, p.hidden}, options);
     // The last layer's output is kept apart from the one that is returned: that is the user's to change.
-    const int64_t between = p.layers - (keep ? 0 : 1);
+    const int64_t between = p.layers - (keep == Keep::nothing ? 1 : 0);
     if (between > 0) r.hidden = at::empty({between, p.rows, width}, options);
-    if (keep) {
+    if (keep == Keep::gates) {
         r.saved = at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options);
         r.c = at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
+    } else if (keep == Keep::outputs) {
+        r.saved = at::empty({0}, options);
+        r.c = at::empty({0}, options);
     }
     if (train && a.dropout > 0 && p.layers > 1) {
         r.noise = at::empty({p.layers - 1, p.rows, width}, options.dtype(at::kByte));
@@ -106,7 +151,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
                 r.noise[layer].bernoulli_(1 - a.dropout);
             else
                 r.noise[layer].zero_();
-    } else if (keep) {
+    } else if (keep != Keep::nothing) {
         r.noise = at::empty({0}, options.dtype(at::kByte));
     }
     if (p.batch == 0) return r;
@@ -119,28 +164,21 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, bool kee
     for (int64_t layer = 0; layer < p.layers; ++layer) {
         if (layer > 0) input = dropped(r.hidden[layer - 1], mask_of(r.noise, layer), a.dropout);
         char* out = layer < between ? mutable_slice(r.hidden, layer) : mutable_slice(r.output, 0);
-        ForwardLayer task{};
-        task.sequence = rows.sequence;
-        task.size = dimensions_of(p, layer);
-        task.input = input.const_data_ptr();
-        task.output_stride = width;
+        ForwardLayer task = forward_layer(p, rows.sequence, weights, input, h0, c0, layer);
         for (int64_t d = 0; d < p.directions; ++d) {
             const int64_t state = layer * p.directions + d;
             ForwardDirection& direction = task.direction[d];
-            direction.weights = weights_of(p, weights, layer, d);
-            direction.h0 = const_slice(h0, state);
-            direction.c0 = const_slice(c0, state);
             direction.h_n = mutable_slice(r.h_n, state);
             direction.c_n = mutable_slice(r.c_n, state);
             direction.output = out + d * p.recurrent * input.element_size();
-            if (keep) {
+            if (keep == Keep::gates) {
                 direction.saved = r.saved[layer][d].data_ptr();
                 direction.c = r.c[layer][d].data_ptr();
             }
         }
         device.forward(p, task);
     }
-    if (keep) r.output.view({p.rows, width}).copy_(r.hidden[p.layers - 1]);
+    if (keep != Keep::nothing) r.output.view({p.rows, width}).copy_(r.hidden[p.layers - 1]);
     return r;
 }
 
@@ -189,6 +227,12 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
         const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.dropout)
                                        : a.input.reshape({p.rows, p.input}).contiguous();
         const Tensor out = hidden[layer];
+        std::optional<Gates> again;
+        if (recomputes(kept))
+            again.emplace(device, p, forward_layer(p, rows.sequence, weights, input, h0, c0, layer),
+                          options.dtype(p.dtype));
+        const Tensor layer_saved = again ? again->saved : saved[layer],
+                     layer_c = again ? again->c : c[layer];
         const Tensor grad_below = layer > 0 ? at::empty({p.rows, width}, options) : grad_input;
         BackwardLayer task{};
         task.sequence = rows.sequence;
@@ -206,8 +250,8 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
             direction.c0 = const_slice(c0, state);
             direction.output = static_cast<const char*>(out.const_data_ptr()) +
                                d * p.recurrent * out.element_size();
-            direction.saved = saved[layer][d].const_data_ptr();
-            direction.c = c[layer][d].const_data_ptr();
+            direction.saved = layer_saved[d].const_data_ptr();
+            direction.c = layer_c[d].const_data_ptr();
             if (grad_output.defined())
                 direction.grad_output = static_cast<char*>(grad_output.data_ptr()) +
                                         d * p.recurrent * grad_output.element_size();

@@ -9,14 +9,18 @@
 
 namespace fastrnn {
 
-// c_n is undefined for a cell without c. The last four are Kept of problem.h, all of them defined, if
-// `keep`.
+// What forward leaves for backward beside the results: nothing; the outputs of the layers, of which
+// backward computes a layer's gates and c again; or those too.
+enum class Keep { nothing, outputs, gates };
+
+// c_n is undefined for a cell without c. The last four are Kept of problem.h, all of them defined, but
+// if nothing is kept.
 struct ForwardResult {
     at::Tensor output, h_n, c_n, hidden, saved, c, noise;
 };
 using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
-ForwardResult forward(const Arguments& arguments, const Problem& problem, bool train, bool keep);
+ForwardResult forward(const Arguments& arguments, const Problem& problem, bool train, Keep keep);
 
 // Gradients of input, h0, c0 and the weights; `wanted` says which, in this order, the others are
 // empty.

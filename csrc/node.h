@@ -5,7 +5,7 @@
 namespace fastrnn {
 
 // Makes output, h_n and c_n of `result` differentiable with respect to the arguments' tensors.
-// `result` was computed with keep = true.
+// `result` was computed with something kept.
 void attach_backward(const Arguments& arguments, bool train, ForwardResult& result);
 
 }  // namespace fastrnn

@@ -19,7 +19,8 @@ TORCH_LIBRARY(fastrnn, m) {
     m.def(
         "forward(str cell, Tensor input, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? "
         "batch_sizes, bool has_biases, "
-        "int num_layers, bool bidirectional, float dropout, bool train, bool keep) -> "
+        "int num_layers, bool bidirectional, float dropout, bool train, bool keep, "
+        "bool recompute=False) -> "
         "(Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor saved, Tensor c, Tensor "
         "noise)",
         {at::Tag::nondeterministic_seeded});
@@ -37,12 +38,15 @@ using ForwardTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ForwardTensors forward(const std::string& cell, const Tensor& input, const Tensor& h0,
                        const OptionalTensor& c0, at::TensorList weights,
                        const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
-                       bool bidirectional, double dropout, bool train, bool keep) {
+                       bool bidirectional, double dropout, bool train, bool keep, bool recompute) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Problem problem = check(arguments);
-    ForwardResult r = fastrnn::forward(arguments, problem, train, keep);
+    ForwardResult r = fastrnn::forward(arguments, problem, train,
+                                       !keep       ? Keep::nothing
+                                       : recompute ? Keep::outputs
+                                                   : Keep::gates);
     const auto empty = [&](at::ScalarType dtype) {
         return at::empty({0}, input.options().dtype(dtype));
     };

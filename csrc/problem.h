@@ -47,7 +47,7 @@ Problem check(const Arguments& arguments);
 // What forward returns beside the results, and backward takes.
 struct Kept {
     const at::Tensor& hidden;  // [L, N, D * (H or P)]: outputs of the layers
-    const at::Tensor& saved;   // [L, D, N, saved * H]
+    const at::Tensor& saved;   // [L, D, N, saved * H], or empty, and c too: compute both again
     const at::Tensor& c;       // [L, D, N, H]
     const at::Tensor&
         noise;  // [L - 1, N, D * (H or P)] uint8, or empty: which outputs dropout kept
@@ -58,6 +58,8 @@ struct OutputGradients {
     const OptionalTensor& h_n;
     const OptionalTensor& c_n;
 };
+
+inline bool recomputes(const Kept& kept) { return kept.saved.dim() == 1; }
 
 void check_kept(const Arguments& arguments, const Problem& problem, const Kept& kept);
 void check_gradients(const Arguments& arguments, const Problem& problem,

@@ -25,6 +25,7 @@ class Network:
     dropout: float
     train: bool
     bidirectional: bool
+    recompute: bool = False  # keep the outputs alone, and compute the gates again in the backward
 
 
 Results = tuple[Tensor, Tensor, Tensor]
@@ -66,7 +67,7 @@ def _results(
     n = network
     return ops.forward(  # type: ignore[no-any-return]
         n.cell, input, h0, c0, weights, batch_sizes,
-        n.has_biases, n.num_layers, n.bidirectional, n.dropout, n.train, keep,
+        n.has_biases, n.num_layers, n.bidirectional, n.dropout, n.train, keep, n.recompute,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -47,6 +48,7 @@ def rnn(
     bidirectional: bool,
     dropout: float = 0.0,
     train: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A network of any registered cell.
 
@@ -58,6 +60,8 @@ def rnn(
         weights: the flat list described above.
         batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence.
         dropout: probability of zeroing an output between two layers, if `train`.
+        recompute: keep only the layers' outputs for backward, and compute each layer's gates again
+            there: a fraction of the memory, for another forward pass.
 
     Returns:
         output [T, B, D*(H or P)] or [N, D*(H or P)], h_n and c_n (None for a cell without one),
@@ -66,7 +70,7 @@ def rnn(
     Raises:
         ValueError, RuntimeError: as torch's layers do, naming what was wrong and what was expected.
     """
-    network = Network(cell, has_biases, num_layers, dropout, train, bidirectional)
+    network = Network(cell, has_biases, num_layers, dropout, train, bidirectional, recompute)
     output, h_n, c_n = run(network, input, h0, c0, weights, batch_sizes)
     return output, h_n, None if c0 is None else c_n
 
@@ -136,7 +140,9 @@ _PADDED = ("input", "hx", "params", *_OPTIONS, "batch_first")
 _PACKED = ("data", "batch_sizes", "hx", "params", *_OPTIONS)
 
 
-def _layer(cell: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _layer(
+    cell: str, args: tuple[Any, ...], kwargs: dict[str, Any], recompute: bool = False
+) -> Any:
     # The packed overload has batch_sizes, a tensor, where the other has hx (a pair, for an LSTM),
     # or hx where it has params.
     place = 1 if cell == "lstm" else 2
@@ -154,7 +160,8 @@ def _layer(cell: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if cell == "lstm" and (isinstance(hx, Tensor) or len(hx) != 2):
         raise RuntimeError("lstm expects two hidden states")
     states = hx if cell == "lstm" else (hx,)
-    network = Network(cell, *(given[name] for name in _OPTIONS))
+    options = {name: given[name] for name in _OPTIONS}
+    network = Network(cell, **options, recompute=recompute)
     batch_first = not packed and given["batch_first"] and input.dim() == 3
     try:
         output, *last = _run(
@@ -290,6 +297,15 @@ def rnn_relu(*args: Any, **kwargs: Any) -> Any:
     Shapes and errors as for `lstm`, with hx = h0 [L*D, B, H]; returns output and h_n.
     """
     return _layer("rnn_relu", args, kwargs)
+
+
+recomputing = types.SimpleNamespace(
+    lstm=lambda *args, **kwargs: _layer("lstm", args, kwargs, recompute=True),
+    gru=lambda *args, **kwargs: _layer("gru", args, kwargs, recompute=True),
+    rnn_tanh=lambda *args, **kwargs: _layer("rnn_tanh", args, kwargs, recompute=True),
+    rnn_relu=lambda *args, **kwargs: _layer("rnn_relu", args, kwargs, recompute=True),
+)
+"""The same functions of layers, but backward computes the gates again instead of keeping them."""
 
 
 def _cell(

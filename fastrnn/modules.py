@@ -27,7 +27,7 @@ from fastrnn import _C
 
 # torch's forward code says `_VF.lstm(...)` and runs with the globals of this module: this name is
 # the whole replacement.
-from fastrnn import functional as _VF  # noqa: F401
+from fastrnn import functional as _VF
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -35,8 +35,11 @@ _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def _on_fastrnn(forward: _Forward) -> _Forward:
-    """Return torch's ``forward`` with ``_VF`` bound to ``fastrnn.functional``."""
+def _on_fastrnn(forward: _Forward, **names: Any) -> _Forward:
+    """Return torch's ``forward`` with ``_VF`` bound to ``fastrnn.functional``.
+
+    Or, in a copy of this module's globals, with other ``names`` bound.
+    """
     theirs = cast(types.FunctionType, forward)
     if "_VF" not in theirs.__code__.co_names:
         raise ImportError(f"{theirs.__module__}.{theirs.__qualname__} does not call torch._VF")
@@ -46,7 +49,11 @@ def _on_fastrnn(forward: _Forward) -> _Forward:
         if name in theirs.__globals__:
             ours.setdefault(name, theirs.__globals__[name])
     made = types.FunctionType(
-        theirs.__code__, ours, theirs.__name__, theirs.__defaults__, theirs.__closure__
+        theirs.__code__,
+        {**ours, **names} if names else ours,
+        theirs.__name__,
+        theirs.__defaults__,
+        theirs.__closure__,
     )
     made.__kwdefaults__ = theirs.__kwdefaults__
     made.__annotations__ = dict(theirs.__annotations__)
@@ -73,11 +80,13 @@ def _has_steps_of_its_own(cls: type[nn.Module]) -> bool:
     return any(getattr(cls, name, None) is not getattr(ours, name, None) for name in _STEPS)
 
 
-def _directly(direct: Callable[..., Any], forward: _Forward) -> _Forward:
-    """Return ``forward``, before which ``direct(self, input, hx)`` is asked.
+def _directly(direct: Callable[..., Any], theirs: _Forward) -> _Forward:
+    """Return torch's ``forward`` on fastrnn, before which ``direct(self, input, hx)`` is asked.
 
     It returns None where it does not apply. torch.compile sees ``forward`` alone.
     """
+    forward = _on_fastrnn(theirs)
+    recomputing = _on_fastrnn(theirs, _VF=_VF.recomputing)
 
     @functools.wraps(forward)
     def direct_or_forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
@@ -86,9 +95,35 @@ def _directly(direct: Callable[..., Any], forward: _Forward) -> _Forward:
             result = direct(self, input, hx)
             if result is not None:
                 return result
+        if getattr(self, "recompute", False):
+            return recomputing(self, input, hx)
         return forward(self, input, hx)
 
     return cast(_Forward, direct_or_forward)
+
+
+def _with_recompute(init: _Forward) -> _Forward:
+    """Return torch's ``__init__`` with the option of fastrnn's layers beside torch's."""
+
+    @functools.wraps(init)
+    def init_with_recompute(
+        self: nn.Module, *args: Any, recompute: bool = False, **kw: Any
+    ) -> None:
+        init(self, *args, **kw)
+        self.recompute = recompute  # type: ignore[assignment]
+
+    return cast(_Forward, init_with_recompute)
+
+
+def _with_options(extra_repr: _Forward) -> _Forward:
+    """Return torch's ``extra_repr`` with that option where it is on."""
+
+    @functools.wraps(extra_repr)
+    def extra_repr_with_options(self: nn.Module) -> str:
+        text: str = extra_repr(self)
+        return f"{text}, recompute=True" if self.recompute else text
+
+    return cast(_Forward, extra_repr_with_options)
 
 
 def _read_weights(self: nn.RNNBase) -> None:
@@ -136,11 +171,16 @@ class RNN(nn.RNN):
         input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
         hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
         returns output: [T, B, D*H] in the layout of the input, and h_n: as hx
+
+    ``recompute=True`` (an attribute too) keeps the outputs alone for backward.
     """
 
+    recompute = False
+    __init__ = _with_recompute(nn.RNN.__init__)
+    extra_repr = _with_options(nn.RNN.extra_repr)
     forward = _directly(
         lambda self, input, hx: _C.layer(self.mode.lower(), self, input, hx),
-        _on_fastrnn(nn.RNN.forward),
+        nn.RNN.forward,
     )
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
@@ -157,9 +197,15 @@ class LSTM(nn.LSTM):
         input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
         hx: (h_0, c_0) of [L*D, B, P] and [L*D, B, H], without B if unbatched; zeros if not given
         returns output: [T, B, D*P] in the layout of the input, and (h_n, c_n): as hx
+
+    ``recompute=True`` (an attribute too) keeps the outputs alone for backward, which computes the
+    gates again: a fraction of the memory, for another forward pass.
     """
 
-    forward = _directly(functools.partial(_C.layer, "lstm"), _on_fastrnn(nn.LSTM.forward))
+    recompute = False
+    __init__ = _with_recompute(nn.LSTM.__init__)
+    extra_repr = _with_options(nn.LSTM.extra_repr)
+    forward = _directly(functools.partial(_C.layer, "lstm"), nn.LSTM.forward)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -175,9 +221,14 @@ class GRU(nn.GRU):
         input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
         hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
         returns output: [T, B, D*H] in the layout of the input, and h_n: as hx
+
+    ``recompute=True`` (an attribute too) keeps the outputs alone for backward.
     """
 
-    forward = _directly(functools.partial(_C.layer, "gru"), _on_fastrnn(nn.GRU.forward))
+    recompute = False
+    __init__ = _with_recompute(nn.GRU.__init__)
+    extra_repr = _with_options(nn.GRU.extra_repr)
+    forward = _directly(functools.partial(_C.layer, "gru"), nn.GRU.forward)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -196,7 +247,7 @@ class RNNCell(nn.RNNCell):
 
     forward = _directly(
         lambda self, input, hx: _C.cell(f"rnn_{self.nonlinearity}", self, input, hx),
-        _on_fastrnn(nn.RNNCell.forward),
+        nn.RNNCell.forward,
     )
     __prepare_scriptable__ = _torch_twin
 
@@ -213,7 +264,7 @@ class LSTMCell(nn.LSTMCell):
         returns (h, c): as hx
     """
 
-    forward = _directly(functools.partial(_C.cell, "lstm"), _on_fastrnn(nn.LSTMCell.forward))
+    forward = _directly(functools.partial(_C.cell, "lstm"), nn.LSTMCell.forward)
     __prepare_scriptable__ = _torch_twin
 
 
@@ -229,5 +280,5 @@ class GRUCell(nn.GRUCell):
         returns h: as hx
     """
 
-    forward = _directly(functools.partial(_C.cell, "gru"), _on_fastrnn(nn.GRUCell.forward))
+    forward = _directly(functools.partial(_C.cell, "gru"), nn.GRUCell.forward)
     __prepare_scriptable__ = _torch_twin

@@ -51,6 +51,7 @@ def _forward_fake(
     dropout: float,
     train: bool,
     keep: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     _check_devices(input, batch_sizes, {"hidden": [h0, c0], "parameter": weights})
     directions = 2 if bidirectional else 1
@@ -66,8 +67,11 @@ def _forward_fake(
     h_n = input.new_empty((num_layers * directions, B, R))
     c_n = input.new_empty((0,) if c0 is None else (num_layers * directions, B, H))
     hidden = kept(num_layers, rows, width, dtype=input.dtype)
-    saved = kept(num_layers, directions, rows, CELLS[cell]["saved"] * H, dtype=input.dtype)
-    c = kept(num_layers, directions, rows, 0 if c0 is None else H, dtype=input.dtype)
+    if recompute:
+        saved, c = input.new_empty((0,)), input.new_empty((0,))
+    else:
+        saved = kept(num_layers, directions, rows, CELLS[cell]["saved"] * H, dtype=input.dtype)
+        c = kept(num_layers, directions, rows, 0 if c0 is None else H, dtype=input.dtype)
     if train and dropout > 0 and num_layers > 1:
         noise = kept(num_layers - 1, rows, width, dtype=torch.uint8)
     else:

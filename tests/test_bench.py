@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import math
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import compare
 import contestants
 import cpu
 import figures
+import growth
 import readme
 import timing
 from cases import Case
@@ -59,7 +62,7 @@ def test_operations_are_those_of_the_weights(case):
     """Two for every weight, row and step."""
     options = {}
     if not case.cell.endswith("Cell"):
-        options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+        options = contestants.options_of(case)
     layer = getattr(nn, case.cell)(case.I, case.H, device="meta", **options)
     weights = sum(p.numel() for name, p in layer.named_parameters() if "weight" in name)
     forward = 2 * weights * sum(case.lengths)
@@ -101,6 +104,8 @@ def test_modules_pass_the_check(cell, mode):
 def test_every_dtype_and_a_packed_sequence_pass_the_check():
     options = [{"dtype": dtype} for dtype in ["float64", "bfloat16", "float16"]]
     options.append({"packed": True, "T": 9, "layers": 2, "directions": 2})
+    options.append({"projection": 3, "directions": 2})
+    options.append({"recompute": True, "peers": ("torch", "fastrnn keeping gates")})
     for option in options:
         case = Case("sample", "LSTM", "training", **{**SMALL, **option})
         assert all(callable(call) for _, call in contestants.contestants(case))
@@ -110,11 +115,11 @@ def test_every_dtype_and_a_packed_sequence_pass_the_check():
 def test_wrong_results_get_no_time(mode, monkeypatch):
     real = contestants.ours
 
-    def wrong(given, dtype):
+    def wrong(given, dtype, recompute):
         changed = copy.deepcopy(given.layer)
         with torch.no_grad():
             changed.weight_hh_l0[0, 0] += 1e-2
-        return real(dataclasses.replace(given, layer=changed), dtype)
+        return real(dataclasses.replace(given, layer=changed), dtype, recompute)
 
     monkeypatch.setattr(contestants, "ours", wrong)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
@@ -187,6 +192,23 @@ def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
         cpu.main(["--json", str(path), "--resume"])
 
 
+def test_a_row_beside_other_processes(monkeypatch):
+    """They run while the row does, and no longer."""
+    started = []
+    popen = subprocess.Popen
+
+    def noted(command, *args, **kwargs):
+        process = popen(command, *args, **kwargs)
+        if timing.BUSY in command:
+            started.append(process)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    row = timing.run(dataclasses.replace(TINY, peers=("torch",), beside=2), rounds=3)
+    assert "error" not in row
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
+
+
 def test_a_row_that_fails_leaves_an_error():
     case = dataclasses.replace(TINY, dtype="nothing")
     row = timing.run(case, rounds=3)
@@ -200,7 +222,7 @@ def test_a_row_that_fails_leaves_an_error():
 
 def synthetic(factors):
     """Results of the grid and the sample as if measured, ours times factors.get(key, 1)."""
-    chosen = [*cases.grid(), *list(cases.sample())[:4]]
+    chosen = [*cases.grid(), *cases.growth(), *list(cases.sample())[:4]]
     rows = []
     for case in chosen:
         own = [factors.get(case.key, 1) * s for s in (1.0e-3, 1.01e-3, 1.02e-3)]
@@ -210,7 +232,7 @@ def synthetic(factors):
         peak = [2e11] * 3
         row = {"key": case.key, **case.to_json(), "operations": case.operations, "peak": peak}
         rows.append({**row, "contestants": found, **timing.summary(case, found, peak)})
-    machine = {"cpu": "A CPU", "isa": "avx2"}
+    machine = {"cpu": "A CPU", "isa": "avx2", "cores": 2}
     results = {"machine": machine, "versions": {"torch": "2.13.0", "jax": "0.10"}}
     return {**results, "date": "2026-01-01", "peak": cpu.peak_of(rows), "rows": rows}
 
@@ -266,6 +288,24 @@ def test_beside_torch():
     assert (found["slower"], found["beyond"]) == (2, 1)
     assert (found["lowest"], found["median"]) == (0.6, 0.9)
     assert figures.beside_torch([]) is None
+
+
+def test_growth(tmp_path):
+    """A figure an axis, each with all sizes of it, and a line of the expected slope."""
+    results = synthetic({})
+    rows = [row for row in results["rows"] if row["group"] == "growth"]
+    for axis, sizes in cases.GROWTH_AXES.items():
+        for cell in ["LSTM", "GRU"]:
+            points = growth.series(rows, cell, axis, "fastrnn")
+            assert [size for size, _ in points] == sizes
+    assert growth.guide("H", [(16, 9.0), (64, 16.0)], cores=2) == [(16, 1.0), (64, 16.0)]
+    lines = growth.guide("threads", [(1, 4.0), (2, 9.0), (4, 9.0)], cores=2)
+    assert lines == [(1, 4.0), (2, 2.0), (4, 2.0)]
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps(results))
+    growth.main([str(path), str(tmp_path / "out")])
+    pictures = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert pictures == sorted(f"growth_{axis}.png" for axis in cases.GROWTH_AXES)
 
 
 def test_readme(tmp_path):

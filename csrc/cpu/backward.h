@@ -41,7 +41,7 @@ struct BackwardPlan {
     int64_t chunk, chunks;       // steps of a chunk, and how many there are
     bool at_once;                // few rows: a panel of W_ih is packed, used and done with
     bool unpacked_input, unpacked_step;  // fewer still: W_ih, or W_hh, is used as it lies in memory
-    bool first_product;          // whether the gradient of h0 is asked for
+    bool first_product;                  // whether the gradient of h0 is asked for
     Direction direction[2];
     size_t size;
 

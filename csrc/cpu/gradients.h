@@ -71,7 +71,8 @@ public:
         const Span mine = panels.part(rank_, threads_);
         T* packed = own_.ih + rank_ * plan_.ih.offset(1);
         for (int64_t panel = mine.first; panel < mine.last; ++panel) {
-            pack_columns<T>(plan_.ih, {panel, panel + 1}, input_weights<Cell, S>(layer_, direction_),
+            pack_columns<T>(plan_.ih, {panel, panel + 1},
+                            input_weights<Cell, S>(layer_, direction_),
                             packed - plan_.ih.offset(panel));
             multiply({panel, panel + 1}, packed - plan_.ih.offset(panel), rows);
         }

@@ -140,8 +140,7 @@ void product_of_few(const Panels& panels, Span blocks, const W& w, const T* a, i
         const int64_t left = panels.depth - start,
                       end = start + (left < panels.sum_length ? left : panels.sum_length);
         int64_t k = start;
-        for (; k + most <= end; k += most)
-            add(k, std::integral_constant<int, most>(), k == start);
+        for (; k + most <= end; k += most) add(k, std::integral_constant<int, most>(), k == start);
         for (; k < end; ++k) add(k, std::integral_constant<int, 1>(), k == start);
         for (int64_t i = 0; i < rows * width; i += L) {
             const Vec<T> part = load<T>(acc + i, L);
