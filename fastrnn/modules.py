@@ -110,7 +110,8 @@ def _with_recompute(init: _Forward) -> _Forward:
         self: nn.Module, *args: Any, recompute: bool = False, **kw: Any
     ) -> None:
         init(self, *args, **kw)
-        self.recompute = recompute  # type: ignore[assignment]
+        if recompute:  # else the class's is enough, and the instance has torch's attributes alone
+            self.recompute = True  # type: ignore[assignment]
 
     return cast(_Forward, init_with_recompute)
 

@@ -1,5 +1,6 @@
-// A barrier for threads that meet every few microseconds: it spins a little, then yields its core,
-// so that more threads than cores cost a system call a wait and not a time slice.
+// A barrier for threads that meet every few microseconds: it spins a little, then sleeps. A thread
+// that only yielded its core would leave it to whatever else the machine runs for a whole time slice,
+// at every step.
 #pragma once
 #include <stdint.h>
 
@@ -18,6 +19,7 @@ private:
     alignas(64) int size_ = 1;
     uint32_t arrived_ = 0;
     alignas(64) uint32_t epoch_ = 0;
+    uint32_t sleepers_ = 0;
 };
 
 }  // namespace fastrnn::cpu

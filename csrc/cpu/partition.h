@@ -1,6 +1,8 @@
 // Who does what: the choice of a Partition (layer.h) for a layer and a number of threads. No choice
 // changes a bit of the results.
 #pragma once
+#include <omp.h>
+
 #include "choices.h"
 #include "layer.h"
 
@@ -25,7 +27,11 @@ inline Partition choose_partition(const Sequence& sequence, const Dimensions& d,
         p.directions = 2;
         threads /= 2;
     }
-    p.units = at_most(at_most(threads, step / worth_a_barrier), (d.hidden + 15) / 16);
+    const auto share = [&](int64_t worth) {
+        return at_most(at_most(threads, step / worth), (d.hidden + 15) / 16);
+    };
+    p.units = share(worth_a_barrier);
+    if (p.units > 1 && p.threads() > omp_get_num_procs()) p.units = share(worth_a_sleep);
     return p;
 }
 
