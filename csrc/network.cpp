@@ -272,4 +272,12 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
     return finish();
 }
 
+std::pair<Facts, Facts> explain(const Arguments& a, const Problem& p, int64_t layer) {
+    const Device& device = kernels_for(a.input);
+    const Rows rows(a, p);
+    const Dimensions size = dimensions_of(p, layer);
+    return {device.explain(p, rows.sequence, size, Pass::forward),
+            device.explain(p, rows.sequence, size, Pass::backward)};
+}
+
 }  // namespace fastrnn

@@ -1,7 +1,9 @@
 // The whole network on any device: every layer and direction, the dropout between layers, and what is
 // kept for backward.
 #pragma once
+#include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "layer.h"
@@ -27,10 +29,19 @@ ForwardResult forward(const Arguments& arguments, const Problem& problem, bool t
 BackwardResult backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted);
 
+enum class Pass { forward, backward };
+
+// Names and values of what there is to know of how a pass over a layer is computed.
+using Facts = std::vector<std::pair<std::string, std::string>>;
+
+// Those of a layer's forward pass and of its backward pass. Nothing is computed.
+std::pair<Facts, Facts> explain(const Arguments& arguments, const Problem& problem, int64_t layer);
+
 // What a device does for a network: one layer at a time.
 struct Device {
     void (*forward)(const Problem&, const ForwardLayer&);
     void (*backward)(const Problem&, const BackwardLayer&);
+    Facts (*explain)(const Problem&, const Sequence&, const Dimensions&, Pass);
     // Whether gradients are made in the storage type, or in the arithmetic type and then rounded.
     bool stores_gradients;
 };

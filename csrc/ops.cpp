@@ -4,6 +4,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "cpu/dispatch.h"
@@ -99,6 +100,27 @@ pybind11::dict registered_cells() {
     return result;
 }
 
+// The facts of every layer, forward and backward, by their names.
+pybind11::list explain_network(const std::string& cell, const Tensor& input, const Tensor& h0,
+                               const OptionalTensor& c0, const std::vector<Tensor>& weights,
+                               const OptionalTensor& batch_sizes, bool has_biases,
+                               int64_t num_layers, bool bidirectional) {
+    const Arguments arguments{cell,       input,         h0, c0, weights, batch_sizes, has_biases,
+                              num_layers, bidirectional, 0};
+    const Problem problem = check(arguments);
+    const auto as_dict = [](const Facts& facts) {
+        pybind11::dict result;
+        for (const auto& [name, value] : facts) result[name.c_str()] = value;
+        return result;
+    };
+    pybind11::list result;
+    for (int64_t layer = 0; layer < problem.layers; ++layer) {
+        const auto [forward, backward] = fastrnn::explain(arguments, problem, layer);
+        result.append(pybind11::make_tuple(as_dict(forward), as_dict(backward)));
+    }
+    return result;
+}
+
 pybind11::dict build_info() {
     pybind11::dict info;
     info["torch"] = FASTRNN_TORCH_VERSION;
@@ -123,6 +145,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("cells", &registered_cells,
           "The registered cells: name -> gates, states, values kept for backward.");
     m.def("build_info", &build_info, "What was built, and what is in use.");
+    m.def("explain", &explain_network,
+          "How each layer of a network would be computed, forward and backward.");
     bind_direct(m);
 }
 

@@ -17,6 +17,7 @@ import torch
 
 from fastrnn import _C as _C
 from fastrnn import functional, reference
+from fastrnn.explain import explain
 from fastrnn.functional import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.ops import CELLS
@@ -32,6 +33,7 @@ __all__ = [
     "RNNCell",
     "accelerate",
     "build_info",
+    "explain",
     "fallbacks",
     "functional",
     "patch",

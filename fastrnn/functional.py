@@ -140,9 +140,11 @@ _PADDED = ("input", "hx", "params", *_OPTIONS, "batch_first")
 _PACKED = ("data", "batch_sizes", "hx", "params", *_OPTIONS)
 
 
-def _layer(
-    cell: str, args: tuple[Any, ...], kwargs: dict[str, Any], recompute: bool = False
-) -> Any:
+def named(cell: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of torch.lstm and its like by name, in their order.
+
+    Those of packed data have batch_sizes among them.
+    """
     # The packed overload has batch_sizes, a tensor, where the other has hx (a pair, for an LSTM),
     # or hx where it has params.
     place = 1 if cell == "lstm" else 2
@@ -154,29 +156,45 @@ def _layer(
             f"{cell}() expects the arguments {', '.join(names)}, "
             f"got {len(args)} by position and {list(kwargs)}"
         )
-    input, hx, params = given["data" if packed else "input"], given["hx"], given["params"]
-    if not _kernels_for(cell, input):
-        return getattr(torch, cell)(*(given[name] for name in names))
+    return {name: given[name] for name in names}
+
+
+def network_of(
+    cell: str, given: dict[str, Any], recompute: bool = False
+) -> tuple[Network, Tensor, Sequence[Tensor]]:
+    """The network that `named` arguments ask for, its input [T, B, I] or [N, I], and its states."""
+    hx = given["hx"]
     if cell == "lstm" and (isinstance(hx, Tensor) or len(hx) != 2):
         raise RuntimeError("lstm expects two hidden states")
-    states = hx if cell == "lstm" else (hx,)
-    options = {name: given[name] for name in _OPTIONS}
-    network = Network(cell, **options, recompute=recompute)
-    batch_first = not packed and given["batch_first"] and input.dim() == 3
+    network = Network(cell, **{name: given[name] for name in _OPTIONS}, recompute=recompute)
+    input = given["data"] if "data" in given else given["input"]
+    if _is_batch_first(given):
+        input = input.transpose(0, 1)
+    return network, input, hx if cell == "lstm" else (hx,)
+
+
+def _is_batch_first(given: dict[str, Any]) -> bool:
+    return bool(given.get("batch_first")) and given["input"].dim() == 3
+
+
+def _layer(
+    cell: str, args: tuple[Any, ...], kwargs: dict[str, Any], recompute: bool = False
+) -> Any:
+    given = named(cell, args, kwargs)
+    data: Tensor = given["data"] if "data" in given else given["input"]
+    batch_sizes: Tensor | None = given.get("batch_sizes")
+    if not _kernels_for(cell, data):
+        return getattr(torch, cell)(*given.values())
+    network, input, states = network_of(cell, given, recompute)
     try:
         output, *last = _run(
-            network,
-            not packed,
-            input.transpose(0, 1) if batch_first else input,
-            given["batch_sizes"] if packed else None,
-            states,
-            params,
+            network, batch_sizes is None, input, batch_sizes, states, given["params"]
         )
     except (RuntimeError, ValueError, IndexError):
-        if not packed or _is_sound(given["batch_sizes"], input):
-            _raise_as_torch(getattr(torch, cell), *(given[name] for name in names))
+        if batch_sizes is None or _is_sound(batch_sizes, data):
+            _raise_as_torch(getattr(torch, cell), *given.values())
         raise
-    return (output.transpose(0, 1) if batch_first else output, *last)
+    return (output.transpose(0, 1) if _is_batch_first(given) else output, *last)
 
 
 def _is_sound(batch_sizes: Tensor, data: Tensor) -> bool:
@@ -308,6 +326,17 @@ recomputing = types.SimpleNamespace(
 """The same functions of layers, but backward computes the gates again instead of keeping them."""
 
 
+def network_of_cell(
+    name: str, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+) -> tuple[Network, list[Tensor]]:
+    """The network of one step that a cell is, and its weights."""
+    params = [w_ih, w_hh]
+    if b_ih is not None or b_hh is not None:
+        zeros = w_ih.new_zeros(w_ih.size(0))
+        params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
+    return Network(name, len(params) == 4, 1, 0.0, False, False), params
+
+
 def _cell(
     name: str,
     input: Tensor,
@@ -325,11 +354,7 @@ def _cell(
     if name == "lstm" and len(hx) != 2:
         raise RuntimeError("lstm_cell expects two hidden states")
     states = (hx,) if isinstance(hx, Tensor) else hx
-    params = [w_ih, w_hh]
-    if b_ih is not None or b_hh is not None:
-        zeros = w_ih.new_zeros(w_ih.size(0))
-        params += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
-    network = Network(name, len(params) == 4, 1, 0.0, False, False)
+    network, params = network_of_cell(name, w_ih, w_hh, b_ih, b_hh)
     try:
         states = [s.unsqueeze(0) for s in states]
         _, *last = _run(network, False, input.unsqueeze(0), None, states, params)

@@ -356,6 +356,21 @@ size_t forward_workspace(const ForwardLayer& layer) {
     });
 }
 
+// A step's rows go through panels of `vectors`; at most so many at a time.
+template <class T>
+cpu::Cut cut_of(const Panels& panels, const char* operands) {
+    const int vectors = panels.blocks_of(0) * panels.gates;
+    return {lanes<T>, vectors, tile_rows(vectors), operands};
+}
+
+template <class Cell, class T, class S>
+cpu::Cut forward_cut(const ForwardLayer& layer) {
+    return with_operands<T, S>(layer, [&](auto x, auto p) {
+        const ForwardPlan<Cell, T, S, decltype(x), decltype(p)> plan(layer);
+        return cut_of<T>(plan.hh, plan.one_step ? "weights as they lie" : decltype(p)::name);
+    });
+}
+
 template <class Cell, class T, class S>
 void forward(const ForwardLayer& layer, int rank) {
     with_operands<T, S>(layer, [&](auto x, auto p) {

@@ -250,6 +250,12 @@ size_t backward_workspace(const BackwardLayer& layer) {
 }
 
 template <class Cell, class T, class S>
+cpu::Cut backward_cut(const BackwardLayer& layer) {
+    const BackwardPlan<Cell, T> plan(layer);
+    return cut_of<T>(plan.hh, plan.unpacked_step ? "weights as they lie" : Plain<T>::name);
+}
+
+template <class Cell, class T, class S>
 void backward(const BackwardLayer& layer, int rank) {
     static_assert(has_x_grads_first<Cell>(), "x_grad must be an order of 0, ..., gates - 1");
     const BackwardPlan<Cell, T> plan(layer);

@@ -4,9 +4,10 @@
 #include "../cells/registry.h"
 #include "gradients.h"
 
-#define FASTRNN_KERNEL(name, Cell)                                                     \
-    {forward_workspace<Cell, Arithmetic, Storage>, forward<Cell, Arithmetic, Storage>, \
-     backward_workspace<Cell, Arithmetic, Storage>, backward<Cell, Arithmetic, Storage>},
+#define FASTRNN_KERNEL(name, Cell)                                                       \
+    {forward_workspace<Cell, Arithmetic, Storage>,  forward<Cell, Arithmetic, Storage>,  \
+     backward_workspace<Cell, Arithmetic, Storage>, backward<Cell, Arithmetic, Storage>, \
+     forward_cut<Cell, Arithmetic, Storage>,        backward_cut<Cell, Arithmetic, Storage>},
 
 // Defines `kernels_<suffix>`: a kernel for each cell of the registry, in its order.
 #define FASTRNN_DEFINE_KERNELS(suffix, arithmetic, storage)                         \

@@ -35,6 +35,12 @@ struct BackwardLayer : fastrnn::BackwardLayer {
     Team* team;
 };
 
+// How the product of a step is cut, for who asks (explain.cpp).
+struct Cut {
+    int lanes, vectors, tile_rows;  // a tile is up to so many rows of so many vectors
+    const char* operands;           // of what
+};
+
 // The kernels of one cell and one storage type. `forward` and `backward` are called by every thread
 // of the team with its rank; the workspace (64-byte aligned, of as many bytes as the other two say)
 // is shared by all.
@@ -43,6 +49,8 @@ struct Kernel {
     void (*forward)(const ForwardLayer&, int rank);
     size_t (*backward_workspace)(const BackwardLayer&);
     void (*backward)(const BackwardLayer&, int rank);
+    Cut (*forward_cut)(const ForwardLayer&);
+    Cut (*backward_cut)(const BackwardLayer&);
 };
 
 }  // namespace fastrnn::cpu

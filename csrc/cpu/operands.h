@@ -14,6 +14,7 @@ struct Plain {
     using Packed = T;
     static constexpr int step = 1;
     static constexpr int64_t sum_length = cpu::forward_sum;
+    static constexpr const char* name = "packed weights";
 
     static FASTRNN_INLINE Vec<T> weights(const T* p) { return load<T>(p, lanes<T>); }
     static FASTRNN_INLINE Vec<T> value(const T* p) { return broadcast(*p); }
@@ -30,6 +31,7 @@ template <class T_, class S>
 struct Compact : Plain<T_> {
     using T = T_;
     using Packed = S;
+    static constexpr const char* name = "packed weights of 16 bits";
 
     static FASTRNN_INLINE Vec<T> weights(const S* p) { return load<T>(p, lanes<T>); }
     static FASTRNN_INLINE void pack(S* p, const Vec<T>* v) { store<T>(p, v[0], lanes<T>); }
@@ -44,6 +46,7 @@ struct BFloat16Pairs {
     using Packed = BFloat16;
     static constexpr int step = 2;
     static constexpr int64_t sum_length = cpu::bfloat16_sum;
+    static constexpr const char* name = "packed pairs of bfloat16";
 
     static bool supported() { return __builtin_cpu_supports("avx512bf16"); }
 

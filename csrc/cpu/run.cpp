@@ -51,12 +51,13 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
     return enough;
 }
 
+int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
 // Runs one kernel with the threads that torch allows.
 template <class Layer>
 void run(const Problem& p, Layer layer, size_t (*workspace_size)(const Layer&),
          void (*kernel)(const Layer&, int)) {
-    const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-    if (!run_with(threads, p, layer, workspace_size, kernel))
+    if (!run_with(threads_allowed(), p, layer, workspace_size, kernel))
         run_with(1, p, layer, workspace_size, kernel);
 }
 
@@ -70,8 +71,41 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
     run(p, BackwardLayer{layer, nullptr, nullptr}, kernels.backward_workspace, kernels.backward);
 }
 
+std::string counted(int64_t n, const char* what) {
+    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+}
+
+Facts explain(const Problem& p, const Sequence& sequence, const Dimensions& size, Pass pass) {
+    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    Team team{};
+    team.partition = choose_partition(sequence, size, p.cell.gates, threads_allowed());
+    // As if every gradient were asked for, but of no memory.
+    ForwardLayer forward{};
+    forward.sequence = sequence, forward.size = size, forward.team = &team;
+    BackwardLayer backward{};
+    backward.sequence = sequence, backward.size = size, backward.team = &team;
+    const bool is_forward = pass == Pass::forward;
+    const Cut cut = is_forward ? kernels.forward_cut(forward) : kernels.backward_cut(backward);
+    const size_t bytes =
+        is_forward ? kernels.forward_workspace(forward) : kernels.backward_workspace(backward);
+    const Partition& part = team.partition;
+    std::string sharing = counted(part.threads(), "thread");
+    if (part.threads() > 1)
+        sharing += ": " + counted(part.directions, "direction") + " x " +
+                   counted(part.rows, "part") + " of the rows x " + counted(part.units, "part") +
+                   " of the units";
+    return {{"path", "cpu"},
+            {"instruction set", isa_in_use()},
+            {"partition", sharing},
+            {"barriers a step", part.units > 1 ? "1" : "0"},
+            {"tile", counted(cut.tile_rows, "row") + " x " + counted(cut.vectors, "vector") +
+                         " of " + std::to_string(cut.lanes)},
+            {"operands", cut.operands},
+            {"scratch", std::to_string(bytes) + " bytes"}};
+}
+
 }  // namespace
 
-const Device device{forward, backward, /*stores_gradients=*/false};
+const Device device{forward, backward, explain, /*stores_gradients=*/false};
 
 }  // namespace fastrnn::cpu
