@@ -10,15 +10,6 @@
 namespace fastrnn::cpu {
 namespace {
 
-Storage storage_of(at::ScalarType dtype) {
-    switch (dtype) {
-        case at::kDouble: return Storage::float64;
-        case at::kBFloat16: return Storage::bfloat16;
-        case at::kHalf: return Storage::float16;
-        default: return Storage::float32;
-    }
-}
-
 // Runs one kernel with up to so many threads. False, and nothing was done, if the runtime gave fewer
 // than the work was divided among: the barriers would wait for the missing ones for ever.
 template <class Layer>
@@ -60,18 +51,16 @@ void run(const Problem& p, Layer layer, size_t (*workspace_size)(const Layer&),
         run_with(1, p, layer, workspace_size, kernel);
 }
 
+}  // namespace
+
 void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
-    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const Kernel& kernels = kernel(p.cell_index, p.storage);
     run(p, ForwardLayer{layer, nullptr, nullptr}, kernels.forward_workspace, kernels.forward);
 }
 
 void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
-    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const Kernel& kernels = kernel(p.cell_index, p.storage);
     run(p, BackwardLayer{layer, nullptr, nullptr}, kernels.backward_workspace, kernels.backward);
 }
-
-}  // namespace
-
-const Device device{forward, backward, /*stores_gradients=*/false};
 
 }  // namespace fastrnn::cpu

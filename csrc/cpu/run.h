@@ -4,6 +4,9 @@
 
 namespace fastrnn::cpu {
 
-extern const Device device;
+void forward(const Problem& problem, const fastrnn::ForwardLayer& layer);
+void backward(const Problem& problem, const fastrnn::BackwardLayer& layer);
+
+inline constexpr Device device{forward, backward, /*stores_gradients=*/false};
 
 }  // namespace fastrnn::cpu

@@ -9,9 +9,9 @@
 #pragma once
 #include <stdint.h>
 
-namespace fastrnn::cuda {
+#include "../layer.h"
 
-enum class Storage { float32, float64, bfloat16, float16 };
+namespace fastrnn::cuda {
 
 struct LayerSize {
     int64_t hidden;              // H
