@@ -18,6 +18,7 @@ from helpers import (
     is_lstm,
     leaves,
     mapped,
+    pack,
     pair,
     ragged,
     random_state,
@@ -26,7 +27,7 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
 from fastrnn import functional
@@ -194,7 +195,7 @@ def test_packed_is_each_sequence_alone(kind):
     """Not against torch: no sequence sees another's steps, nor the padding."""
     ours, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True, dtype=torch.float64)
     sequences = [torch.randn(n, 5, dtype=torch.float64) for n in [2, 7, 1, 4]]
-    output, state = ours(pack_sequence(sequences, enforce_sorted=False))
+    output, state = ours(pack(sequences))
     padded, lengths = pad_packed_sequence(output, batch_first=True)
     for b, x in enumerate(sequences):
         alone, last = ours(x)

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from helpers import gradients
+from helpers import gradients, host_tensor
 
 import fastrnn
 from fastrnn import functional, reference
@@ -19,7 +19,7 @@ def tensors(cell, L, D, T, B, I, H, *, bias=True, lengths=None, dtype=F64):
     batch_sizes, shape = None, (T, B, I)
     if lengths:
         B = len(lengths)
-        batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
+        batch_sizes = host_tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
         shape = (sum(lengths), I)
     weights = []
     for layer in range(L):
