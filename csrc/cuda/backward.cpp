@@ -2,6 +2,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "path.h"
 #include "run.h"
 #include "step.h"
 #include "tensors.h"
@@ -9,26 +10,22 @@
 namespace fastrnn::cuda {
 namespace {
 
-// The G blocks of H rows of W_ih in the order in which a step's gradients hold its gates.
-Tensor in_gradients_order(const Problem& p, const Tensor& weight) {
-    std::vector<Tensor> blocks(p.cell.gates);
-    bool same = true;
-    for (int g = 0; g < p.cell.gates; ++g) {
-        blocks[p.cell.x_grad[g]] = weight.narrow(0, g * p.hidden, p.hidden);
-        same &= p.cell.x_grad[g] == g;
-    }
-    return same ? weight : at::cat(blocks);
+bool in_gates_order(const CellInfo& cell) {
+    for (int g = 0; g < cell.gates; ++g)
+        if (cell.x_grad[g] != g) return false;
+    return true;
 }
 
-// The way back: blocks in the order of the gates.
-Tensor in_gates_order(const Problem& p, const Tensor& gradients) {
-    std::vector<Tensor> blocks;
-    bool same = true;
+// G blocks of H rows that belong to W_ih x + b_ih, out of the order of the gates into that in which
+// dgates has them; or back.
+Tensor reordered(const Problem& p, const Tensor& blocks, bool back) {
+    if (in_gates_order(p.cell)) return blocks;
+    std::vector<Tensor> list(p.cell.gates);
     for (int g = 0; g < p.cell.gates; ++g) {
-        blocks.push_back(gradients.narrow(0, p.cell.x_grad[g] * p.hidden, p.hidden));
-        same &= p.cell.x_grad[g] == g;
+        const int place = p.cell.x_grad[g];
+        list[back ? g : place] = blocks.narrow(0, (back ? place : g) * p.hidden, p.hidden);
     }
-    return same ? gradients : at::cat(blocks);
+    return at::cat(list);
 }
 
 // One direction's memory. N rows of all steps, B batch, G gates, H hidden, R the size of h.
@@ -37,11 +34,9 @@ struct BackwardTensors {
     Tensor dc;           // [B, H] of the arithmetic type: grad_c_n or zeros to begin with
     Tensor dgates;       // [N, grads * H]
     Tensor prev;         // [N, R]: h_{t-1}, if W_hh's gradient is wanted
-    Tensor r;            // [B, R]: dgates of the step handled before, times W_hh
     Tensor hh;           // W_hh [G * H, R]
     Tensor hr;           // W_hr [P, H], if there is a projection; and then
     Tensor projected;    // [N, P]: dL/dh_t,
-    Tensor dh_step;      // [B, H]: of one step before the projection,
     Tensor unprojected;  // [N, H]: h before the projection, if W_hr's gradient is wanted
 
     BackwardTensors(const Problem& p, const fastrnn::BackwardDirection& user) {
@@ -55,12 +50,10 @@ struct BackwardTensors {
         if (p.cell.has_c) dc = state(user.grad_c_n, H);
         dgates = m.stored(N, p.cell.grads * H);
         if (user.grads.hh) prev = m.stored(N, R);
-        r = m.stored(B, R);
         hh = m.at(user.weights.hh, p.cell.gates * H, R);
         if (p.projected) {
             hr = m.at(user.weights.hr, R, H);
             projected = m.stored(N, R);
-            dh_step = m.stored(B, H);
             if (user.grads.hr) unprojected = m.stored(N, H);
         }
     }
@@ -88,10 +81,17 @@ struct BackwardTensors {
 
 // Every step: a product a direction, and one launch. With a projection: two and two.
 void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer,
-                  const std::vector<BackwardTensors>& tensors, const BackwardDirection* direction) {
+                  const std::vector<BackwardTensors>& tensors, const BackwardDirection* direction,
+                  cudaStream_t stream) {
     const LayerSize size{p.hidden, p.recurrent, layer.output_stride, layer.grad_output_stride};
     const int directions = layer.size.directions;
-    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+    const Matrices m(p);
+    Tensor r[2];        // [B, R]: dgates of the step handled before, times W_hh
+    Tensor dh_step[2];  // [B, H]: dL/dh_t before the projection, if there is one
+    for (int d = 0; d < directions; ++d) {
+        r[d] = m.stored(p.batch, p.recurrent);
+        if (p.projected) dh_step[d] = m.stored(p.batch, p.hidden);
+    }
     // The step before the first, as it were, where nothing is left to do but grad_h0.
     const int64_t end = layer.direction[0].grad_h0 ? -1 : 0;
     for (int64_t i = p.steps - 1; i >= end; --i) {
@@ -103,10 +103,10 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer,
                            next = step_rows(layer.sequence, d, i - 1);
             step[d] = {now.row,     now.rows,
                        before.rows, next.row,
-                       next.rows,   t.r.const_data_ptr(),
+                       next.rows,   r[d].const_data_ptr(),
                        nullptr,     t.unprojected.defined() ? t.unprojected.data_ptr() : nullptr};
             if (before.rows > 0)
-                multiply(rows_of(t.r, 0, before.rows), rows_of(t.of_h(p), before.row, before.rows),
+                multiply(rows_of(r[d], 0, before.rows), rows_of(t.of_h(p), before.row, before.rows),
                          t.hh);
         }
         if (p.projected) {
@@ -118,9 +118,9 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer,
             if (i < 0) break;
             for (int d = 0; d < directions; ++d) {
                 const BackwardTensors& t = tensors[d];
-                step[d].dh = t.dh_step.const_data_ptr();
+                step[d].dh = dh_step[d].const_data_ptr();
                 if (step[d].rows > 0)
-                    multiply(rows_of(t.dh_step, 0, step[d].rows),
+                    multiply(rows_of(dh_step[d], 0, step[d].rows),
                              rows_of(t.projected, step[d].row, step[d].rows), t.hr);
             }
         }
@@ -137,14 +137,14 @@ void weights_gradients(const Problem& p, const Tensor& input, const BackwardTens
     if (grads.ih) {
         Tensor out = m.at(grads.ih, gate_rows, input.size(1));
         multiply(out, t.of_x(p).t(), input);
-        const Tensor ordered = in_gates_order(p, out);
+        const Tensor ordered = reordered(p, out, /*back=*/true);
         if (!ordered.is_same(out)) out.copy_(ordered);
     }
     if (grads.hh) multiply(m.at(grads.hh, gate_rows, p.recurrent), t.of_h(p).t(), t.prev);
     if (grads.hr) multiply(m.at(grads.hr, p.recurrent, H), t.projected.t(), t.unprojected);
     if (grads.bias_ih || grads.bias_hh) {
         const Tensor sums = t.dgates.sum(0, /*keepdim=*/false, p.arithmetic);
-        if (grads.bias_ih) m.at(grads.bias_ih, gate_rows).copy_(in_gates_order(p, sums));
+        if (grads.bias_ih) m.at(grads.bias_ih, gate_rows).copy_(reordered(p, sums, /*back=*/true));
         if (grads.bias_hh)
             m.at(grads.bias_hh, gate_rows)
                 .copy_(sums.narrow(0, sums.size(0) - gate_rows, gate_rows));
@@ -162,7 +162,17 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
         tensors.emplace_back(p, layer.direction[d]);
         direction[d] = tensors[d].direction(layer.direction[d]);
     }
-    step_by_step(p, layer, tensors, direction);
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+    if (const PersistentPlan plan = choose_path(Pass::backward, p); plan.fits) {
+        const PersistentMemory memory(plan, p, layer.sequence, stream);
+        const LayerSize size{p.hidden, p.recurrent, layer.output_stride, layer.grad_output_stride};
+        const void* hh[] = {layer.direction[0].weights.hh, layer.direction[1].weights.hh};
+        C10_CUDA_CHECK(launch_persistent_backward(plan, size, memory.sequence,
+                                                  layer.size.directions, direction, hh,
+                                                  memory.workspace.data_ptr(), stream));
+    } else {
+        step_by_step(p, layer, tensors, direction, stream);
+    }
 
     const Tensor input = m.at(layer.input, p.rows, layer.size.input);
     for (int d = 0; d < layer.size.directions; ++d) {
@@ -173,9 +183,9 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
         weights_gradients(p, input, t, user.grads);
         if (layer.grad_input) {
             Tensor out = m.at(layer.grad_input, p.rows, layer.size.input);
-            const Tensor weight = in_gradients_order(
-                p, m.at(user.weights.ih, p.cell.gates * p.hidden, layer.size.input));
-            at::addmm_out(out, out, t.of_x(p), weight, /*beta=*/d, /*alpha=*/1);
+            const Tensor ih = m.at(user.weights.ih, p.cell.gates * p.hidden, layer.size.input);
+            at::addmm_out(out, out, t.of_x(p), reordered(p, ih, /*back=*/false), /*beta=*/d,
+                          /*alpha=*/1);
         }
     }
 }

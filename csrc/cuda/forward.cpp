@@ -2,6 +2,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "path.h"
 #include "run.h"
 #include "step.h"
 #include "tensors.h"
@@ -14,7 +15,6 @@ struct ForwardTensors {
     Tensor x;            // [N, G * H]: W_ih x_t
     Tensor h;            // [B, R]: h0 to begin with; h_n is its place
     Tensor c;            // [B, H] of the arithmetic type: c0 to begin with
-    Tensor r;            // [B, G * H]: W_hh h_{t-1}
     Tensor unprojected;  // [B, H]: h_t before the projection, if there is one
     Tensor output;       // [N, R], strided
     Tensor hh, hr;       // W_hh' [R, G * H], W_hr' [H, P]
@@ -32,7 +32,6 @@ struct ForwardTensors {
             c = p.dtype == p.arithmetic ? m.at(user.c_n, B, H) : m.arithmetic(B, H);
             c.copy_(m.at(user.c0, B, H));
         }
-        r = m.stored(B, gate_rows);
         output = m.at(user.output, N, R, layer.output_stride);
         hh = m.at(user.weights.hh, gate_rows, R).t();
         if (p.projected) {
@@ -55,18 +54,21 @@ struct ForwardTensors {
 
 // Every step: a product a direction, and one launch.
 void step_by_step(const Problem& p, const fastrnn::ForwardLayer& layer,
-                  const std::vector<ForwardTensors>& tensors, const ForwardDirection* direction) {
+                  const std::vector<ForwardTensors>& tensors, const ForwardDirection* direction,
+                  cudaStream_t stream) {
     const LayerSize size{p.hidden, p.recurrent, layer.output_stride, 0};
     const int directions = layer.size.directions;
-    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+    Tensor r[2];  // [B, G * H]: W_hh h_{t-1}
+    for (int d = 0; d < directions; ++d)
+        r[d] = Matrices(p).stored(p.batch, p.cell.gates * p.hidden);
     for (int64_t i = 0; i < p.steps; ++i) {
         ForwardStep step[2];
         for (int d = 0; d < directions; ++d) {
             const ForwardTensors& t = tensors[d];
             const auto [row, rows] = step_rows(layer.sequence, d, i);
-            step[d] = {row, rows, t.r.const_data_ptr(),
+            step[d] = {row, rows, r[d].const_data_ptr(),
                        p.projected ? t.unprojected.data_ptr() : nullptr};
-            if (rows > 0) multiply(rows_of(t.r, 0, rows), rows_of(t.h, 0, rows), t.hh);
+            if (rows > 0) multiply(rows_of(r[d], 0, rows), rows_of(t.h, 0, rows), t.hh);
         }
         C10_CUDA_CHECK(launch_forward_step(p.cell_index, p.storage, size, directions, direction,
                                            step, stream));
@@ -92,7 +94,17 @@ void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
         tensors.emplace_back(p, layer, layer.direction[d]);
         direction[d] = tensors[d].direction(layer.direction[d]);
     }
-    step_by_step(p, layer, tensors, direction);
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+    if (const PersistentPlan plan = choose_path(Pass::forward, p); plan.fits) {
+        const PersistentMemory memory(plan, p, layer.sequence, stream);
+        const LayerSize size{p.hidden, p.recurrent, layer.output_stride, 0};
+        const void* hh[] = {layer.direction[0].weights.hh, layer.direction[1].weights.hh};
+        C10_CUDA_CHECK(launch_persistent_forward(plan, size, memory.sequence, layer.size.directions,
+                                                 direction, hh, memory.workspace.data_ptr(),
+                                                 stream));
+    } else {
+        step_by_step(p, layer, tensors, direction, stream);
+    }
     if (p.cell.has_c && p.dtype != p.arithmetic)
         for (int d = 0; d < layer.size.directions; ++d)
             Matrices(p).at(layer.direction[d].c_n, p.batch, p.hidden).copy_(tensors[d].c);
