@@ -21,6 +21,10 @@ cudaError_t launch(const PersistentPlan& plan, const LayerSize& size, const Sequ
     arguments.width = plan.exchange_width;
     arguments.counters = static_cast<unsigned*>(workspace);
     arguments.exchange = arguments.counters + counter_stride * directions * plan.groups;
+    // Counters from 0, and zeros as padding.
+    if (const cudaError_t error = cudaMemsetAsync(workspace, 0, plan.workspace, stream);
+        error != cudaSuccess)
+        return error;
     void* parameters[] = {&arguments};
     return cudaLaunchCooperativeKernel(plan.kernel->function,
                                        dim3(plan.unit_blocks, plan.groups, directions),

@@ -20,10 +20,9 @@ namespace fastrnn::cuda {
 class Walk {
 public:
     __device__ __forceinline__ Walk(const Sequence& sequence, bool ascending)
-        : sequence_(sequence), step_(ascending ? 0 : -1), ascending_(ascending) {
+        : sequence_(sequence), step_(ascending ? -1 : sequence.steps), ascending_(ascending) {
         next_rows = rows_in(ascending ? 0 : sequence.steps - 1);
         next_first = ascending ? 0 : sequence.rows - next_rows;
-        step_ = ascending ? -1 : sequence.steps;
         advance();
     }
 
@@ -49,84 +48,100 @@ private:
     bool ascending_;
 };
 
-// A block's part of the work, and a thread's part of that. O: outputs of a unit.
+// A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit. What is
+// counted here fits into an int: the plan sees to it.
 template <class S, int O>
-struct Part {
-    const Tiling& tiling;
-    const int64_t hidden, first_unit, first_row;
-    const int rows;                        // of the group
-    const int tile, slice;                 // of the warp
-    const int first_chunk, chunks;         // of its slice
-    const int column, unit_row, row_step;  // of the thread's elements: unit, and rows in a tile
-    int turn = 0;                          // which of the two buffers of sums
-
+class Part {
+public:
     template <class Arguments>
     __device__ __forceinline__ explicit Part(const Arguments& a)
-        : tiling(a.tiling),
-          hidden(a.size.hidden),
-          first_unit(int64_t(blockIdx.x) * tiling.units()),
-          first_row(int64_t(blockIdx.y) * tiling.group_rows),
-          rows(clamp(a.sequence.batch)),
-          tile(threadIdx.x / 32 % tiling.tiles),
-          slice(threadIdx.x / 32 / tiling.tiles),
-          first_chunk(slice * tiling.slice),
-          chunks(min(tiling.slice, a.chunks - first_chunk)),
-          column(threadIdx.x % tiling.units()),
-          unit_row(threadIdx.x / tiling.units()),
-          row_step(4 * tiling.slices) {}
-
-    // Rows of the group among the first n of the batch.
-    __device__ __forceinline__ int clamp(int64_t n) const {
-        n -= first_row;
-        return n < 0 ? 0 : n < tiling.group_rows ? int(n) : tiling.group_rows;
+        : tiling_(a.tiling),
+          column_(threadIdx.x % a.tiling.units()),
+          unit(blockIdx.x * a.tiling.units() + column_),
+          first_row(blockIdx.y * a.tiling.group_rows) {
+        const int warp = threadIdx.x / 32, tile = warp % a.tiling.tiles,
+                  slice = warp / a.tiling.tiles, first = slice * a.tiling.slice;
+        first_unit_ = blockIdx.x * a.tiling.units() + tile * tile_units;
+        first_k_ = first * chunk_size;
+        chunks_ = min(a.tiling.slice, a.chunks - first);
+        warp_sums_ = (slice * O * a.tiling.tiles + tile) * a.tiling.sums_stride();
+        // A thread without a unit has no rows either.
+        unit_row_ = unit < a.size.hidden ? threadIdx.x / a.tiling.units() : tile_rows;
     }
 
-    __device__ __forceinline__ int64_t unit() const { return first_unit + column; }
+    // Rows of the group among the first n of the batch.
+    __device__ __forceinline__ int rows_among(int64_t n) const {
+        n -= first_row;
+        return n < 0 ? 0 : n < tiling_.group_rows ? int(n) : tiling_.group_rows;
+    }
 
     // Whether the thread's i-th element of the tile of rows from row0 on is one of `count` rows of the
     // group; row: which.
     __device__ __forceinline__ bool element(int row0, int i, int count, int& row) const {
-        row = row0 + unit_row + i * row_step;
-        return row < row0 + tile_rows && row < count && unit() < hidden;
+        const int row_of_tile = unit_row_ + i * 4 * tiling_.slices;
+        row = row0 + row_of_tile;
+        return row_of_tile < tile_rows && row < count;
     }
 
-    // Calls f(row of the group) for each of the thread's elements.
+    // Calls f(row) for each of the thread's elements in `count` rows of the group.
     template <class F>
-    __device__ __forceinline__ void for_each_element(F f) const {
+    __device__ __forceinline__ void for_each_element(int count, F f) const {
         int row;
-        for (int row0 = 0; row0 < rows; row0 += tile_rows)
+        for (int row0 = 0; row0 < count; row0 += tile_rows)
             for (int i = 0; i < most_elements; ++i)
-                if (element(row0, i, rows, row)) f(row);
+                if (element(row0, i, count, row)) f(row);
     }
 
-    __device__ __forceinline__ int state_at(int row) const { return row * tiling.units() + column; }
+    __device__ __forceinline__ int state_at(int row) const {
+        return row * tiling_.units() + column_;
+    }
+    __device__ __forceinline__ int bias_at(int bias) const {
+        return bias * tiling_.units() + column_;
+    }
+    // One thread of those that have the same unit.
+    __device__ __forceinline__ bool first_of_unit() const { return unit_row_ == 0; }
 
-    // Multiplies a tile of rows; `sums` are then complete.
+    // The warp's weights. weights_of(output, unit, k): those of a chunk from k on.
+    template <class Weights, class WeightsOf>
+    __device__ __forceinline__ void load(Weights& weights, WeightsOf weights_of) const {
+        weights.load(chunks_, [&](int output, int unit_of_tile, int chunk) {
+            return weights_of(output, first_unit_ + unit_of_tile, first_k_ + chunk * chunk_size);
+        });
+    }
+
+    // Multiplies a tile of rows. The sums are complete after the next __syncthreads, which must come
+    // before the next tile: there are two buffers of them.
     template <class Weights>
-    __device__ __forceinline__ void multiply(const Weights& weights, const S* exchange,
-                                             int64_t width, int row0, int count, float* sums) {
-        turn ^= 1;
-        sums += turn * tiling.sums(O);
-        const int stride = tiling.sums_stride();
-        weights.multiply(exchange + row0 * width + first_chunk * chunk_size, width, count - row0,
-                         chunks, sums + (slice * O * tiling.tiles + tile) * stride,
-                         tiling.tiles * stride);
-        __syncthreads();
+    __device__ __forceinline__ void multiply(const Weights& weights, const S* exchange, int width,
+                                             int row0, int count, float* sums) {
+        turn_ ^= 1;
+        weights.multiply(exchange + row0 * width + first_k_, width, count - row0, chunks_,
+                         sums + turn_ * tiling_.sums(O) + warp_sums_,
+                         tiling_.tiles * tiling_.sums_stride());
     }
 
     // The sum of all slices, in a fixed order.
     __device__ __forceinline__ float sum(const float* sums, int row, int output) const {
-        const int stride = tiling.sums_stride();
-        sums += turn * tiling.sums(O) + (output * tiling.tiles + column / tile_units) * stride +
-                row % tile_rows * tile_units + column % tile_units;
+        const int stride = tiling_.sums_stride();
+        sums += turn_ * tiling_.sums(O) + (output * tiling_.tiles + column_ / tile_units) * stride +
+                row % tile_rows * tile_units + column_ % tile_units;
         float total = 0;
-        for (int k = 0; k < tiling.slices; ++k) total += sums[k * O * tiling.tiles * stride];
+        for (int k = 0; k < tiling_.slices; ++k) total += sums[k * O * tiling_.tiles * stride];
         return total;
     }
+
+private:
+    const Tiling& tiling_;
+    const int column_;  // of the thread's unit in the block
+    int first_unit_, first_k_, chunks_, warp_sums_, unit_row_, turn_ = 0;
+
+public:
+    const int unit;           // the thread's
+    const int64_t first_row;  // of the group
 };
 
 template <class S>
-__device__ __forceinline__ S* exchange_rows(void* exchange, int64_t batch, int64_t width, int turn,
+__device__ __forceinline__ S* exchange_rows(void* exchange, int64_t batch, int width, int turn,
                                             int64_t first_row) {
     return static_cast<S*>(exchange) +
            ((int64_t(turn) * gridDim.z + blockIdx.z) * batch + first_row) * width;
@@ -142,30 +157,28 @@ __global__ void __launch_bounds__(most_threads<S>)
     constexpr int G = Cell::gates;
     extern __shared__ float4 shared_memory[];
     const ForwardDirection& d = a.direction[blockIdx.z];
-    const int64_t H = a.size.hidden, width = a.width;
+    const int H = a.size.hidden, width = a.width;
     Part<S, G> part(a);
-    const int64_t unit = part.unit();
+    const int unit = part.unit;
     float* sums = reinterpret_cast<float*>(shared_memory);
-    float* states = sums + 2 * part.tiling.sums(G);              // c: [rows, units]
-    float* biases = states + Cell::has_c * part.tiling.state();  // [2][G][units]
+    float* states = sums + 2 * a.tiling.sums(G);              // c: [rows, units]
+    float* biases = states + Cell::has_c * a.tiling.state();  // [2][G][units]
     const auto exchange = [&](int turn) {
         return exchange_rows<S>(a.exchange, a.sequence.batch, width, turn, part.first_row);
     };
 
     Resident<S, most_chunks(G), G> weights;
-    weights.load(part.chunks, [&](int gate, int unit_of_tile, int chunk) {
-        const int64_t own = part.first_unit + part.tile * tile_units + unit_of_tile,
-                      k = int64_t(part.first_chunk + chunk) * chunk_size;
+    part.load(weights, [&](int gate, int own, int k) {
         return ChunkWeights<S>{
-            static_cast<const S*>(a.weight_hh[blockIdx.z]) + (gate * H + own) * H + k, 1,
+            static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + own) * H + k, 1,
             own < H ? H - k : 0};
     });
-    if (part.unit_row == 0 && unit < H)
+    if (part.first_of_unit())
         for (int g = 0; g < G; ++g) {
-            biases[g * part.tiling.units() + part.column] = load<S>(d.bias_ih, g * H + unit);
-            biases[(G + g) * part.tiling.units() + part.column] = load<S>(d.bias_hh, g * H + unit);
+            biases[part.bias_at(g)] = load<S>(d.bias_ih, g * H + unit);
+            biases[part.bias_at(G + g)] = load<S>(d.bias_hh, g * H + unit);
         }
-    part.for_each_element([&](int row) {
+    part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
         const int64_t at = (part.first_row + row) * H + unit;
         if constexpr (Cell::has_c) states[part.state_at(row)] = static_cast<const float*>(d.c)[at];
         // Into both: a row that joins later finds it at whatever step.
@@ -179,41 +192,41 @@ __global__ void __launch_bounds__(most_threads<S>)
     for (int64_t step = 0; step < a.sequence.steps; ++step, walk.advance()) {
         const S* before = exchange(step & 1);
         S* after = exchange(~step & 1);
-        const int rows = part.clamp(walk.rows), next_rows = part.clamp(walk.next_rows);
+        const int rows = part.rows_among(walk.rows);
         for (int row0 = 0; row0 < rows; row0 += tile_rows) {
-            struct Inputs {
-                S x[G], h_prev;
-            };
-            const auto inputs_of = [&](int row) {
-                Inputs in;
+            S x[most_elements][G], h_prev[most_elements];
+            const auto read_inputs = [&](int i) {
+                int row;
+                if (!part.element(row0, i, rows, row)) return;
                 const int64_t at = walk.first + part.first_row + row;
                 for (int g = 0; g < G; ++g)
-                    in.x[g] = static_cast<const S*>(d.x)[(at * G + g) * H + unit];
-                in.h_prev = before[row * width + unit];
-                return in;
+                    x[i][g] = static_cast<const S*>(d.x)[(at * G + g) * H + unit];
+                h_prev[i] = before[row * width + unit];
             };
-            int row;
-            Inputs first;
-            if (part.element(row0, 0, rows, row)) first = inputs_of(row);
+            // The first while waiting, the others when the registers of the product are free again.
+            read_inputs(0);
             if (row0 == 0) barrier.wait();
             part.multiply(weights, before, width, row0, rows, sums);
 #pragma unroll
+            for (int i = 1; i < most_elements; ++i) read_inputs(i);
+            __syncthreads();
+#pragma unroll
             for (int i = 0; i < most_elements; ++i) {
+                int row;
                 if (!part.element(row0, i, rows, row)) continue;
-                const Inputs in = i == 0 ? first : inputs_of(row);
                 const int64_t b = part.first_row + row, at = walk.first + b;
-                float x[G], r[G], c{};
+                float x_sum[G], r_sum[G], c{};
                 for (int g = 0; g < G; ++g) {
-                    x[g] = widen(in.x[g]) + biases[g * part.tiling.units() + part.column];
-                    r[g] = part.sum(sums, row, g) +
-                           biases[(G + g) * part.tiling.units() + part.column];
+                    x_sum[g] = widen(x[i][g]) + biases[part.bias_at(g)];
+                    r_sum[g] = part.sum(sums, row, g) + biases[part.bias_at(G + g)];
                 }
                 if constexpr (Cell::has_c) c = states[part.state_at(row)];
-                const float h = forward_element<Cell, S>(d, H, at, unit, x, r, widen(in.h_prev), c);
+                const float h =
+                    forward_element<Cell, S>(d, H, at, unit, x_sum, r_sum, widen(h_prev[i]), c);
                 if constexpr (Cell::has_c) states[part.state_at(row)] = c;
                 after[row * width + unit] = narrow<S>(h);
                 store<S>(d.output, at * a.size.output_stride + unit, h);
-                if (row >= next_rows) {  // its last step
+                if (b >= walk.next_rows) {  // its last step
                     store<S>(d.h, b * H + unit, h);
                     if constexpr (Cell::has_c) static_cast<float*>(d.c)[b * H + unit] = c;
                 }
@@ -230,26 +243,24 @@ __global__ void __launch_bounds__(most_threads<S>)
     extern __shared__ float4 shared_memory[];
     const BackwardDirection& d = a.direction[blockIdx.z];
     const LayerSize& z = a.size;
-    const int64_t H = z.hidden, width = a.width, gate_width = width / G;
+    const int H = z.hidden, width = a.width, gate_width = width / G;
     Part<S, 1> part(a);
-    const int64_t unit = part.unit();
+    const int unit = part.unit;
     float* sums = reinterpret_cast<float*>(shared_memory);
-    float* dh_states = sums + 2 * part.tiling.sums(1);   // what is known of dh: [rows, units]
-    float* dc_states = dh_states + part.tiling.state();  // [rows, units]
+    float* dh_states = sums + 2 * a.tiling.sums(1);   // what is known of dh: [rows, units]
+    float* dc_states = dh_states + a.tiling.state();  // [rows, units]
     const auto exchange = [&](int turn) {
         return exchange_rows<S>(a.exchange, a.sequence.batch, width, turn, part.first_row);
     };
 
     Resident<S, most_chunks(1), 1> weights;
-    weights.load(part.chunks, [&](int, int unit_of_tile, int chunk) {
-        const int64_t own = part.first_unit + part.tile * tile_units + unit_of_tile,
-                      k = int64_t(part.first_chunk + chunk) * chunk_size, gate = k / gate_width,
-                      row = k % gate_width;
+    part.load(weights, [&](int, int own, int k) {
+        const int gate = k / gate_width, row = k % gate_width;
         return ChunkWeights<S>{
-            static_cast<const S*>(a.weight_hh[blockIdx.z]) + (gate * H + row) * H + own, H,
+            static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + row) * H + own, H,
             own < H ? H - row : 0};
     });
-    part.for_each_element([&](int row) {
+    part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
         const int64_t at = (part.first_row + row) * H + unit;
         dh_states[part.state_at(row)] = static_cast<const float*>(d.dh)[at];
         if constexpr (Cell::has_c)
@@ -264,28 +275,31 @@ __global__ void __launch_bounds__(most_threads<S>)
     for (int64_t step = 0; step <= a.sequence.steps; ++step, walk.advance()) {
         const S* before = exchange(step & 1);
         S* after = exchange(~step & 1);
-        const int rows = part.clamp(walk.rows);
-        for (int row0 = 0; row0 < max(rows, linked); row0 += tile_rows) {
-            struct Inputs {
-                BackwardInputs<Cell, S> cell;
-                float dh, h_prev;
-            };
-            const auto inputs_of = [&](int row) {
+        const int rows = part.rows_among(walk.rows), all_rows = max(rows, linked);
+        for (int row0 = 0; row0 < all_rows; row0 += tile_rows) {
+            BackwardInputs<Cell, S> inputs[most_elements];
+            float grad_output[most_elements], h_prev[most_elements];
+            const auto read_inputs = [&](int i) {
+                int row;
+                if (!part.element(row0, i, rows, row)) return;
                 const int64_t b = part.first_row + row;
                 const BackwardRow at{b, walk.first + b,
                                      b < walk.next_rows ? walk.next_first + b : -1};
-                return Inputs{{d, z, at, unit},
-                              whole_dh<S>(d, z, at.at, unit, 0),
-                              previous_h<S>(d, z, at, unit)};
+                inputs[i] = BackwardInputs<Cell, S>(d, z, at, unit);
+                grad_output[i] = whole_dh<S>(d, z, at.at, unit, 0);
+                h_prev[i] = previous_h<S>(d, z, at, unit);
             };
-            int row;
-            Inputs first;
-            if (part.element(row0, 0, rows, row)) first = inputs_of(row);
+            // As in the forward pass.
+            read_inputs(0);
             if (row0 == 0) barrier.wait();
             if (row0 < linked) part.multiply(weights, before, width, row0, linked, sums);
 #pragma unroll
+            for (int i = 1; i < most_elements; ++i) read_inputs(i);
+            __syncthreads();
+#pragma unroll
             for (int i = 0; i < most_elements; ++i) {
-                if (!part.element(row0, i, max(rows, linked), row)) continue;
+                int row;
+                if (!part.element(row0, i, all_rows, row)) continue;
                 const int64_t b = part.first_row + row;
                 float dh = dh_states[part.state_at(row)], dc{}, dgates[Cell::grads];
                 if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
@@ -295,9 +309,9 @@ __global__ void __launch_bounds__(most_threads<S>)
                     if constexpr (Cell::has_c) static_cast<float*>(d.dc)[b * H + unit] = dc;
                     continue;
                 }
-                const Inputs in = i == 0 ? first : inputs_of(row);
-                dh_states[part.state_at(row)] = backward_element<Cell, S>(
-                    d, H, walk.first + b, unit, in.cell, in.h_prev, dh + in.dh, dc, dgates);
+                dh_states[part.state_at(row)] =
+                    backward_element<Cell, S>(d, H, walk.first + b, unit, inputs[i], h_prev[i],
+                                              dh + grad_output[i], dc, dgates);
                 if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
                 for (int g = 0; g < G; ++g)
                     after[row * width + g * gate_width + unit] =

@@ -16,8 +16,8 @@ struct Sequence {
     int64_t rows;            // N
 };
 
-// Both take the plan of their pass and a workspace of plan.workspace bytes, aligned to 16, on the
-// device, of zeros. weight_hh: [G * H, H] for each direction.
+// Both take the plan of their pass and a workspace on the device, of plan.workspace bytes, aligned to
+// 16. weight_hh: [G * H, H] for each direction.
 cudaError_t launch_persistent_forward(const PersistentPlan& plan, const LayerSize& size,
                                       const Sequence& sequence, int directions,
                                       const ForwardDirection* direction,

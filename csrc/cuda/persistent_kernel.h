@@ -24,9 +24,9 @@ struct PersistentArguments {
     const void* weight_hh[2];  // [G * H, H]
     Tiling tiling;
     int chunks;          // of the contraction: `width` values
-    int64_t width;       // H or G * H with padding: of a row of the exchange buffer
-    void* exchange;      // [2][D][B][width], zeros
-    unsigned* counters;  // [D][groups], counter_stride apart, zeros
+    int width;           // H or G * H with padding: of a row of the exchange buffer
+    void* exchange;      // [2][D][B][width], zeros at first
+    unsigned* counters;  // [D][groups], counter_stride apart, likewise
 };
 
 constexpr int counter_stride = 32;  // a cache line each

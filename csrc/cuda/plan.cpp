@@ -3,6 +3,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
+#include <limits>
+#include <map>
 
 #include "../cells/registry.h"
 #include "persistent_kernel.h"
@@ -88,8 +91,11 @@ private:
             groups = (batch_ + t.group_rows - 1) / t.group_rows;
             const int64_t bytes = t.shared(kernel_.outputs, kernel_.states, kernel_.biases) *
                                   static_cast<int64_t>(sizeof(float));
-            const int64_t room =
-                bytes <= device_.shared ? resident(plan.threads, bytes) / blocks : 0;
+            // The kernels count in a group's part of the exchange buffer with an int.
+            const bool possible =
+                bytes <= device_.shared &&
+                int64_t(t.group_rows) * chunks_ * chunk_size <= std::numeric_limits<int>::max();
+            const int64_t room = possible ? resident(plan.threads, bytes) / blocks : 0;
             if (room == 0) return false;
             plan.groups = static_cast<int>(groups);
             plan.shared_bytes = bytes;
@@ -117,23 +123,20 @@ private:
     const int directions_, row_multiple_, tiles_, chunks_, sector_tiles_, warps_;
 };
 
-}  // namespace
-
-PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
-                               int directions, bool projected, int device_index) {
+PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
+                         int directions, int device_index) {
     PersistentPlan plan{};
     const auto no = [&](const char* reason) {
         plan.reason = reason;
         return plan;
     };
-    if (projected) return no("a projection");
     plan.kernel = kernel_of(pass, cell, storage);
     if (!plan.kernel) return no("float64");
     if (batch == 0) return no("an empty batch");
     const Device device(device_index);
     if (device.major < 8) return no("compute capability below 8.0");
     if (!device.cooperative) return no("no cooperative launches");
-    // Before any product of sizes.
+    // Before any product of sizes that could overflow.
     if (hidden > 16384) return no("the weights do not fit into the registers");
     if (!Planner(*plan.kernel, device, storage, hidden, batch, directions).cut(plan))
         return no("the weights do not fit into the registers");
@@ -143,13 +146,33 @@ PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hid
         return no("no kernel for this device in this build");
     }
     plan.registers = attributes.numRegs;
-    plan.exchange_width = round_up(hidden, chunk_size) * plan.kernel->inputs;
+    plan.exchange_width = static_cast<int>(round_up(hidden, chunk_size)) * plan.kernel->inputs;
     const int64_t value = storage == Storage::float32 ? 4 : 2;
     plan.workspace = sizeof(unsigned) * counter_stride * directions * plan.groups +
-                     2 * directions * batch * plan.exchange_width * value;
+                     2 * directions * batch * value * plan.exchange_width;
     plan.fits = true;
     plan.reason = "fits";
     return plan;
+}
+
+}  // namespace
+
+PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
+                               int directions, bool projected, int device) {
+    if (projected) {
+        PersistentPlan plan{};
+        plan.reason = "a projection";
+        return plan;
+    }
+    // Asking the runtime takes longer than a launch, and its answers do not change.
+    using Question = std::array<int64_t, 7>;
+    static thread_local std::map<Question, PersistentPlan> known;
+    const Question question = {
+        static_cast<int>(pass), cell, static_cast<int>(storage), hidden, batch, directions, device};
+    const auto found = known.find(question);
+    if (found != known.end()) return found->second;
+    if (known.size() >= 1000) known.clear();
+    return known[question] = make_plan(pass, cell, storage, hidden, batch, directions, device);
 }
 
 }  // namespace fastrnn::cuda

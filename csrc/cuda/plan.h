@@ -16,13 +16,13 @@ struct PersistentPlan {
     const char* reason;  // why it does not, or "fits"
     const PersistentKernel* kernel;
     Tiling tiling;
-    int unit_blocks;         // blocks that share the units of a direction
-    int groups;              // of rows of the batch; blocks = unit_blocks * groups * directions
-    int threads;             // of a block
-    int registers;           // of a thread
-    size_t shared_bytes;     // of a block
-    size_t workspace;        // bytes
-    int64_t exchange_width;  // values of a row of the exchange buffer
+    int unit_blocks;      // blocks that share the units of a direction
+    int groups;           // of rows of the batch; blocks = unit_blocks * groups * directions
+    int threads;          // of a block
+    int registers;        // of a thread
+    size_t shared_bytes;  // of a block
+    size_t workspace;     // bytes
+    int exchange_width;   // values of a row of the exchange buffer
 };
 
 // The rule.
@@ -34,7 +34,8 @@ struct PersistentPlan {
 //      room for so many blocks. Warps that are left over make the slices shorter.
 //   4. All blocks must be resident at once: what cudaOccupancyMaxActiveBlocksPerMultiprocessor says,
 //      times the multiprocessors. Blocks that are left over share out the batch.
-// Never an error: where the device cannot be asked, the plan does not fit.
+// Never an error: where the device cannot be asked, the plan does not fit. `device` must be the current
+// one.
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
                                int directions, bool projected, int device);
 

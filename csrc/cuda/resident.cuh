@@ -62,8 +62,8 @@ public:
 
     // rows: [16 and more, row_stride], at this warp's slice; only the first `count` are read, and
     // none if that is negative. sums: [O][16][8], outputs output_stride apart.
-    __device__ __forceinline__ void multiply(const S* rows, int64_t row_stride, int count,
-                                             int chunks, float* sums, int output_stride) const {
+    __device__ __forceinline__ void multiply(const S* rows, int row_stride, int count, int chunks,
+                                             float* sums, int output_stride) const {
         const int g = lane() / 4, t = lane() % 4;
         const S* low = rows + g * row_stride + t * 8;
         const S* high = low + 8 * row_stride;
@@ -153,13 +153,13 @@ public:
         }
     }
 
-    __device__ __forceinline__ void multiply(const float* rows, int64_t row_stride, int count,
+    __device__ __forceinline__ void multiply(const float* rows, int row_stride, int count,
                                              int chunks, float* sums, int output_stride) const {
         const float* own = rows + lane() % K * 4;
         const int length = chunks * chunk_size - lane() % K * 4;
 #pragma unroll 1
         for (int row = 0; row < tile_rows && row < count; row += 4, own += 4 * row_stride) {
-            float sum[O][units][4] = {};
+            float sum[O][K] = {};  // [units][4 rows] each
 #pragma unroll
             for (int s = 0; s < steps; ++s) {
                 if (s * step >= chunks * chunk_size) break;
@@ -179,23 +179,26 @@ public:
                         for (int u = 0; u < units; ++u)
 #pragma unroll
                             for (int i = 0; i < 4; ++i)
-                                sum[o][u][r] = fmaf(a[r][i], weights_[s][o][u][i], sum[o][u][r]);
+                                sum[o][u * 4 + r] =
+                                    fmaf(a[r][i], weights_[s][o][u][i], sum[o][u * 4 + r]);
                 }
             }
             float* to = sums + (row + lane() % 4) * tile_units + lane() / 4;
 #pragma unroll
-            for (int o = 0; o < O; ++o) to[o * output_stride] = add_up(&sum[o][0][0]);
+            for (int o = 0; o < O; ++o) to[o * output_stride] = add_up<K / 2>(sum[o]);
         }
     }
 
 private:
     static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 
-    // Each of K lanes has K values; returns the sum of value i on the i-th of them. In every round a
-    // lane gives away the half of its values that the other lane will answer for.
-    static __device__ __forceinline__ float add_up(float* values) {
-#pragma unroll
-        for (int half = K / 2; half > 0; half /= 2) {
+    // Each of 2 * half lanes has as many values; returns the sum of value i on the i-th of them. In
+    // every round a lane gives away the half of its values that the other lane will answer for.
+    template <int half>
+    static __device__ __forceinline__ float add_up(float (&values)[K]) {
+        if constexpr (half == 0) {
+            return values[0];
+        } else {
             const bool upper = lane() & half;
 #pragma unroll
             for (int i = 0; i < half; ++i) {
@@ -203,8 +206,8 @@ private:
                 const float other = upper ? values[i] : values[i + half];
                 values[i] = mine + __shfl_xor_sync(~0u, other, half);
             }
+            return add_up<half / 2>(values);
         }
-        return values[0];
     }
 
     float weights_[steps][O][units][4];
