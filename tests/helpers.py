@@ -94,6 +94,16 @@ def ragged(lengths: Sequence[int], size: int, dtype: torch.dtype = torch.float32
     return pack([torch.randn(n, size, dtype=dtype) for n in lengths])
 
 
+def device() -> str:
+    """The type of the device under test: "cpu", or "cuda" under pytest --device cuda."""
+    return torch.get_default_device().type
+
+
+def rng_state() -> Tensor:
+    """The state of the generator that random numbers on the device come from."""
+    return torch.cuda.get_rng_state() if device() == "cuda" else torch.get_rng_state()
+
+
 def host_tensor(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
     """Batch sizes: on the CPU, wherever the data is."""
     return torch.tensor(values, dtype=dtype, device="cpu")

@@ -9,7 +9,7 @@ from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, pair
 import fastrnn
 from fastrnn import functional
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu("as if there were no kernels for the CPU")]
 
 
 @pytest.fixture(autouse=True)

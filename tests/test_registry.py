@@ -45,10 +45,9 @@ def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64):
     noise = None
     torch.manual_seed(9)
     if dropout:
-        noise = torch.empty(L - 1, x.numel() // x.size(-1), D * h0.size(-1), dtype=dtype)
-        for mask in noise:  # as torch draws them: a layer at a time
-            mask.bernoulli_(1 - dropout)
-        noise = noise.bool()
+        ones = torch.ones(x.numel() // x.size(-1), D * h0.size(-1), dtype=dtype)
+        # As torch draws them: a layer at a time, and whichever way it does on the device.
+        noise = torch.stack([torch.dropout(ones, dropout, True) != 0 for _ in range(L - 1)])
     torch.manual_seed(9)
     found = functional.rnn(cell, x, h0, c0, weights, batch_sizes, train=True, **options)
     exact = reference.run(cell, x, h0, c0, weights, batch_sizes, noise=noise, **options)

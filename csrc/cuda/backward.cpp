@@ -144,7 +144,9 @@ void weights_gradients(const Problem& p, const Tensor& input, const BackwardTens
     if (grads.hr) multiply(m.at(grads.hr, p.recurrent, H), t.projected.t(), t.unprojected);
     if (grads.bias_ih || grads.bias_hh) {
         const Tensor sums = t.dgates.sum(0, /*keepdim=*/false, p.arithmetic);
-        if (grads.bias_ih) m.at(grads.bias_ih, gate_rows).copy_(reordered(p, sums, /*back=*/true));
+        if (grads.bias_ih)
+            m.at(grads.bias_ih, gate_rows)
+                .copy_(reordered(p, sums.narrow(0, 0, gate_rows), /*back=*/true));
         if (grads.bias_hh)
             m.at(grads.bias_hh, gate_rows)
                 .copy_(sums.narrow(0, sums.size(0) - gate_rows, gate_rows));

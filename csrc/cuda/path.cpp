@@ -26,7 +26,7 @@ PersistentMemory::PersistentMemory(const PersistentPlan& plan, const Problem& p,
                                    const fastrnn::Sequence& steps, cudaStream_t stream)
     : sequence{nullptr, steps.steps, steps.batch, steps.rows()} {
     const auto options = at::TensorOptions(p.device);
-    workspace = at::zeros({static_cast<int64_t>(plan.workspace)}, options.dtype(at::kByte));
+    workspace = at::empty({static_cast<int64_t>(plan.workspace)}, options.dtype(at::kByte));
     if (steps.rows() == steps.steps * steps.batch) return;
     batch_sizes = at::empty({steps.steps}, options.dtype(at::kInt));
     sequence.batch_sizes = batch_sizes.const_data_ptr<int>();

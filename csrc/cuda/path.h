@@ -13,7 +13,7 @@ PersistentPlan choose_path(Pass pass, const Problem& problem);
 
 // What a persistent launch needs beside its plan and the directions.
 struct PersistentMemory {
-    Tensor workspace;    // zeros
+    Tensor workspace;    // [bytes]
     Tensor batch_sizes;  // [T] int32, of packed data
     Sequence sequence;
 

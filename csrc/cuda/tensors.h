@@ -55,7 +55,7 @@ struct StepRows {
 };
 
 // Of the i-th step that direction 0 (in time) or 1 (against it) takes in the forward pass.
-inline StepRows step_rows(const Sequence& s, int direction, int64_t i) {
+inline StepRows step_rows(const fastrnn::Sequence& s, int direction, int64_t i) {
     if (i < 0 || i >= s.steps) return {};
     const int64_t t = direction == 0 ? i : s.steps - 1 - i;
     return {s.offsets[t], s.batch_sizes[t]};
