@@ -1,7 +1,8 @@
 """What every test can rely on: the device and the instruction set under test, torch left as found.
 
-`pytest --device cuda` runs the tests on a GPU: it is torch's default device then, for the tensors of
-a test as for its layers. Tests marked `cpu` are about the CPU alone, those marked `cuda` about CUDA.
+`pytest --device cuda` runs the tests on a GPU: it is torch's default device then, for the tensors
+of a test as for its layers. Tests marked `cpu` are about the CPU alone, those marked `cuda` about
+CUDA.
 """
 
 import logging
@@ -32,7 +33,6 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--device cuda: fastrnn was built without CUDA: {built}")
         # Before the tests' files are read, which make tensors of their own.
         torch.set_default_device("cuda")
-    config.addinivalue_line("markers", "cpu(reason): about the CPU alone")
     config.addinivalue_line(
         "markers", "once: the same whatever the instruction set, so test_isa.py leaves it out"
     )

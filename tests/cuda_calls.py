@@ -68,6 +68,4 @@ def _on_the_virtual_gpu(run: Callable[[], Any]) -> Calls:
     after.subtract(before)
     launches = {k.removeprefix("launch:"): n for k, n in after.items() if k.startswith("launch:")}
     waits = ("device_synchronize_calls", "stream_synchronize_calls", "waits")
-    return Calls(
-        Counter(launches), after["memcpy_d2h_bytes"], sum(after[name] for name in waits)
-    )
+    return Calls(Counter(launches), after["memcpy_d2h_bytes"], sum(after[name] for name in waits))

@@ -124,7 +124,12 @@ GRU = sample("gru")
         (PACKED, X, PACKED[X][..., None], "input must have 2 dimensions, got 3"),
         (PACKED, SIZES, host_tensor([]), "batch_sizes can not be empty"),
         (PACKED, SIZES, host_tensor([[3, 3, 2, 1]]), "batch_sizes must have 1 dimension"),
-        (PACKED, SIZES, host_tensor([3.0, 3, 2, 1], torch.float32), "expected scalar type Long but found Float"),
+        (
+            PACKED,
+            SIZES,
+            host_tensor([3.0, 3, 2, 1], torch.float32),
+            "expected scalar type Long but found Float",
+        ),
         (PACKED, SIZES, host_tensor([3, 3, 2, 1], torch.int32), "Long but found Int"),
         (PACKED, SIZES, torch.tensor([3, 3, 2, 1], device="meta"), "should always be on CPU"),
         (PACKED, SIZES, host_tensor([4, 3, 1, 1]), r"Expected hidden\[0\] size \[1, 4, 17\]"),
