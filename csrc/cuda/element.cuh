@@ -36,57 +36,52 @@ struct BackwardRow {
                    // was the initial state
 };
 
-// h_{t-1}, which is also left for the gradient of W_hh if that is wanted.
+// h_{t-1}.
 template <class S>
-__device__ __forceinline__ Arithmetic<S> previous_h(const BackwardDirection& d, const LayerSize& z,
-                                                    const BackwardRow& row, int64_t unit) {
-    const auto h = row.prev < 0 ? load<S>(d.h0, row.b * z.recurrent + unit)
-                                : load<S>(d.output, row.prev * z.output_stride + unit);
-    if (d.prev) store<S>(d.prev, row.at * z.recurrent + unit, h);
-    return h;
+__device__ __forceinline__ S previous_h(const BackwardDirection& d, const LayerSize& z,
+                                        const BackwardRow& row, int64_t unit) {
+    return row.prev < 0 ? read<S>(d.h0, row.b * z.recurrent + unit)
+                        : read<S>(d.output, row.prev * z.output_stride + unit);
 }
 
-// dL/dh_t: what is known of it, and what the user's loss says of this step's output.
-template <class S>
-__device__ __forceinline__ Arithmetic<S> whole_dh(const BackwardDirection& d, const LayerSize& z,
-                                                  int64_t at, int64_t unit, Arithmetic<S> known) {
-    return known + load<S>(d.grad_output, at * z.grad_output_stride + unit);
-}
-
-// What a row's gradients of the gates are computed from, beside dh, dc and h_{t-1}. Apart, so that
-// the persistent kernel can read it while it waits for dh.
+// What a row's gradients of the gates are computed from, beside what comes through time. Apart and as
+// it is stored, so that the persistent kernel can ask for it before it waits.
 template <class Cell, class S>
 struct BackwardInputs {
-    using A = Arithmetic<S>;
-    A saved[Cell::saved + 1], h{}, c{}, c_prev{};
+    S saved[Cell::saved + 1], h, h_prev, c, c_prev;
 
-    __device__ __forceinline__ BackwardInputs() {}
+    __device__ __forceinline__ BackwardInputs() {
+        for (int i = 0; i < Cell::saved; ++i) saved[i] = narrow<S>(0);
+        h = h_prev = c = c_prev = narrow<S>(0);
+    }
     __device__ __forceinline__ BackwardInputs(const BackwardDirection& d, const LayerSize& z,
-                                              const BackwardRow& row, int64_t unit) {
+                                              const BackwardRow& row, int64_t unit, bool projected)
+        : BackwardInputs() {
         for (int i = 0; i < Cell::saved; ++i)
-            saved[i] = load<S>(d.saved, (row.at * Cell::saved + i) * z.hidden + unit);
-        if constexpr (Cell::needs_h) h = load<S>(d.output, row.at * z.output_stride + unit);
+            saved[i] = read<S>(d.saved, (row.at * Cell::saved + i) * z.hidden + unit);
+        if constexpr (Cell::needs_h) h = read<S>(d.output, row.at * z.output_stride + unit);
+        if (!projected && (Cell::needs_h_prev || d.prev)) h_prev = previous_h<S>(d, z, row, unit);
         if constexpr (Cell::has_c) {
-            c = load<S>(d.kept_c, row.at * z.hidden + unit);
-            c_prev = row.prev < 0 ? load<S>(d.c0, row.b * z.hidden + unit)
-                                  : load<S>(d.kept_c, row.prev * z.hidden + unit);
+            c = read<S>(d.kept_c, row.at * z.hidden + unit);
+            c_prev = row.prev < 0 ? read<S>(d.c0, row.b * z.hidden + unit)
+                                  : read<S>(d.kept_c, row.prev * z.hidden + unit);
         }
     }
 };
 
 // Writes the gradients of the gates, and leaves them in dgates [grads]; dc: dL/dc_t, becomes
-// dL/dc_{t-1}.
-// Returns the part of dL/dh_{t-1} that does not pass through W_hh.
+// dL/dc_{t-1}. Returns the part of dL/dh_{t-1} that does not pass through W_hh.
 template <class Cell, class S>
 __device__ __forceinline__ Arithmetic<S> backward_element(const BackwardDirection& d,
                                                           int64_t hidden, int64_t at, int64_t unit,
                                                           const BackwardInputs<Cell, S>& in,
-                                                          Arithmetic<S> h_prev, Arithmetic<S> dh,
-                                                          Arithmetic<S>& dc,
+                                                          Arithmetic<S> dh, Arithmetic<S>& dc,
                                                           Arithmetic<S>* dgates) {
     using A = Arithmetic<S>;
-    A dh_prev{}, dc_prev{};
-    Cell::backward(in.saved, h_prev, in.c_prev, in.h, in.c, dh, dc, dgates, dh_prev, dc_prev);
+    A saved[Cell::saved + 1], dh_prev{}, dc_prev{};
+    for (int i = 0; i < Cell::saved; ++i) saved[i] = widen(in.saved[i]);
+    Cell::backward(saved, widen(in.h_prev), widen(in.c_prev), widen(in.h), widen(in.c), dh, dc,
+                   dgates, dh_prev, dc_prev);
     for (int i = 0; i < Cell::grads; ++i)
         store<S>(d.dgates, (at * Cell::grads + i) * hidden + unit, dgates[i]);
     dc = dc_prev;

@@ -19,15 +19,15 @@ public:
     __device__ __forceinline__ GroupBarrier(unsigned* counter, unsigned blocks)
         : counter_(counter), blocks_(blocks) {}
 
-    __device__ __forceinline__ void arrive() {
+    __device__ __forceinline__ void arrive() const {
         __syncthreads();
-        reached_ += blocks_;
         if (blocks_ > 1 && threadIdx.x == 0)
             asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter_) : "memory");
     }
 
-    // The differences are right even after the counter has wrapped round.
-    __device__ __forceinline__ void wait() const {
+    // Until all have arrived so many times; the same for all threads. The differences are right even
+    // after the counter has wrapped round.
+    __device__ __forceinline__ void wait(unsigned times) const {
         if (blocks_ == 1) return;  // the __syncthreads in `arrive` was all
         if (threadIdx.x == 0) {
             unsigned count;
@@ -36,14 +36,14 @@ public:
                              : "=r"(count)
                              : "l"(counter_)
                              : "memory");
-            } while (static_cast<int>(count - reached_) < 0);
+            } while (static_cast<int>(count - times * blocks_) < 0);
         }
         __syncthreads();
     }
 
 private:
     unsigned* counter_;
-    unsigned blocks_, reached_ = 0;
+    unsigned blocks_;
 };
 
 }  // namespace fastrnn::cuda

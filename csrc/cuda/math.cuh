@@ -56,8 +56,13 @@ __device__ __forceinline__ S narrow(Arithmetic<S> v) {
 
 // Value i of an array of S, or 0 if there is no array.
 template <class S>
+__device__ __forceinline__ S read(const void* array, int64_t i) {
+    return array ? static_cast<const S*>(array)[i] : narrow<S>(0);
+}
+
+template <class S>
 __device__ __forceinline__ Arithmetic<S> load(const void* array, int64_t i) {
-    return array ? widen(static_cast<const S*>(array)[i]) : Arithmetic<S>{};
+    return widen(read<S>(array, i));
 }
 
 template <class S>

@@ -1,5 +1,7 @@
 #include "persistent.h"
 
+#include <limits>
+
 #include "persistent_kernel.h"
 
 namespace fastrnn::cuda {
@@ -21,6 +23,8 @@ cudaError_t launch(const PersistentPlan& plan, const LayerSize& size, const Sequ
     arguments.width = plan.exchange_width;
     arguments.counters = static_cast<unsigned*>(workspace);
     arguments.exchange = arguments.counters + counter_stride * directions * plan.groups;
+    // The kernels count steps with an int.
+    if (sequence.steps >= std::numeric_limits<int>::max()) return cudaErrorInvalidValue;
     // Counters from 0, and zeros as padding.
     if (const cudaError_t error = cudaMemsetAsync(workspace, 0, plan.workspace, stream);
         error != cudaSuccess)

@@ -20,32 +20,39 @@ namespace fastrnn::cuda {
 class Walk {
 public:
     __device__ __forceinline__ Walk(const Sequence& sequence, bool ascending)
-        : sequence_(sequence), step_(ascending ? -1 : sequence.steps), ascending_(ascending) {
-        next_rows = rows_in(ascending ? 0 : sequence.steps - 1);
-        next_first = ascending ? 0 : sequence.rows - next_rows;
+        : rows(0),
+          sequence_(sequence),
+          step_(ascending ? -1 : int(sequence.steps)),
+          ascending_(ascending) {
+        next_rows = rows_in(ascending ? 0 : int(sequence.steps) - 1);
+        first = ascending ? 0 : sequence.rows;
         advance();
     }
 
     // After the last step there are no rows.
     __device__ __forceinline__ void advance() {
+        first = next_first(), rows = next_rows;
         step_ += ascending_ ? 1 : -1;
-        first = next_first, rows = next_rows;
-        const int64_t next = step_ + (ascending_ ? 1 : -1);
-        next_rows = next >= 0 && next < sequence_.steps ? rows_in(next) : 0;
-        next_first = ascending_ ? first + rows : first - next_rows;
+        next_rows = rows_in(step_ + (ascending_ ? 1 : -1));
     }
 
-    int64_t first, rows;            // of this step in the data, and how many
-    int64_t next_first, next_rows;  // of the step handled after it
+    // The first row of the step handled next.
+    __device__ __forceinline__ int64_t next_first() const {
+        return ascending_ ? first + rows : first - next_rows;
+    }
+
+    int64_t first;        // row of this step in the data
+    int rows, next_rows;  // of this step, and of the one handled next
 
 private:
-    __device__ __forceinline__ int64_t rows_in(int64_t step) const {
-        return sequence_.batch_sizes ? sequence_.batch_sizes[step] : sequence_.batch;
+    __device__ __forceinline__ int rows_in(int step) const {
+        if (step < 0 || step >= sequence_.steps) return 0;
+        return sequence_.batch_sizes ? sequence_.batch_sizes[step] : int(sequence_.batch);
     }
 
     const Sequence& sequence_;
-    int64_t step_;
-    bool ascending_;
+    int step_;
+    const bool ascending_;
 };
 
 // A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit. What is
@@ -70,9 +77,8 @@ public:
     }
 
     // Rows of the group among the first n of the batch.
-    __device__ __forceinline__ int rows_among(int64_t n) const {
-        n -= first_row;
-        return n < 0 ? 0 : n < tiling_.group_rows ? int(n) : tiling_.group_rows;
+    __device__ __forceinline__ int rows_among(int n) const {
+        return max(0, min(n - first_row, tiling_.group_rows));
     }
 
     // Whether the thread's i-th element of the tile of rows from row0 on is one of `count` rows of the
@@ -101,11 +107,11 @@ public:
     // One thread of those that have the same unit.
     __device__ __forceinline__ bool first_of_unit() const { return unit_row_ == 0; }
 
-    // The warp's weights. weights_of(output, unit, k): those of a chunk from k on.
+    // The warp's weights. weights_of(unit, output, k): those of a chunk from k on.
     template <class Weights, class WeightsOf>
     __device__ __forceinline__ void load(Weights& weights, WeightsOf weights_of) const {
-        weights.load(chunks_, [&](int output, int unit_of_tile, int chunk) {
-            return weights_of(output, first_unit_ + unit_of_tile, first_k_ + chunk * chunk_size);
+        weights.load(chunks_, [&](int unit_of_tile, int output, int chunk) {
+            return weights_of(first_unit_ + unit_of_tile, output, first_k_ + chunk * chunk_size);
         });
     }
 
@@ -115,7 +121,7 @@ public:
     __device__ __forceinline__ void multiply(const Weights& weights, const S* exchange, int width,
                                              int row0, int count, float* sums) {
         turn_ ^= 1;
-        weights.multiply(exchange + row0 * width + first_k_, width, count - row0, chunks_,
+        weights.multiply(exchange + row0 * width, width, first_k_, count - row0, chunks_,
                          sums + turn_ * tiling_.sums(O) + warp_sums_,
                          tiling_.tiles * tiling_.sums_stride());
     }
@@ -136,15 +142,15 @@ private:
     int first_unit_, first_k_, chunks_, warp_sums_, unit_row_, turn_ = 0;
 
 public:
-    const int unit;           // the thread's
-    const int64_t first_row;  // of the group
+    const int unit;       // the thread's
+    const int first_row;  // of the group
 };
 
-template <class S>
-__device__ __forceinline__ S* exchange_rows(void* exchange, int64_t batch, int width, int turn,
-                                            int64_t first_row) {
-    return static_cast<S*>(exchange) +
-           ((int64_t(turn) * gridDim.z + blockIdx.z) * batch + first_row) * width;
+// The block's group in one of the two exchange buffers.
+template <class S, class Arguments>
+__device__ __forceinline__ S* exchange_of_group(const Arguments& a, int turn) {
+    const int64_t group = (int64_t(turn) * gridDim.z + blockIdx.z) * gridDim.y + blockIdx.y;
+    return static_cast<S*>(a.exchange) + group * a.tiling.group_rows * a.width;
 }
 
 __device__ __forceinline__ unsigned* counter_of_group(unsigned* counters) {
@@ -163,12 +169,10 @@ __global__ void __launch_bounds__(most_threads<S>)
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* states = sums + 2 * a.tiling.sums(G);              // c: [rows, units]
     float* biases = states + Cell::has_c * a.tiling.state();  // [2][G][units]
-    const auto exchange = [&](int turn) {
-        return exchange_rows<S>(a.exchange, a.sequence.batch, width, turn, part.first_row);
-    };
 
-    Resident<S, most_chunks(G), G> weights;
-    part.load(weights, [&](int gate, int own, int k) {
+    using Weights = Resident<S, most_chunks(G), G>;
+    Weights weights;
+    part.load(weights, [&](int own, int gate, int k) {
         return ChunkWeights<S>{
             static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + own) * H + k, 1,
             own < H ? H - k : 0};
@@ -179,42 +183,47 @@ __global__ void __launch_bounds__(most_threads<S>)
             biases[part.bias_at(G + g)] = load<S>(d.bias_hh, g * H + unit);
         }
     part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
-        const int64_t at = (part.first_row + row) * H + unit;
+        const int64_t at = int64_t(part.first_row + row) * H + unit;
         if constexpr (Cell::has_c) states[part.state_at(row)] = static_cast<const float*>(d.c)[at];
         // Into both: a row that joins later finds it at whatever step.
         for (int turn = 0; turn < 2; ++turn)
-            exchange(turn)[row * width + unit] = static_cast<const S*>(d.h)[at];
+            exchange_of_group<S>(a, turn)[Weights::place(row, unit, width)] =
+                static_cast<const S*>(d.h)[at];
     });
-    GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
+    const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
     barrier.arrive();
 
     Walk walk(a.sequence, blockIdx.z == 0);
-    for (int64_t step = 0; step < a.sequence.steps; ++step, walk.advance()) {
-        const S* before = exchange(step & 1);
-        S* after = exchange(~step & 1);
+    for (int step = 0; step < a.sequence.steps; ++step, walk.advance()) {
+        const S* before = exchange_of_group<S>(a, step & 1);
+        S* after = exchange_of_group<S>(a, ~step & 1);
         const int rows = part.rows_among(walk.rows);
         for (int row0 = 0; row0 < rows; row0 += tile_rows) {
             S x[most_elements][G], h_prev[most_elements];
             const auto read_inputs = [&](int i) {
                 int row;
+                // Without values for the others, the compiler would keep last step's.
+                for (int g = 0; g < G; ++g) x[i][g] = narrow<S>(0);
+                h_prev[i] = narrow<S>(0);
                 if (!part.element(row0, i, rows, row)) return;
                 const int64_t at = walk.first + part.first_row + row;
                 for (int g = 0; g < G; ++g)
                     x[i][g] = static_cast<const S*>(d.x)[(at * G + g) * H + unit];
-                h_prev[i] = before[row * width + unit];
+                h_prev[i] = before[Weights::place(row, unit, width)];
             };
-            // The first while waiting, the others when the registers of the product are free again.
+            // The first while waiting, the next when the registers of the product are free again.
             read_inputs(0);
-            if (row0 == 0) barrier.wait();
+            if (row0 == 0) barrier.wait(step + 1);
             part.multiply(weights, before, width, row0, rows, sums);
-#pragma unroll
-            for (int i = 1; i < most_elements; ++i) read_inputs(i);
+            read_inputs(1);
             __syncthreads();
 #pragma unroll
             for (int i = 0; i < most_elements; ++i) {
+                if (i > 0 && i + 1 < most_elements) read_inputs(i + 1);
                 int row;
                 if (!part.element(row0, i, rows, row)) continue;
-                const int64_t b = part.first_row + row, at = walk.first + b;
+                const int b = part.first_row + row;
+                const int64_t at = walk.first + b, state_at = int64_t(b) * H + unit;
                 float x_sum[G], r_sum[G], c{};
                 for (int g = 0; g < G; ++g) {
                     x_sum[g] = widen(x[i][g]) + biases[part.bias_at(g)];
@@ -224,11 +233,11 @@ __global__ void __launch_bounds__(most_threads<S>)
                 const float h =
                     forward_element<Cell, S>(d, H, at, unit, x_sum, r_sum, widen(h_prev[i]), c);
                 if constexpr (Cell::has_c) states[part.state_at(row)] = c;
-                after[row * width + unit] = narrow<S>(h);
+                after[Weights::place(row, unit, width)] = narrow<S>(h);
                 store<S>(d.output, at * a.size.output_stride + unit, h);
                 if (b >= walk.next_rows) {  // its last step
-                    store<S>(d.h, b * H + unit, h);
-                    if constexpr (Cell::has_c) static_cast<float*>(d.c)[b * H + unit] = c;
+                    store<S>(d.h, state_at, h);
+                    if constexpr (Cell::has_c) static_cast<float*>(d.c)[state_at] = c;
                 }
             }
         }
@@ -249,72 +258,73 @@ __global__ void __launch_bounds__(most_threads<S>)
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* dh_states = sums + 2 * a.tiling.sums(1);   // what is known of dh: [rows, units]
     float* dc_states = dh_states + a.tiling.state();  // [rows, units]
-    const auto exchange = [&](int turn) {
-        return exchange_rows<S>(a.exchange, a.sequence.batch, width, turn, part.first_row);
-    };
 
-    Resident<S, most_chunks(1), 1> weights;
-    part.load(weights, [&](int, int own, int k) {
+    using Weights = Resident<S, most_chunks(1), 1>;
+    Weights weights;
+    part.load(weights, [&](int own, int, int k) {
         const int gate = k / gate_width, row = k % gate_width;
         return ChunkWeights<S>{
             static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + row) * H + own, H,
             own < H ? H - row : 0};
     });
     part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
-        const int64_t at = (part.first_row + row) * H + unit;
+        const int64_t at = int64_t(part.first_row + row) * H + unit;
         dh_states[part.state_at(row)] = static_cast<const float*>(d.dh)[at];
         if constexpr (Cell::has_c)
             dc_states[part.state_at(row)] = static_cast<const float*>(d.dc)[at];
     });
-    GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
+    const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
     barrier.arrive();
 
     // One more than there are steps: the last takes the first step's gradients to the initial state.
     Walk walk(a.sequence, blockIdx.z == 1);
     int linked = 0;  // rows that were alive in the step handled before
-    for (int64_t step = 0; step <= a.sequence.steps; ++step, walk.advance()) {
-        const S* before = exchange(step & 1);
-        S* after = exchange(~step & 1);
+    for (int step = 0; step <= a.sequence.steps; ++step, walk.advance()) {
+        const S* before = exchange_of_group<S>(a, step & 1);
+        S* after = exchange_of_group<S>(a, ~step & 1);
         const int rows = part.rows_among(walk.rows), all_rows = max(rows, linked);
         for (int row0 = 0; row0 < all_rows; row0 += tile_rows) {
             BackwardInputs<Cell, S> inputs[most_elements];
-            float grad_output[most_elements], h_prev[most_elements];
+            S grad_output[most_elements];
             const auto read_inputs = [&](int i) {
                 int row;
+                inputs[i] = BackwardInputs<Cell, S>();
+                grad_output[i] = narrow<S>(0);
                 if (!part.element(row0, i, rows, row)) return;
-                const int64_t b = part.first_row + row;
+                const int b = part.first_row + row;
                 const BackwardRow at{b, walk.first + b,
-                                     b < walk.next_rows ? walk.next_first + b : -1};
-                inputs[i] = BackwardInputs<Cell, S>(d, z, at, unit);
-                grad_output[i] = whole_dh<S>(d, z, at.at, unit, 0);
-                h_prev[i] = previous_h<S>(d, z, at, unit);
+                                     b < walk.next_rows ? walk.next_first() + b : -1};
+                inputs[i] = BackwardInputs<Cell, S>(d, z, at, unit, false);
+                grad_output[i] = read<S>(d.grad_output, at.at * z.grad_output_stride + unit);
             };
             // As in the forward pass.
             read_inputs(0);
-            if (row0 == 0) barrier.wait();
+            if (row0 == 0) barrier.wait(step + 1);
             if (row0 < linked) part.multiply(weights, before, width, row0, linked, sums);
-#pragma unroll
-            for (int i = 1; i < most_elements; ++i) read_inputs(i);
+            read_inputs(1);
             __syncthreads();
 #pragma unroll
             for (int i = 0; i < most_elements; ++i) {
+                if (i > 0 && i + 1 < most_elements) read_inputs(i + 1);
                 int row;
                 if (!part.element(row0, i, all_rows, row)) continue;
-                const int64_t b = part.first_row + row;
+                const int b = part.first_row + row;
                 float dh = dh_states[part.state_at(row)], dc{}, dgates[Cell::grads];
                 if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
                 if (row < linked) dh += part.sum(sums, row, 0);
                 if (row >= rows) {  // at its initial state
-                    static_cast<float*>(d.dh)[b * H + unit] = dh;
-                    if constexpr (Cell::has_c) static_cast<float*>(d.dc)[b * H + unit] = dc;
+                    const int64_t at = int64_t(b) * H + unit;
+                    static_cast<float*>(d.dh)[at] = dh;
+                    if constexpr (Cell::has_c) static_cast<float*>(d.dc)[at] = dc;
                     continue;
                 }
-                dh_states[part.state_at(row)] =
-                    backward_element<Cell, S>(d, H, walk.first + b, unit, inputs[i], h_prev[i],
-                                              dh + grad_output[i], dc, dgates);
+                const int64_t at = walk.first + b;
+                dh_states[part.state_at(row)] = backward_element<Cell, S>(
+                    d, H, at, unit, inputs[i], dh + widen(grad_output[i]), dc, dgates);
+                if (d.prev) static_cast<S*>(d.prev)[at * H + unit] = inputs[i].h_prev;
                 if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
                 for (int g = 0; g < G; ++g)
-                    after[row * width + g * gate_width + unit] =
+                    after[Weights::place(row, g * gate_width + unit, width)] =
                         narrow<S>(dgates[Cell::grads - G + g]);
             }
         }

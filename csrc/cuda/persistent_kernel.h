@@ -25,7 +25,7 @@ struct PersistentArguments {
     Tiling tiling;
     int chunks;          // of the contraction: `width` values
     int width;           // H or G * H with padding: of a row of the exchange buffer
-    void* exchange;      // [2][D][B][width], zeros at first
+    void* exchange;      // [2][D][groups][group_rows][width], zeros at first
     unsigned* counters;  // [D][groups], counter_stride apart, likewise
 };
 

@@ -138,6 +138,7 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, i
     if (!device.cooperative) return no("no cooperative launches");
     // Before any product of sizes that could overflow.
     if (hidden > 16384) return no("the weights do not fit into the registers");
+    if (batch > std::numeric_limits<int>::max() / 2) return no("a batch beyond an int");
     if (!Planner(*plan.kernel, device, storage, hidden, batch, directions).cut(plan))
         return no("the weights do not fit into the registers");
     cudaFuncAttributes attributes{};
@@ -148,8 +149,9 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, i
     plan.registers = attributes.numRegs;
     plan.exchange_width = static_cast<int>(round_up(hidden, chunk_size)) * plan.kernel->inputs;
     const int64_t value = storage == Storage::float32 ? 4 : 2;
-    plan.workspace = sizeof(unsigned) * counter_stride * directions * plan.groups +
-                     2 * directions * batch * value * plan.exchange_width;
+    plan.workspace =
+        sizeof(unsigned) * counter_stride * directions * plan.groups +
+        2 * directions * plan.groups * value * plan.tiling.group_rows * plan.exchange_width;
     plan.fits = true;
     plan.reason = "fits";
     return plan;

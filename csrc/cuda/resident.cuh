@@ -2,9 +2,8 @@
 //
 // A warp holds the weights of one tile of 8 units, O outputs each (the gates, in the forward pass), for
 // up to C chunks of the contraction. It multiplies them with a tile of 16 rows and leaves
-// sums[O][16 rows][8 units] in shared memory. Which lane holds which values of a chunk is free, as
-// long as the rows are read alike: each lane reads 16 bytes at a time, and those that read the same
-// row read whole sectors.
+// sums[O][16 rows][8 units] in shared memory. How the rows lie in the exchange buffer, and which lane
+// holds which weights, is up to the warp's type: `place` says where a value is.
 #pragma once
 #include <string.h>
 
@@ -18,21 +17,22 @@ namespace fastrnn::cuda {
 template <class S>
 struct ChunkWeights {
     const S* first;
-    int64_t stride, count;
+    int stride, count;
 
-    // Weights [k, k + n) of the chunk.
-    template <int n>
-    __device__ __forceinline__ void read(int k, S* to) const {
+    // Weights [k, k + 4) of the chunk.
+    __device__ __forceinline__ void read4(int k, S* to) const {
         const S* from = first + k * stride;
-        if (stride == 1 && k + n <= count && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-            for (int i = 0; i < n; i += 16 / sizeof(S)) {
-                const uint4 bits = *reinterpret_cast<const uint4*>(from + i);
-                memcpy(to + i, &bits, sizeof bits);
-            }
+        if (stride == 1 && k + 4 <= count &&
+            reinterpret_cast<uintptr_t>(from) % sizeof(Four) == 0) {
+            const Four four = *reinterpret_cast<const Four*>(from);
+            memcpy(to, &four, sizeof four);
             return;
         }
-        for (int i = 0; i < n; ++i) to[i] = k + i < count ? from[i * stride] : narrow<S>(0);
+        for (int i = 0; i < 4; ++i) to[i] = k + i < count ? from[i * stride] : narrow<S>(0);
     }
+
+private:
+    using Four = std::conditional_t<sizeof(S) == 4, uint4, uint2>;
 };
 
 // 16 bytes of a row, or zeros.
@@ -40,75 +40,83 @@ __device__ __forceinline__ uint4 read16(const void* p, bool there) {
     return there ? *static_cast<const uint4*>(p) : uint4{};
 }
 
-// float16 and bfloat16 on the tensor cores, with sums in float. Lane 4 g + t holds values
-// [8 t, 8 t + 8) of each chunk for unit g, and reads those of rows g and g + 8.
+// float16 and bfloat16 on the tensor cores, with sums in float. Of 16 values of a row, lane 4 g + t
+// holds [4 t, 4 t + 4), those of rows g and g + 8 and of unit g. The rows lie as the lanes read
+// them: [16 rows] by [16 values] make [32 lanes][8 values], the 4 registers of mma's operand A, 16
+// bytes.
 template <class S, int C, int O>
 class Resident {
 public:
-    // weights_of(output, unit of the tile, chunk)
+    static __device__ __forceinline__ int place(int row, int k, int width) {
+        const int lane = row % 8 * 4 + k % 16 / 4, reg = k % 4 / 2 * 2 + row % 16 / 8;
+        return row / 16 * 16 * width + k / 16 * 256 + lane * 8 + reg * 2 + k % 2;
+    }
+
+    // weights_of(unit of the tile, output, chunk)
     template <class WeightsOf>
     __device__ __forceinline__ void load(int chunks, WeightsOf weights_of) {
 #pragma unroll
         for (int c = 0; c < C; ++c)
 #pragma unroll
             for (int o = 0; o < O; ++o) {
-                S run[8];
+                S run[2][4];
                 const ChunkWeights<S> from =
-                    c < chunks ? weights_of(o, lane() / 4, c) : ChunkWeights<S>{};
-                from.template read<8>(lane() % 4 * 8, run);
+                    c < chunks ? weights_of(lane() / 4, o, c) : ChunkWeights<S>{};
+                from.read4(lane() % 4 * 4, run[0]);
+                from.read4(lane() % 4 * 4 + 16, run[1]);
                 memcpy(weights_[c][o], run, sizeof run);
             }
     }
 
-    // rows: [16 and more, row_stride], at this warp's slice; only the first `count` are read, and
-    // none if that is negative. sums: [O][16][8], outputs output_stride apart.
-    __device__ __forceinline__ void multiply(const S* rows, int row_stride, int count, int chunks,
-                                             float* sums, int output_stride) const {
+    // rows: a tile of rows of the exchange buffer, `count` of which are wanted. first: the first value
+    // of the warp's slice. sums: [O][16][8], outputs output_stride apart.
+    __device__ __forceinline__ void multiply(const S* rows, int width, int first, int count,
+                                             int chunks, float* sums, int output_stride) const {
         const int g = lane() / 4, t = lane() % 4;
-        const S* low = rows + g * row_stride + t * 8;
-        const S* high = low + 8 * row_stride;
-        float sum[O][4] = {};
+        const S* own = rows + first * 16 + lane() * 8;
+        float sum[O][chains][4] = {};
 #pragma unroll
-        for (int first = 0; first < C; first += batch) {
-            if (first >= chunks) break;
+        for (int c0 = 0; c0 < C; c0 += batch) {
+            if (c0 >= chunks) break;
             uint4 a[batch][2];
-#pragma unroll
-            for (int i = 0; i < batch; ++i) {
-                const bool there = first + i < chunks;
-                a[i][0] = read16(low + (first + i) * chunk_size, there && g < count);
-                a[i][1] = read16(high + (first + i) * chunk_size, there && g + 8 < count);
-            }
 #pragma unroll
             for (int i = 0; i < batch; ++i)
 #pragma unroll
-                for (int o = 0; o < O; ++o) {
-                    const uint32_t* w = weights_[first + i][o];
-                    const uint4 &l = a[i][0], &h = a[i][1];
-                    mma(sum[o], l.x, h.x, l.y, h.y, w[0], w[1]);
-                    mma(sum[o], l.z, h.z, l.w, h.w, w[2], w[3]);
-                }
+                for (int half = 0; half < 2; ++half)
+                    a[i][half] =
+                        read16(own + (c0 + i) * 512 + half * 256, c0 + i < chunks && g < count);
+#pragma unroll
+            for (int i = 0; i < batch; ++i)
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+#pragma unroll
+                    for (int o = 0; o < O; ++o)
+                        mma(sum[o][half % chains], a[i][half], &weights_[c0 + i][o][2 * half]);
         }
         float* to = sums + g * tile_units + 2 * t;
 #pragma unroll
         for (int o = 0; o < O; ++o, to += output_stride) {
-            *reinterpret_cast<float2*>(to) = {sum[o][0], sum[o][1]};
-            *reinterpret_cast<float2*>(to + 8 * tile_units) = {sum[o][2], sum[o][3]};
+            float* s = sum[o][0];
+            if constexpr (chains == 2)
+                for (int i = 0; i < 4; ++i) s[i] += sum[o][1][i];
+            *reinterpret_cast<float2*>(to) = {s[0], s[1]};
+            *reinterpret_cast<float2*>(to + 8 * tile_units) = {s[2], s[3]};
         }
     }
 
 private:
-    static constexpr int batch = C < 4 ? C : 4;  // chunks whose rows are read at a time
+    static constexpr int batch = C < 4 ? C : 4;   // chunks whose rows are read at a time
+    static constexpr int chains = O < 3 ? 2 : 1;  // of additions, so that they need not wait
 
     static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 
     // sum [16, 8] += a [16, 16] b [16, 8]
-    static __device__ __forceinline__ void mma(float* sum, uint32_t a0, uint32_t a1, uint32_t a2,
-                                               uint32_t a3, uint32_t b0, uint32_t b1) {
+    static __device__ __forceinline__ void mma(float* sum, const uint4& a, const uint32_t* b) {
 #define FASTRNN_MMA(type)                                                      \
     asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
         ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])               \
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]))
 #if __CUDA_ARCH__ >= 800
         if constexpr (std::is_same_v<S, __half>)
             FASTRNN_MMA("f16");
@@ -136,6 +144,10 @@ class Resident<float, C, O> {
     static constexpr int steps = (C * chunk_size + step - 1) / step;
 
 public:
+    static __device__ __forceinline__ int place(int row, int k, int width) {
+        return row * width + k;
+    }
+
     template <class WeightsOf>
     __device__ __forceinline__ void load(int chunks, WeightsOf weights_of) {
 #pragma unroll
@@ -146,19 +158,19 @@ public:
 #pragma unroll
                 for (int u = 0; u < units; ++u) {
                     const ChunkWeights<float> from = c < chunks
-                                                         ? weights_of(o, lane() / K * units + u, c)
+                                                         ? weights_of(lane() / K * units + u, o, c)
                                                          : ChunkWeights<float>{};
-                    from.template read<4>(k % chunk_size, weights_[s][o][u]);
+                    from.read4(k % chunk_size, weights_[s][o][u]);
                 }
         }
     }
 
-    __device__ __forceinline__ void multiply(const float* rows, int row_stride, int count,
+    __device__ __forceinline__ void multiply(const float* rows, int width, int first, int count,
                                              int chunks, float* sums, int output_stride) const {
-        const float* own = rows + lane() % K * 4;
+        const float* own = rows + first + lane() % K * 4;
         const int length = chunks * chunk_size - lane() % K * 4;
 #pragma unroll 1
-        for (int row = 0; row < tile_rows && row < count; row += 4, own += 4 * row_stride) {
+        for (int row = 0; row < tile_rows && row < count; row += 4, own += 4 * width) {
             float sum[O][K] = {};  // [units][4 rows] each
 #pragma unroll
             for (int s = 0; s < steps; ++s) {
@@ -166,8 +178,8 @@ public:
                 float a[4][4];
 #pragma unroll
                 for (int r = 0; r < 4; ++r) {
-                    const uint4 bits = read16(own + r * row_stride + s * step,
-                                              s * step < length && row + r < count);
+                    const uint4 bits =
+                        read16(own + r * width + s * step, s * step < length && row + r < count);
                     memcpy(a[r], &bits, sizeof bits);
                 }
 #pragma unroll

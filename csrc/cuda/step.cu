@@ -69,7 +69,7 @@ __device__ __forceinline__ bool goes_on(const BackwardDirection& d, const LayerS
     dh = *known;
     if (row.b < step.linked) dh += load<S>(step.r, row.b * z.recurrent + unit);
     if (row.b < step.rows) {
-        dh = whole_dh<S>(d, z, row.at, unit, dh);
+        dh += load<S>(d.grad_output, row.at * z.grad_output_stride + unit);
         return true;
     }
     *known = dh;
@@ -95,15 +95,17 @@ __global__ void __launch_bounds__(threads)
         return;
     A dc{}, dgates[Cell::grads];
     if constexpr (Cell::has_c) dc = static_cast<const A*>(d.dc)[b * z.hidden + unit];
-    const BackwardInputs<Cell, S> in(d, z, row, unit);
-    const A h_prev = step.dh ? A{} : previous_h<S>(d, z, row, unit);
-    const A dh_prev =
-        backward_element<Cell, S>(d, z.hidden, row.at, unit, in, h_prev, dh, dc, dgates);
+    const BackwardInputs<Cell, S> in(d, z, row, unit, step.dh);
+    const A dh_prev = backward_element<Cell, S>(d, z.hidden, row.at, unit, in, dh, dc, dgates);
+    if (d.prev && !step.dh) static_cast<S*>(d.prev)[row.at * z.hidden + unit] = in.h_prev;
     if constexpr (Cell::has_c) static_cast<A*>(d.dc)[b * z.hidden + unit] = dc;
     if (known) *known = dh_prev;
     if constexpr (allows_projection<Cell>)
-        if (step.unprojected)
-            store<S>(step.unprojected, row.at * z.hidden + unit, Cell::output(in.saved, in.c));
+        if (step.unprojected) {
+            A saved[Cell::saved + 1];
+            for (int i = 0; i < Cell::saved; ++i) saved[i] = widen(in.saved[i]);
+            store<S>(step.unprojected, row.at * z.hidden + unit, Cell::output(saved, widen(in.c)));
+        }
 }
 
 template <class S>
@@ -121,7 +123,8 @@ __global__ void __launch_bounds__(threads)
     if (!goes_on<S>(d, z, step, row, unit, known, dh)) return;
     *known = A{};
     store<S>(launch.step[blockIdx.z].dh, row.at * z.recurrent + unit, dh);
-    previous_h<S>(d, z, row, unit);
+    if (d.prev)
+        static_cast<S*>(d.prev)[row.at * z.recurrent + unit] = previous_h<S>(d, z, row, unit);
 }
 
 template <class Step, class Direction>
