@@ -1,5 +1,7 @@
 # make demo   forecasts the S&P 500's closes with torch.nn.LSTM and fastrnn.LSTM, and compares them
 # make test   runs the tests
+# make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
+#             on the virtual GPU at VGPU
 # make bench  times the layers beside torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3 minutes,
 #             results and a picture in bench/out; ARGS='--only streaming' for a part
 # make lint   checks style, format and types
@@ -10,12 +12,17 @@
 #   TORCH=torch==2.14.1          the torch to build against, as pip is to read it
 #   TORCH_INDEX=URL              the index to take torch from, instead of pip's own
 #   VENV=.venv                   where the environment is
+#   CUDA_TORCH=torch==2.14.1, CUDA_VENV=.venv-cuda    the same for test-cuda
+#   VGPU=../shared/vgpu/vgpu     runs a program on a virtual GPU, where there is no real one
 #   ARGS='--window 60'           arguments to the example (demo) or to pytest (test)
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 VENV ?= .venv
+CUDA_TORCH ?= torch==2.14.1
+CUDA_VENV ?= .venv-cuda
+VGPU ?= $(wildcard ../shared/vgpu/vgpu)
 ARGS ?=
 
 python := $(VENV)/bin/python
@@ -29,13 +36,28 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # What lies outside the environment is not part of it.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test bench lint clean FORCE
+.PHONY: demo test test-cuda on-a-gpu a-gpu bench lint clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+test-cuda:
+	+@$(MAKE) --no-print-directory on-a-gpu VENV='$(CUDA_VENV)' TORCH='$(CUDA_TORCH)'
+
+gpu = $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+asked_archs := $(TORCH_CUDA_ARCH_LIST)
+on-a-gpu: export FASTRNN_CUDA := 1
+# The virtual GPU runs the PTX of 9.0.
+on-a-gpu: export TORCH_CUDA_ARCH_LIST = $(or $(asked_archs),$(if $(gpu),,8.0;9.0+PTX))
+on-a-gpu: a-gpu $(VENV)/built
+	@echo 'tests on $(or $(gpu),the virtual GPU $(VGPU))'
+	$(if $(gpu),,$(VGPU) run --) $(python) -m pytest --device cuda -n auto --maxprocesses 8 $(ARGS)
+
+a-gpu:
+	@test -n '$(gpu)$(VGPU)' || { echo 'make: no GPU here, and no virtual one: set VGPU' >&2; exit 1; }
 
 bench: $(VENV)/peers
 	$(python) bench/cpu.py --quick --json bench/out/cpu.json --picture bench/out/cpu.png $(ARGS)
@@ -77,9 +99,14 @@ header := import sysconfig; print(sysconfig.get_path("include") + "/Python.h")
 # what changed: --force, since setuptools would not look at the headers.
 install = $(pip) install --no-build-isolation --editable '.[test,demo]'
 rebuild = $(python) setup.py --quiet build_ext --inplace --force
-$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources)
-	$(if $(filter-out $(sources),$?),$(install),$(rebuild))
+$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources) build/environment
+	$(if $(filter-out $(sources) build/environment,$?),$(install),$(rebuild))
 	@touch $@
+
+# The environment that the extension in fastrnn/ was built for: in another one it does not load.
+build/environment: FORCE
+	@mkdir -p build
+	@echo '$(abspath $(VENV))' | cmp -s - $@ || echo '$(abspath $(VENV))' >$@
 
 # fastrnn is installed at this point, so that pip fetches its extra alone.
 $(VENV)/linters: $(VENV)/torch setup.py | $(VENV)/built

@@ -74,6 +74,18 @@ void check_batch_sizes(const Tensor& sizes, int64_t rows) {
                 " rows");
 }
 
+Storage storage_of(at::ScalarType dtype) {
+    switch (dtype) {
+        case at::kFloat: return Storage::float32;
+        case at::kDouble: return Storage::float64;
+        case at::kBFloat16: return Storage::bfloat16;
+        case at::kHalf: return Storage::float16;
+        default: break;
+    }
+    TORCH_CHECK(false, "fastrnn: dtype ", dtype,
+                " is not supported, expected Float, Double, BFloat16 or Half");
+}
+
 int find_cell(const std::string& name) {
     std::string known;
     for (int i = 0; i < cell_count; ++i) {
@@ -116,6 +128,7 @@ Problem check(const Arguments& a) {
 
     TORCH_CHECK(a.input.defined(), "fastrnn: the input tensor is undefined");
     check_place(a, "input", a.input);
+    p.device = a.input.device();
     check_place(a, "hidden", a.h0);
     TORCH_CHECK(a.c0.has_value() == p.cell.has_c, a.cell,
                 p.cell.has_c ? " expects two hidden states" : " expects one hidden state");
@@ -127,10 +140,7 @@ Problem check(const Arguments& a) {
     check_dtype(a.h0, p.dtype);
     if (p.cell.has_c) check_dtype(*a.c0, p.dtype);
     for (const Tensor& w : a.weights) check_dtype(w, p.dtype);
-    TORCH_CHECK(p.dtype == at::kFloat || p.dtype == at::kDouble || p.dtype == at::kBFloat16 ||
-                    p.dtype == at::kHalf,
-                "fastrnn: dtype ", p.dtype,
-                " is not supported, expected Float, Double, BFloat16 or Half");
+    p.storage = storage_of(p.dtype);
     p.arithmetic = p.dtype == at::kDouble ? at::kDouble : at::kFloat;
     TORCH_CHECK_VALUE(a.dropout >= 0 && a.dropout <= 1,
                       "dropout probability has to be between 0 and 1, but got ", a.dropout);

@@ -11,6 +11,10 @@
 
 namespace fastrnn {
 
+enum class Storage { float32, float64, bfloat16, float16 };
+
+enum class Pass { forward, backward };
+
 struct Sequence {
     int64_t steps;               // T >= 1
     int64_t batch;               // B = batch_sizes[0]

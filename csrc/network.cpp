@@ -3,16 +3,26 @@
 #include <ATen/ATen.h>
 
 #include "cpu/run.h"
+#ifdef FASTRNN_HAS_CUDA
+#include "cuda/run.h"
+#endif
 
 namespace fastrnn {
 namespace {
 
 using at::Tensor;
 
-const Device& kernels_for(const Tensor& input) {
-    TORCH_CHECK_NOT_IMPLEMENTED(input.device().is_cpu(), "fastrnn has no kernels for device ",
-                                input.device(), " in this build, expected tensors on the CPU");
-    return cpu::device;
+const Device& device_for(at::Device device) {
+    if (device.is_cpu()) return cpu::device;
+#ifdef FASTRNN_HAS_CUDA
+    if (device.is_cuda()) return cuda::device;
+#endif
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !device.is_cuda(), "fastrnn has no kernels for device ", device,
+        " in this build (" FASTRNN_CUDA_NOTE
+        "); build it with FASTRNN_CUDA=1 pip install --no-build-isolation -e .");
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "fastrnn has no kernels for device ", device,
+                                ", expected tensors on the CPU or a CUDA device");
 }
 
 // Steps of rows, with the memory that holds them.
@@ -65,6 +75,18 @@ Weights weights_of(const Problem& p, const std::vector<Tensor>& all, int64_t lay
 Dimensions dimensions_of(const Problem& p, int64_t layer) {
     return {p.layer_input(layer), p.hidden, p.recurrent, p.projected,
             static_cast<int>(p.directions)};
+}
+
+// Draws which of a layer's outputs dropout is to keep, by what torch's own layer draws them by on this
+// device.
+void draw(Tensor mask, double dropout, const at::TensorOptions& options) {
+    if (dropout == 1)
+        mask.zero_();
+    else if (mask.is_cpu())
+        mask.bernoulli_(1 - dropout);
+    else
+        mask.copy_(
+            std::get<1>(at::native_dropout(at::empty(mask.sizes(), options), dropout, true)));
 }
 
 // Which outputs of the layer below `layer` dropout kept; undefined if it left them all alone.
@@ -123,7 +145,7 @@ struct Gates {
 }  // namespace
 
 ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep keep) {
-    const Device& device = kernels_for(a.input);
+    const Device& device = device_for(p.device);
     const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
     const auto options = a.input.options().memory_format(std::nullopt);
 
@@ -147,10 +169,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep kee
         // Layer by layer, as torch draws them: the same seed gives the same masks. torch draws
         // nothing for 1.
         for (int64_t layer = 0; layer + 1 < p.layers; ++layer)
-            if (a.dropout < 1)
-                r.noise[layer].bernoulli_(1 - a.dropout);
-            else
-                r.noise[layer].zero_();
+            draw(r.noise[layer], a.dropout, options);
     } else if (keep != Keep::nothing) {
         r.noise = at::empty({0}, options.dtype(at::kByte));
     }
@@ -184,7 +203,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep kee
 
 BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted) {
-    const Device& device = kernels_for(a.input);
+    const Device& device = device_for(p.device);
     const int64_t width = p.directions * p.recurrent;
     const at::ScalarType dtype = device.stores_gradients ? p.dtype : p.arithmetic;
     const auto options = a.input.options().memory_format(std::nullopt).dtype(dtype);
@@ -240,7 +259,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
         task.input = input.const_data_ptr();
         task.output_stride = width;
         task.grad_output_stride = width;
-        task.grad_output_stored = layer + 1 == p.layers;
+        task.grad_output_stored = device.stores_gradients || layer + 1 == p.layers;
         task.grad_input = mutable_slice(grad_below, 0);
         for (int64_t d = 0; d < p.directions; ++d) {
             const int64_t state = layer * p.directions + d;
@@ -273,7 +292,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
 }
 
 std::pair<Facts, Facts> explain(const Arguments& a, const Problem& p, int64_t layer) {
-    const Device& device = kernels_for(a.input);
+    const Device& device = device_for(p.device);
     const Rows rows(a, p);
     const Dimensions size = dimensions_of(p, layer);
     return {device.explain(p, rows.sequence, size, Pass::forward),

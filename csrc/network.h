@@ -29,8 +29,6 @@ ForwardResult forward(const Arguments& arguments, const Problem& problem, bool t
 BackwardResult backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted);
 
-enum class Pass { forward, backward };
-
 // Names and values of what there is to know of how a pass over a layer is computed.
 using Facts = std::vector<std::pair<std::string, std::string>>;
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cells/registry.h"
+#include "layer.h"
 
 namespace fastrnn {
 
@@ -36,6 +37,8 @@ struct Problem {
     int weights_per_layer;  // tensors per layer and direction
     at::ScalarType dtype;
     at::ScalarType arithmetic;  // float, or double for double
+    Storage storage;            // dtype, as the kernels call it
+    at::Device device = at::kCPU;
 
     int64_t layer_input(int64_t layer) const { return layer == 0 ? input : directions * recurrent; }
 };

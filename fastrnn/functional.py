@@ -21,6 +21,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from fastrnn import _C
 from fastrnn.autograd import Network, run
 
 _log = logging.getLogger("fastrnn")
@@ -75,7 +76,8 @@ def rnn(
     return output, h_n, None if c0 is None else c_n
 
 
-_DEVICES = ("cpu", "meta")  # those that this build has kernels for; on meta, the fake ones
+# Those that this build has kernels for; on meta, the fake ones.
+_DEVICES = ("cpu", "meta", *(["cuda"] if _C.build_info()["cuda"] == "built" else []))
 
 
 def _kernels_for(name: str, input: Tensor) -> bool:
@@ -93,18 +95,21 @@ def _kernels_for(name: str, input: Tensor) -> bool:
 def _autocast(
     cell: str, padded: bool, projected: bool, h0: Tensor, input: Tensor, weights: Sequence[Tensor]
 ) -> tuple[torch.dtype | None, torch.dtype | None]:
-    """The dtypes that torch's CPU layers give output and c under autocast, or None if they do not
+    """The dtypes that torch's layers give output and c under autocast, or None if they do not
     change.
 
-    nn.RNN, the fused LSTM and projections are products last and come out in the lower precision; a
-    GRU's and an unfused LSTM's states are sums with the state before, and keep the promoted type of
-    both.
+    On CUDA everything comes out in the lower precision. On the CPU, nn.RNN, the fused LSTM and
+    projections are products last and do; a GRU's and an unfused LSTM's states are sums with the
+    state before, and keep the promoted type of both.
     """
-    if not torch.is_autocast_enabled("cpu") or input.device.type != "cpu":
+    device = input.device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return None, None
     if any(t.dtype == torch.float64 for t in (input, h0, *weights)):
         return None, None  # autocast leaves these alone
-    low = torch.get_autocast_dtype("cpu")
+    low = torch.get_autocast_dtype(device)
+    if device == "cuda":
+        return low, low
     promoted = torch.promote_types(h0.dtype, low)
     if cell.startswith("rnn") or (cell == "lstm" and padded and not projected):
         return low, low

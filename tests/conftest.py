@@ -1,4 +1,9 @@
-"""What every test can rely on: which instruction set is under test, and torch left as found."""
+"""What every test can rely on: the device and the instruction set under test, torch left as found.
+
+`pytest --device cuda` runs the tests on a GPU: it is torch's default device then, for the tensors
+of a test as for its layers. Tests marked `cpu` are about the CPU alone, those marked `cuda` about
+CUDA.
+"""
 
 import logging
 import os
@@ -15,7 +20,19 @@ from torch import nn
 import fastrnn
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="of the tests")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("device") == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: torch finds no such device")
+        built = fastrnn.build_info()["cuda"]
+        if built != "built":
+            raise pytest.UsageError(f"--device cuda: fastrnn was built without CUDA: {built}")
+        # Before the tests' files are read, which make tensors of their own.
+        torch.set_default_device("cuda")
     config.addinivalue_line(
         "markers", "once: the same whatever the instruction set, so test_isa.py leaves it out"
     )
@@ -25,7 +42,18 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    other = "cpu" if config.getoption("device") == "cuda" else "cuda"
+    for item in items:
+        mark = item.get_closest_marker(other)
+        if mark:
+            reason = mark.args[0] if mark.args else "a test of CUDA"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("device") == "cuda":
+        return f"fastrnn: on {torch.cuda.get_device_name()}"
     return f"fastrnn: instruction set {fastrnn.build_info()['isa']}"
 
 

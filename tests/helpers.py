@@ -91,8 +91,28 @@ def is_lstm(module: nn.Module) -> bool:
 
 def ragged(lengths: Sequence[int], size: int, dtype: torch.dtype = torch.float32) -> PackedSequence:
     """A packed batch of random sequences, in any order of lengths."""
-    sequences = [torch.randn(n, size, dtype=dtype) for n in lengths]
-    return pack_sequence(sequences, enforce_sorted=False)
+    return pack([torch.randn(n, size, dtype=dtype) for n in lengths])
+
+
+def device() -> str:
+    """The type of the device under test: "cpu", or "cuda" under pytest --device cuda."""
+    return torch.get_default_device().type
+
+
+def rng_state() -> Tensor:
+    """The state of the generator that random numbers on the device come from."""
+    return torch.cuda.get_rng_state() if device() == "cuda" else torch.get_rng_state()
+
+
+def host_tensor(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Batch sizes: on the CPU, wherever the data is."""
+    return torch.tensor(values, dtype=dtype, device="cpu")
+
+
+def pack(sequences: Sequence[Tensor], enforce_sorted: bool = False) -> PackedSequence:
+    """torch's pack_sequence, which would make the lengths on the default device."""
+    with torch.device("cpu"):
+        return pack_sequence(list(sequences), enforce_sorted=enforce_sorted)
 
 
 def flat(nested: Any) -> list[Tensor]:
@@ -161,11 +181,20 @@ def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
     info = torch.finfo(ours.dtype)
     rounding = exact.abs().clamp(min=info.tiny) * info.eps / 2
     our, their = (ours.double() - exact).abs(), (theirs.double() - exact).abs()
-    mean, allowed = rms(our), 2 * max(rms(their), rms(rounding))
+    # The mean of a few errors is hardly less a matter of luck than the largest.
+    times = 2 if exact.numel() >= 8 else 4
+    mean, allowed = rms(our), times * max(rms(their), rms(rounding))
     assert mean <= allowed, f"root mean square of the errors {mean:.3g}, allowed {allowed:.3g}"
     largest = our.max().item()
     allowed = 4 * max(their.max().item(), rounding.max().item())
     assert largest <= allowed, f"largest error {largest:.3g}, allowed {allowed:.3g}"
+
+
+def normals(like: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Random float64 numbers on the CPU: whatever the device, the same for a seed."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    return [torch.randn(t.shape, generator=generator, **options) for t in like]
 
 
 def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
@@ -174,11 +203,8 @@ def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 1) -> list[Ten
     An input that no output depends on has no gradient in torch's graph and one of zeros in that of
     a single fused operator, which does not know the graph around it: both are zeros here.
     """
-    generator = torch.Generator().manual_seed(seed)
     outputs = flat(outputs)
-    cotangents = [
-        torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs
-    ]
+    cotangents = [random.to(o) for random, o in zip(normals(outputs, seed), outputs, strict=True)]
     found = torch.autograd.grad(
         outputs, inputs, cotangents, allow_unused=True, materialize_grads=True
     )

@@ -37,7 +37,7 @@ from torch.testing import assert_close
 import fastrnn
 
 # What is tested here comes before any kernel.
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu("what is replaced does not depend on the device")]
 
 # ---- accelerate and restore ---------------------------------------------------------------------
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import LAYERS, flat, pair
+from helpers import LAYERS, flat, host_tensor, pack, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ops import backward_arguments, sample
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 from fastrnn import ops, reference
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # NotImplementedError is a RuntimeError
 CELL, X, H0, C0, WEIGHTS, SIZES, BIAS, LAYERS_, BIDIRECTIONAL, DROPOUT, TRAIN = range(11)
 
@@ -42,6 +42,10 @@ def huge(*size):
 
 LSTM = sample("lstm", L=2, D=2)
 PACKED = sample("lstm", packed=True)
+HERE = LSTM[X].device
+# Not on CUDA: there are no tensors of Mkldnn's there, and on the virtual GPU none that are sparse.
+SPARSE = {"Sparse": torch.Tensor.to_sparse} if HERE.type == "cpu" else {}
+LAYOUTS = {**SPARSE, "Mkldnn": torch.Tensor.to_mkldnn} if SPARSE else {}
 GRU = sample("gru")
 
 
@@ -55,8 +59,6 @@ GRU = sample("gru")
         (LSTM, X, LSTM[X][:, :2], r"Expected hidden\[0\] size \[4, 2, 17\], got \[4, 3, 17\]"),
         (LSTM, X, LSTM[X].double(), "same dtype, but got Double and Float"),
         (LSTM, X, LSTM[X].long(), "same dtype, but got Long and Float"),
-        (LSTM, X, LSTM[X].to_sparse(), "has layout Sparse"),
-        (LSTM, X, LSTM[X].to_mkldnn(), "has layout Mkldnn"),
         (LSTM, X, LSTM[X].to("meta"), "not at the same device"),
         (LSTM, X, LSTM[X].to(torch.complex64), "same dtype, but got ComplexFloat and Float"),
         (LSTM, X, LSTM[X][..., :0], r"input_size must be greater than zero"),
@@ -69,12 +71,15 @@ GRU = sample("gru")
         (GRU, H0, GRU[H0][..., :16], r"Expected weight_ih size \[48, 5\], got \[51, 5\]"),
         (GRU, H0, GRU[H0][..., :0], "hidden_size must be greater than zero"),
         (LSTM, H0, LSTM[H0].double(), "same dtype"),
-        (LSTM, H0, LSTM[H0].to_mkldnn(), "has layout Mkldnn"),
-        (LSTM, H0, LSTM[H0].to("meta"), "found input tensor at cpu and hidden tensor at meta"),
+        (LSTM, H0, LSTM[H0].to("meta"), f"found input tensor at {HERE} and hidden tensor at meta"),
         (LSTM, C0, None, "lstm expects two hidden states"),
         (LSTM, C0, LSTM[C0].half(), "same dtype, but got Half and Float"),
-        (LSTM, C0, LSTM[C0].to_sparse(), "hidden tensor has layout Sparse"),
-        (LSTM, C0, LSTM[C0].to("meta"), "found input tensor at cpu and hidden tensor at meta"),
+        *(
+            (LSTM, place, change(LSTM[place]), f"has layout {name}")
+            for place in [X, H0, C0]
+            for name, change in LAYOUTS.items()
+        ),
+        (LSTM, C0, LSTM[C0].to("meta"), f"found input tensor at {HERE} and hidden tensor at meta"),
         (LSTM, C0, LSTM[C0][0], r"Expected hidden\[1\] size \[4, 3, 17\], got \[3, 17\]"),
         (LSTM, C0, LSTM[C0][:3], r"Expected hidden\[1\] size \[4, 3, 17\], got \[3, 3, 17\]"),
         (LSTM, C0, LSTM[C0][..., :9], "incorrect number of RNN parameters"),
@@ -100,29 +105,34 @@ GRU = sample("gru")
         (LSTM, DROPOUT, 2.0, "between 0 and 1, but got 2"),
         (LSTM, DROPOUT, float("nan"), "between 0 and 1, but got nan"),
         (LSTM, DROPOUT, float("inf"), "between 0 and 1, but got inf"),
-        (LSTM, SIZES, torch.tensor([3, 1]), "input must have 2 dimensions, got 3"),
+        (LSTM, SIZES, host_tensor([3, 1]), "input must have 2 dimensions, got 3"),
         (PACKED, SIZES, None, "input must have 3 dimensions, got 2"),
-        (PACKED, SIZES, torch.tensor([1, 3, 3, 2]), "must not increase"),
-        (PACKED, SIZES, torch.tensor([3, -1, 4]), "narrow.*length must be non-negative"),
-        (PACKED, SIZES, torch.tensor([3, 3, 3, 3]), "exceeds dimension size"),
-        (PACKED, SIZES, torch.tensor([2**62, 2**62]), "exceeds dimension size"),
-        (PACKED, SIZES, torch.tensor([3, 3]), "sum to 6 but the packed data has 9 rows"),
-        (PACKED, SIZES, torch.tensor([3, 3, 2, 0]), "sum to 8 but the packed data has 9 rows"),
-        (PACKED, SIZES, torch.tensor([3, 3, 2, 1, 1]), "exceeds dimension size"),
-        (PACKED, SIZES, torch.tensor([0, 0]), "sum to 0 but"),
-        (PACKED, SIZES, torch.tensor([0, 3, 3, 3]), "must not increase, but .* 3 follows 0"),
-        (PACKED, SIZES, torch.tensor([2**63 - 1, 2]), "exceeds dimension size"),
-        (PACKED, SIZES, torch.tensor([3, 3, 2, -(2**63)]), "length must be non-negative"),
-        (PACKED, SIZES, torch.tensor(9), "batch_sizes must have 1 dimension, got 0"),
-        (PACKED, SIZES, torch.tensor([3, 3, 2, 1]).to_sparse(), "on CPU, as a dense tensor"),
+        (PACKED, SIZES, host_tensor([1, 3, 3, 2]), "must not increase"),
+        (PACKED, SIZES, host_tensor([3, -1, 4]), "narrow.*length must be non-negative"),
+        (PACKED, SIZES, host_tensor([3, 3, 3, 3]), "exceeds dimension size"),
+        (PACKED, SIZES, host_tensor([2**62, 2**62]), "exceeds dimension size"),
+        (PACKED, SIZES, host_tensor([3, 3]), "sum to 6 but the packed data has 9 rows"),
+        (PACKED, SIZES, host_tensor([3, 3, 2, 0]), "sum to 8 but the packed data has 9 rows"),
+        (PACKED, SIZES, host_tensor([3, 3, 2, 1, 1]), "exceeds dimension size"),
+        (PACKED, SIZES, host_tensor([0, 0]), "sum to 0 but"),
+        (PACKED, SIZES, host_tensor([0, 3, 3, 3]), "must not increase, but .* 3 follows 0"),
+        (PACKED, SIZES, host_tensor([2**63 - 1, 2]), "exceeds dimension size"),
+        (PACKED, SIZES, host_tensor([3, 3, 2, -(2**63)]), "length must be non-negative"),
+        (PACKED, SIZES, host_tensor(9), "batch_sizes must have 1 dimension, got 0"),
+        (PACKED, SIZES, host_tensor([3, 3, 2, 1]).to_sparse(), "on CPU, as a dense tensor"),
         (PACKED, X, PACKED[X][:8], r"start \(8\) \+ length \(1\) exceeds dimension size \(8\)"),
         (PACKED, X, PACKED[X][..., None], "input must have 2 dimensions, got 3"),
-        (PACKED, SIZES, torch.tensor([], dtype=torch.int64), "batch_sizes can not be empty"),
-        (PACKED, SIZES, torch.tensor([[3, 3, 2, 1]]), "batch_sizes must have 1 dimension"),
-        (PACKED, SIZES, torch.tensor([3.0, 3, 2, 1]), "expected scalar type Long but found Float"),
-        (PACKED, SIZES, torch.tensor([3, 3, 2, 1], dtype=torch.int32), "Long but found Int"),
+        (PACKED, SIZES, host_tensor([]), "batch_sizes can not be empty"),
+        (PACKED, SIZES, host_tensor([[3, 3, 2, 1]]), "batch_sizes must have 1 dimension"),
+        (
+            PACKED,
+            SIZES,
+            host_tensor([3.0, 3, 2, 1], torch.float32),
+            "expected scalar type Long but found Float",
+        ),
+        (PACKED, SIZES, host_tensor([3, 3, 2, 1], torch.int32), "Long but found Int"),
         (PACKED, SIZES, torch.tensor([3, 3, 2, 1], device="meta"), "should always be on CPU"),
-        (PACKED, SIZES, torch.tensor([4, 3, 1, 1]), r"Expected hidden\[0\] size \[1, 4, 17\]"),
+        (PACKED, SIZES, host_tensor([4, 3, 1, 1]), r"Expected hidden\[0\] size \[1, 4, 17\]"),
     ],
 )
 def test_one_wrong_argument(arguments, place, value, message):
@@ -174,7 +184,7 @@ def test_nothing_to_do_takes_no_time():
     arguments = list(PACKED)
     arguments[X] = torch.zeros(0, 5)
     arguments[H0] = arguments[C0] = torch.zeros(1, 0, 17)
-    arguments[SIZES] = torch.tensor([0, 0])
+    arguments[SIZES] = host_tensor([0, 0])
     assert call(arguments, keep=True)[0].shape == (0, 17)
 
 
@@ -189,11 +199,10 @@ def test_one_wrong_weight(kind):
                 call(arguments, WEIGHTS, with_weight(arguments, i, value))
         with pytest.raises(RuntimeError, match="same dtype"):
             call(arguments, WEIGHTS, with_weight(arguments, i, w.double()))
-        with pytest.raises(RuntimeError, match="parameter tensor has layout Sparse"):
-            call(arguments, WEIGHTS, with_weight(arguments, i, w.to_sparse()))
-        with pytest.raises(RuntimeError, match="parameter tensor has layout Mkldnn"):
-            call(arguments, WEIGHTS, with_weight(arguments, i, w.to_mkldnn()))
-        with pytest.raises(RuntimeError, match="input tensor at cpu and parameter tensor at meta"):
+        for name, change in LAYOUTS.items():
+            with pytest.raises(RuntimeError, match=f"parameter tensor has layout {name}"):
+                call(arguments, WEIGHTS, with_weight(arguments, i, change(w)))
+        with pytest.raises(RuntimeError, match=f"tensor at {HERE} and parameter tensor at meta"):
             call(arguments, WEIGHTS, with_weight(arguments, i, w.to("meta")))
 
 
@@ -235,8 +244,8 @@ def test_one_wrong_argument_of_backward(name, place):
         with pytest.raises(RuntimeError, match=message):
             ops.backward(*arguments)
     for value, message in [
-        (good.to("meta"), f"found input tensor at cpu and {name} tensor at meta"),
-        (good.to_sparse(), f"the {name} tensor has layout Sparse"),
+        (good.to("meta"), f"found input tensor at {HERE} and {name} tensor at meta"),
+        *((change(good), f"the {name} tensor has layout {odd}") for odd, change in SPARSE.items()),
         (freed(good), f"the {name} tensor of size .* its storage has 8"),
     ]:
         arguments = list(BACKWARD)
@@ -287,7 +296,7 @@ def test_odd_layouts_give_right_answers(cell):
     found = fastrnn.functional.rnn(cell, x, h0, c0, weights, **options)
     exact = reference.run(cell, x, h0, c0, weights, **options)
     torch.testing.assert_close(found[0], exact[0])
-    sizes = torch.tensor([3, 9, 3, 9, 2, 9, 1, 9])[::2]
+    sizes = host_tensor([3, 9, 3, 9, 2, 9, 1, 9])[::2]
     data = torch.randn(5, 9).t()
     found = fastrnn.functional.rnn(cell, data, h0, c0, weights, sizes, **options)
     exact = reference.run(cell, data, h0, c0, weights, sizes.contiguous(), **options)
@@ -392,7 +401,7 @@ def test_any_one_change_raises_or_computes(data):
         arguments[WEIGHTS] = with_weight(arguments, i, change(arguments[WEIGHTS][i]))
     elif place in OTHERS and (place != SIZES or data.draw(st.booleans())):
         value = data.draw(OTHERS[place])
-        arguments[place] = torch.tensor(value, dtype=torch.int64) if place == SIZES else value
+        arguments[place] = host_tensor(value) if place == SIZES else value
     elif arguments[place] is not None:
         arguments[place] = change(arguments[place])
     try:
@@ -478,11 +487,12 @@ if "overrun" in sys.argv:
 """
 
 
+@pytest.mark.cpu("reads past the end show on the virtual GPU by themselves")
 @pytest.mark.skipif(sys.platform != "linux", reason="maps memory by Linux's own calls")
 def test_no_byte_beside_a_tensor_is_read():
     """Every tensor lies against a page that can't be read: one step too far ends the process."""
     command = [sys.executable, "-c", GUARDED, "overrun"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [HERE.parent, HERE]))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [FOLDER.parent, FOLDER]))}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert "all read within bounds" in result.stdout, (result.returncode, result.stderr[-2000:])
     assert result.returncode == -signal.SIGSEGV  # the guard works: it stopped the last line
@@ -507,17 +517,17 @@ def test_packed_sequences_through_the_modules(kind):
             ([0, 0], "packed data has 6 rows"),
         ]:
             with pytest.raises(RuntimeError, match=text):
-                ours(PackedSequence(DATA, torch.tensor(sizes)))
+                ours(PackedSequence(DATA, host_tensor(sizes)))
 
 
 BATCH_SIZES = {
-    "empty": torch.tensor([], dtype=torch.int64),
-    "scalar": torch.tensor(6),
-    "matrix": torch.tensor([[3, 3]]),
-    "float": torch.tensor([3.0, 3.0]),
-    "int32": torch.tensor([3, 3], dtype=torch.int32),
+    "empty": host_tensor([]),
+    "scalar": host_tensor(6),
+    "matrix": host_tensor([[3, 3]]),
+    "float": host_tensor([3.0, 3.0], torch.float32),
+    "int32": host_tensor([3, 3], torch.int32),
     "meta": torch.tensor([3, 3], device="meta"),
-    "2**62": torch.tensor([2**62, 2**62]),
+    "2**62": host_tensor([2**62, 2**62]),
 }
 
 
@@ -539,7 +549,7 @@ def test_steps_without_rows_through_the_modules(kind):
     for bidirectional in [False, True]:
         ours, theirs = pair(kind, 4, 8, bidirectional=bidirectional)
         for sizes in [[3, 3, 0], [2, 2, 1, 1, 0, 0]]:
-            packed = PackedSequence(DATA, torch.tensor(sizes))
+            packed = PackedSequence(DATA, host_tensor(sizes))
             results = [layer(packed) for layer in [ours, theirs]]
             for a, b in zip(*map(flat, results), strict=True):
                 torch.testing.assert_close(a, b)
@@ -556,12 +566,12 @@ def test_states_through_the_modules(kind):
     ours, theirs = pair(kind, 4, 8, num_layers=2)
     R = ours.proj_size or 8
 
-    def state(layers=2, batch=3, dtype=torch.float32, device="cpu", width=R):
+    def state(layers=2, batch=3, dtype=torch.float32, device=None, width=R):
         h = torch.zeros(layers, batch, width, dtype=dtype, device=device)
         c = torch.zeros(layers, batch, 8, dtype=dtype, device=device)
         return (h, c) if kind.startswith("lstm") else h
 
-    packed = pack_sequence([torch.randn(n, 4) for n in [5, 3, 2]])
+    packed = pack([torch.randn(n, 4) for n in [5, 3, 2]])
     for x in [torch.randn(5, 3, 4), packed]:
         for hx in [
             state(layers=1),

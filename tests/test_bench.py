@@ -24,7 +24,7 @@ import readme
 import timing
 from cases import Case
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu("the benchmarks are of the CPU")]
 
 TINY = Case("inference", "GRU", "inference", 3, 2, 8, 8, threads=1, peers=cases.INFERENCE_PEERS)
 

@@ -10,7 +10,7 @@ import torch
 import fastrnn
 import fastrnn.__main__
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu("no device at all")]
 
 
 def run(code_or_module, **environment):

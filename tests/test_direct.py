@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastrnn
 from fastrnn import _C, modules
 
+pytestmark = pytest.mark.cpu("direct calls are for tensors on the CPU")
+
 
 def direct(layer, *args):
     """The direct call's results, or None; hx is None where it is not given."""

@@ -19,6 +19,8 @@ pytest.importorskip("rich", reason="the tables need the extra 'demo'")
 from examples import forecast
 from examples.prices import PriceLSTM, PriceWindows, load_closes, split_windows
 
+pytestmark = pytest.mark.cpu("the examples run on the CPU")
+
 SCRIPT = Path(forecast.__file__)
 CPU = torch.device("cpu")
 

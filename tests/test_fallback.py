@@ -1,15 +1,19 @@
 """Without kernels for a device torch's own layer runs: logged once, and every call is counted."""
 
 import logging
+import re
 
 import pytest
 import torch
 from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, pair
+from test_bad_input import each
+from test_ops import sample
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fastrnn
-from fastrnn import functional
+from fastrnn import functional, ops
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu("as if there were no kernels for the CPU")]
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +33,26 @@ def check(ours, theirs, args, name, caplog):
     assert [r.getMessage() for r in caplog.records] == [
         f"{name} on cpu: this build of fastrnn has no kernels for it, torch's own are used"
     ]
+
+
+def test_the_operators_name_the_device_without_kernels():
+    """Straight to the kernels, past the fake ones, with tensors that say they are on that device."""
+    built = fastrnn.build_info()["cuda"]
+    mode, key = FakeTensorMode(), torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    for device, text in [
+        ("cuda:0", f"in this build ({built}); build it with FASTRNN_CUDA=1 pip install"),
+        ("xpu:0", "xpu:0, expected tensors on the CPU or a CUDA device"),
+    ]:
+        if device == "cuda:0" and built == "built":
+            continue
+
+        def there(t, device=device):
+            return FakeTensor(mode, t.to("meta"), torch.device(device))
+
+        arguments = each(sample("gru"), there)
+        with pytest.raises(NotImplementedError, match=re.escape(text)) as error:
+            ops.forward.redispatch(key, *arguments, False)
+        assert str(error.value).startswith(f"fastrnn has no kernels for device {device}")
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -16,7 +16,7 @@ import torch
 
 import fastrnn
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.cpu("instruction sets")]
 
 TESTS = Path(__file__).parent
 NUMERIC = [

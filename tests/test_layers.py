@@ -18,15 +18,17 @@ from helpers import (
     is_lstm,
     leaves,
     mapped,
+    pack,
     pair,
     ragged,
     random_state,
+    rng_state,
     some_sizes,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
 from fastrnn import functional
@@ -194,7 +196,7 @@ def test_packed_is_each_sequence_alone(kind):
     """Not against torch: no sequence sees another's steps, nor the padding."""
     ours, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True, dtype=torch.float64)
     sequences = [torch.randn(n, 5, dtype=torch.float64) for n in [2, 7, 1, 4]]
-    output, state = ours(pack_sequence(sequences, enforce_sorted=False))
+    output, state = ours(pack(sequences))
     padded, lengths = pad_packed_sequence(output, batch_first=True)
     for b, x in enumerate(sequences):
         alone, last = ours(x)
@@ -253,7 +255,7 @@ def test_dropout_draws_what_torch_draws(kind, bidirectional, p, packed):
                 torch.manual_seed(11)
                 with torch.set_grad_enabled(record):
                     results.append(layer(x))
-                afterwards.append(torch.get_rng_state())
+                afterwards.append(rng_state())
             assert_same(*results, exact)
             # What a program draws next has to stay the same too.
             assert torch.equal(*afterwards)
@@ -269,9 +271,9 @@ def test_no_dropout_in_eval_nor_after_the_last_layer(kind):
             ours.eval()
             theirs.eval()
         x = torch.randn(4, 3, 5)
-        before = torch.get_rng_state()
+        before = rng_state()
         result = ours(x)
-        assert torch.equal(before, torch.get_rng_state())
+        assert torch.equal(before, rng_state())
         assert_same(result, theirs(x))
 
 

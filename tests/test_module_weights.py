@@ -117,7 +117,7 @@ def old_weight_norm_removed(module):
 CHANGES = [
     set_data,
     change_data_in_place,
-    change_numpy_view,
+    pytest.param(change_numpy_view, marks=pytest.mark.cpu("numpy is for the CPU")),
     change_in_no_grad,
     set_new_parameters,
     put_into_the_dict,

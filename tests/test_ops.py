@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import pair
+from helpers import host_tensor, pair
 
 import fastrnn
 from fastrnn import ops
@@ -17,7 +17,7 @@ def sample(cell, *, packed=False, L=1, D=1, P=0, bias=True, dropout=0.0, train=F
     """The arguments of forward, without `keep`."""
     T, B, I, H = 4, 3, 5, 17
     G, R = CELLS[cell]["gates"], P or H
-    sizes = torch.tensor([3, 3, 2, 1]) if packed else None
+    sizes = host_tensor([3, 3, 2, 1]) if packed else None
     weights = []
     for layer in range(L):
         for _ in range(D):

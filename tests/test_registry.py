@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from helpers import gradients
+from helpers import gradients, host_tensor
 
 import fastrnn
 from fastrnn import functional, reference
@@ -19,7 +19,7 @@ def tensors(cell, L, D, T, B, I, H, *, bias=True, lengths=None, dtype=F64):
     batch_sizes, shape = None, (T, B, I)
     if lengths:
         B = len(lengths)
-        batch_sizes = torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
+        batch_sizes = host_tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
         shape = (sum(lengths), I)
     weights = []
     for layer in range(L):
@@ -45,10 +45,9 @@ def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64):
     noise = None
     torch.manual_seed(9)
     if dropout:
-        noise = torch.empty(L - 1, x.numel() // x.size(-1), D * h0.size(-1), dtype=dtype)
-        for mask in noise:  # as torch draws them: a layer at a time
-            mask.bernoulli_(1 - dropout)
-        noise = noise.bool()
+        ones = torch.ones(x.numel() // x.size(-1), D * h0.size(-1), dtype=dtype)
+        # As torch draws them: a layer at a time, and whichever way it does on the device.
+        noise = torch.stack([torch.dropout(ones, dropout, True) != 0 for _ in range(L - 1)])
     torch.manual_seed(9)
     found = functional.rnn(cell, x, h0, c0, weights, batch_sizes, train=True, **options)
     exact = reference.run(cell, x, h0, c0, weights, batch_sizes, noise=noise, **options)

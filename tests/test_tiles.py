@@ -10,6 +10,8 @@ import pytest
 import torch
 from helpers import FULL, LOW, pair
 
+pytestmark = pytest.mark.cpu("the tiles of the CPU kernels")
+
 #: A tile has at most 9 rows; 19 are two tiles and one row, or three of 7, 6 and 6.
 MOST_ROWS = 19
 #: A vector holds 2 to 16 units, a panel up to 4 vectors: of an RNN's 65 units are a panel and one

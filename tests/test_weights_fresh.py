@@ -20,6 +20,9 @@ from helpers import (
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+# Which weights a call sees is decided in Python, the same way for every device.
+pytestmark = pytest.mark.cpu("which weights are seen does not depend on the device")
+
 F64 = torch.float64
 
 

@@ -7,8 +7,6 @@
 
 namespace fastrnn::cpu {
 
-enum class Storage { float32, float64, bfloat16, float16 };
-
 // The kernel of the cell at `cell` in the registry, for the instruction set in use.
 const Kernel& kernel(int cell, Storage storage);
 

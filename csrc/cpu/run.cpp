@@ -10,15 +10,6 @@
 namespace fastrnn::cpu {
 namespace {
 
-Storage storage_of(at::ScalarType dtype) {
-    switch (dtype) {
-        case at::kDouble: return Storage::float64;
-        case at::kBFloat16: return Storage::bfloat16;
-        case at::kHalf: return Storage::float16;
-        default: return Storage::float32;
-    }
-}
-
 // Runs one kernel with up to so many threads. False, and nothing was done, if the runtime gave fewer
 // than the work was divided among: the barriers would wait for the missing ones for ever.
 template <class Layer>
@@ -51,6 +42,10 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
     return enough;
 }
 
+std::string counted(int64_t n, const char* what) {
+    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+}
+
 int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 // Runs one kernel with the threads that torch allows.
@@ -61,22 +56,20 @@ void run(const Problem& p, Layer layer, size_t (*workspace_size)(const Layer&),
         run_with(1, p, layer, workspace_size, kernel);
 }
 
+}  // namespace
+
 void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
-    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const Kernel& kernels = kernel(p.cell_index, p.storage);
     run(p, ForwardLayer{layer, nullptr, nullptr}, kernels.forward_workspace, kernels.forward);
 }
 
 void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
-    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const Kernel& kernels = kernel(p.cell_index, p.storage);
     run(p, BackwardLayer{layer, nullptr, nullptr}, kernels.backward_workspace, kernels.backward);
 }
 
-std::string counted(int64_t n, const char* what) {
-    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
-}
-
 Facts explain(const Problem& p, const Sequence& sequence, const Dimensions& size, Pass pass) {
-    const Kernel& kernels = kernel(p.cell_index, storage_of(p.dtype));
+    const Kernel& kernels = kernel(p.cell_index, p.storage);
     Team team{};
     team.partition = choose_partition(sequence, size, p.cell.gates, threads_allowed());
     // As if every gradient were asked for, but of no memory.
@@ -103,9 +96,5 @@ Facts explain(const Problem& p, const Sequence& sequence, const Dimensions& size
             {"operands", cut.operands},
             {"scratch", std::to_string(bytes) + " bytes"}};
 }
-
-}  // namespace
-
-const Device device{forward, backward, explain, /*stores_gradients=*/false};
 
 }  // namespace fastrnn::cpu

@@ -4,6 +4,10 @@
 
 namespace fastrnn::cpu {
 
-extern const Device device;
+void forward(const Problem& problem, const fastrnn::ForwardLayer& layer);
+void backward(const Problem& problem, const fastrnn::BackwardLayer& layer);
+Facts explain(const Problem& problem, const Sequence& sequence, const Dimensions& size, Pass pass);
+
+inline constexpr Device device{forward, backward, explain, /*stores_gradients=*/false};
 
 }  // namespace fastrnn::cpu

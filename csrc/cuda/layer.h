@@ -1,0 +1,47 @@
+// What the CUDA kernels are told: one direction of one layer, as plain pointers and sizes. No torch
+// here.
+//
+// Sizes: T steps, B batch, H hidden, P projection, R the size of h (H, or P where there is a
+// projection), G gates, N rows: all rows of step 0, then those of step 1. A padded input has B rows
+// in every step; packed data has fewer and fewer. `void*` points to values of the storage type (the
+// dtype of the user's tensors); `void* ... of A` to the arithmetic type: float, or double for
+// float64. What is not called strided is contiguous.
+#pragma once
+#include <stdint.h>
+
+#include "../layer.h"
+
+namespace fastrnn::cuda {
+
+struct LayerSize {
+    int64_t hidden;              // H
+    int64_t recurrent;           // R
+    int64_t output_stride;       // between rows of output
+    int64_t grad_output_stride;  // between rows of grad_output
+};
+
+struct ForwardDirection {
+    const void* x;        // [N, G * H]: W_ih x_t
+    const void* bias_ih;  // [G * H] or null
+    const void* bias_hh;  // [G * H] or null
+    void* h;              // [B, R]: h0, and in the end h_n
+    void* c;              // [B, H] of A: c0, and in the end c_n; null for a cell without c
+    void* output;         // [N, R], strided
+    void* saved;          // [N, saved, H] or null: what backward needs, if it is to be kept
+    void* kept_c;         // [N, H] or null: c_t of every step, likewise
+};
+
+struct BackwardDirection {
+    const void* h0;           // [B, R]
+    const void* c0;           // [B, H], or null for a cell without c
+    const void* output;       // [N, R], strided: as forward left it
+    const void* saved;        // [N, saved, H], likewise
+    const void* kept_c;       // [N, H], likewise
+    const void* grad_output;  // [N, R], strided; or null for zeros
+    void* dh;                 // [B, R] of A: grad_h_n or zeros, and in the end grad_h0
+    void* dc;                 // [B, H] of A: grad_c_n or zeros, and in the end grad_c0
+    void* dgates;             // [N, grads, H]: gradients before the activations
+    void* prev;               // [N, R] or null: h_{t-1} of every row
+};
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,61 @@
+#include "path.h"
+
+#include "run.h"
+
+#include <c10/cuda/CUDAException.h>
+
+#include <cstdlib>
+#include <string_view>
+
+namespace fastrnn::cuda {
+
+PersistentPlan choose_path(Pass pass, const Problem& p) {
+    const char* variable = std::getenv("FASTRNN_CUDA_PATH");
+    const std::string_view asked = variable ? variable : "";
+    TORCH_CHECK_VALUE(asked.empty() || asked == "stepwise" || asked == "persistent",
+                      "FASTRNN_CUDA_PATH is '", asked, "', expected stepwise or persistent");
+    if (asked == "stepwise") return {};
+    const PersistentPlan plan =
+        plan_persistent(pass, p.cell_index, p.storage, p.hidden, p.batch,
+                        static_cast<int>(p.directions), p.projected, p.device.index());
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        plan.fits || asked.empty(),
+        "FASTRNN_CUDA_PATH is persistent, but this layer can not be: ", plan.reason);
+    return plan;
+}
+
+Facts explain(const Problem& p, const fastrnn::Sequence& sequence, const Dimensions&, Pass pass) {
+    const PersistentPlan plan = choose_path(pass, p);
+    if (!plan.fits) {
+        const int64_t products = sequence.steps * p.directions * (p.projected ? 2 : 1);
+        return {{"path", "stepwise"},
+                {"why", plan.reason ? plan.reason : "FASTRNN_CUDA_PATH"},
+                {"launches", std::to_string(sequence.steps) + " and " + std::to_string(products) +
+                                 " products"}};
+    }
+    const int64_t blocks = int64_t(plan.unit_blocks) * plan.groups * p.directions;
+    return {{"path", "persistent"},
+            {"why", "all of its blocks are resident at once"},
+            {"blocks", std::to_string(blocks) + ": " + std::to_string(p.directions) + " x " +
+                           std::to_string(plan.groups) + " parts of the rows x " +
+                           std::to_string(plan.unit_blocks) + " parts of the units"},
+            {"barriers a step", plan.unit_blocks > 1 ? "1" : "0"},
+            {"threads a block", std::to_string(plan.threads)},
+            {"registers a thread", std::to_string(plan.registers)},
+            {"shared memory a block", std::to_string(plan.shared_bytes) + " bytes"},
+            {"workspace", std::to_string(plan.workspace) + " bytes"}};
+}
+
+PersistentMemory::PersistentMemory(const PersistentPlan& plan, const Problem& p,
+                                   const fastrnn::Sequence& steps, cudaStream_t stream)
+    : sequence{nullptr, steps.steps, steps.batch, steps.rows()} {
+    const auto options = at::TensorOptions(p.device);
+    workspace = at::empty({static_cast<int64_t>(plan.workspace)}, options.dtype(at::kByte));
+    if (steps.rows() == steps.steps * steps.batch) return;
+    batch_sizes = at::empty({steps.steps}, options.dtype(at::kInt));
+    sequence.batch_sizes = batch_sizes.const_data_ptr<int>();
+    C10_CUDA_CHECK(launch_store_batch_sizes(steps.batch_sizes, steps.steps,
+                                            batch_sizes.mutable_data_ptr<int>(), stream));
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,24 @@
+// Which way a layer goes: step by step, or in one persistent launch where that fits (plan.h).
+#pragma once
+#include "../network.h"
+#include "persistent.h"
+#include "tensors.h"
+
+namespace fastrnn::cuda {
+
+// The plan for a layer; one that does not fit sends it step by step. The environment variable
+// FASTRNN_CUDA_PATH, read at every call, can say "stepwise", or "persistent": what does not fit is an
+// error then.
+PersistentPlan choose_path(Pass pass, const Problem& problem);
+
+// What a persistent launch needs beside its plan and the directions.
+struct PersistentMemory {
+    Tensor workspace;    // [bytes]
+    Tensor batch_sizes;  // [T] int32, of packed data
+    Sequence sequence;
+
+    PersistentMemory(const PersistentPlan& plan, const Problem& problem,
+                     const fastrnn::Sequence& sequence, cudaStream_t stream);
+};
+
+}  // namespace fastrnn::cuda

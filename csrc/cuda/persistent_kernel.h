@@ -1,0 +1,41 @@
+// What the host must know of a persistent kernel, and what it passes to one.
+#pragma once
+#include "layer.h"
+#include "persistent.h"
+#include "tiling.h"
+
+namespace fastrnn::cuda {
+
+struct PersistentKernel {
+    const void* function;
+    int most_threads;  // of a block
+    int outputs;       // of a unit: G in the forward pass, 1 in the backward
+    int inputs;        // values a unit puts into the exchange buffer: 1 in the forward pass, G in
+                       // the backward
+    int states;        // floats of an element that stay in shared memory
+    int biases;        // floats of a unit, likewise
+};
+
+template <class Direction>
+struct PersistentArguments {
+    LayerSize size;
+    Sequence sequence;
+    Direction direction[2];
+    const void* weight_hh[2];  // [G * H, H]
+    Tiling tiling;
+    int chunks;          // of the contraction: `width` values
+    int width;           // H or G * H with padding: of a row of the exchange buffer
+    void* exchange;      // [2][D][groups][group_rows][width], zeros at first
+    unsigned* counters;  // [D][groups], counter_stride apart, likewise
+};
+
+constexpr int counter_stride = 32;  // a cache line each
+
+// Lanes that hold 64 registers of weights have up to 128, those with 128 have up to 255.
+template <class S>
+constexpr int most_threads = sizeof(S) == 4 ? 256 : 512;
+
+// Elements of a thread in a tile of rows, where there is one slice; fewer with more.
+constexpr int most_elements = 4;
+
+}  // namespace fastrnn::cuda

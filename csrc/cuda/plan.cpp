@@ -1,0 +1,180 @@
+#include "plan.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <map>
+
+#include "../cells/registry.h"
+#include "persistent_kernel.h"
+
+namespace fastrnn::cuda {
+
+extern const PersistentKernel persistent_float32[cell_count][2];
+extern const PersistentKernel persistent_float16[cell_count][2];
+extern const PersistentKernel persistent_bfloat16[cell_count][2];
+
+namespace {
+
+struct Device {
+    int major = 0, cooperative = 0, multiprocessors = 0, shared = 0;
+
+    explicit Device(int index) {
+        const auto get = [&](int& value, cudaDeviceAttr attribute) {
+            if (cudaDeviceGetAttribute(&value, attribute, index) != cudaSuccess) {
+                value = 0;
+                cudaGetLastError();
+            }
+        };
+        get(major, cudaDevAttrComputeCapabilityMajor);
+        get(cooperative, cudaDevAttrCooperativeLaunch);
+        get(multiprocessors, cudaDevAttrMultiProcessorCount);
+        get(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    }
+};
+
+const PersistentKernel* kernel_of(Pass pass, int cell, Storage storage) {
+    const int index = static_cast<int>(pass);
+    switch (storage) {
+        case Storage::float32: return &persistent_float32[cell][index];
+        case Storage::float16: return &persistent_float16[cell][index];
+        case Storage::bfloat16: return &persistent_bfloat16[cell][index];
+        default: return nullptr;
+    }
+}
+
+int divide_up(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by); }
+
+class Planner {
+public:
+    Planner(const PersistentKernel& kernel, const Device& device, Storage storage, int64_t hidden,
+            int64_t batch, int directions)
+        : kernel_(kernel),
+          device_(device),
+          batch_(batch),
+          directions_(directions),
+          // What is multiplied at a time: 4 rows of float32, a whole tile on the tensor cores.
+          row_multiple_(storage == Storage::float32 ? 4 : tile_rows),
+          tiles_(divide_up(hidden, tile_units)),
+          chunks_(divide_up(hidden, chunk_size) * kernel.inputs),
+          sector_tiles_(storage == Storage::float32 ? 1 : 2),
+          warps_(kernel.most_threads / 32) {}
+
+    // Sets all but the kernel, the reason and what follows from the sizes; false if it does not fit.
+    bool cut(PersistentPlan& plan) const {
+        const int least_slices = divide_up(chunks_, most_chunks(kernel_.outputs));
+        if (least_slices > warps_) return false;
+        if (tiles_ * least_slices <= warps_ && cut(plan, tiles_, least_slices)) return true;
+        for (int tiles = sector_tiles_; tiles * least_slices <= warps_; ++tiles)
+            if (cut(plan, tiles, least_slices)) return true;
+        return false;
+    }
+
+private:
+    // The same for blocks of so many tiles.
+    bool cut(PersistentPlan& plan, int tiles, int least_slices) const {
+        Tiling& t = plan.tiling;
+        t.tiles = tiles;
+        t.slices = std::max(least_slices, std::min(warps_ / tiles, chunks_));
+        t.slice = divide_up(chunks_, t.slices);
+        t.slices = divide_up(chunks_, t.slice);
+        plan.unit_blocks = divide_up(tiles_, tiles);
+        plan.threads = t.threads();
+        const int64_t blocks = int64_t(plan.unit_blocks) * directions_;
+        // More groups need less shared memory each, so that the number can only go down from here.
+        int64_t groups = (batch_ + row_multiple_ - 1) / row_multiple_;
+        while (true) {
+            t.group_rows =
+                static_cast<int>(round_up((batch_ + groups - 1) / groups, row_multiple_));
+            groups = (batch_ + t.group_rows - 1) / t.group_rows;
+            const int64_t bytes = t.shared(kernel_.outputs, kernel_.states, kernel_.biases) *
+                                  static_cast<int64_t>(sizeof(float));
+            // The kernels count in a group's part of the exchange buffer with an int.
+            const bool possible =
+                bytes <= device_.shared &&
+                int64_t(t.group_rows) * chunks_ * chunk_size <= std::numeric_limits<int>::max();
+            const int64_t room = possible ? resident(plan.threads, bytes) / blocks : 0;
+            if (room == 0) return false;
+            plan.groups = static_cast<int>(groups);
+            plan.shared_bytes = bytes;
+            if (groups <= room) return true;
+            groups = room;
+        }
+    }
+
+    // Blocks that the device holds at a time.
+    int64_t resident(int threads, int64_t bytes) const {
+        int blocks = 0;
+        if (cudaFuncSetAttribute(kernel_.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 device_.shared) != cudaSuccess ||
+            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel_.function, threads,
+                                                          bytes) != cudaSuccess) {
+            cudaGetLastError();
+            return 0;
+        }
+        return int64_t(blocks) * device_.multiprocessors;
+    }
+
+    const PersistentKernel& kernel_;
+    const Device& device_;
+    const int64_t batch_;
+    const int directions_, row_multiple_, tiles_, chunks_, sector_tiles_, warps_;
+};
+
+PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
+                         int directions, int device_index) {
+    PersistentPlan plan{};
+    const auto no = [&](const char* reason) {
+        plan.reason = reason;
+        return plan;
+    };
+    plan.kernel = kernel_of(pass, cell, storage);
+    if (!plan.kernel) return no("float64");
+    if (batch == 0) return no("an empty batch");
+    const Device device(device_index);
+    if (device.major < 8) return no("compute capability below 8.0");
+    if (!device.cooperative) return no("no cooperative launches");
+    // Before any product of sizes that could overflow.
+    if (hidden > 16384) return no("the weights do not fit into the registers");
+    if (batch > std::numeric_limits<int>::max() / 2) return no("a batch beyond an int");
+    if (!Planner(*plan.kernel, device, storage, hidden, batch, directions).cut(plan))
+        return no("the weights do not fit into the registers");
+    cudaFuncAttributes attributes{};
+    if (cudaFuncGetAttributes(&attributes, plan.kernel->function) != cudaSuccess) {
+        cudaGetLastError();
+        return no("no kernel for this device in this build");
+    }
+    plan.registers = attributes.numRegs;
+    plan.exchange_width = static_cast<int>(round_up(hidden, chunk_size)) * plan.kernel->inputs;
+    const int64_t value = storage == Storage::float32 ? 4 : 2;
+    plan.workspace =
+        sizeof(unsigned) * counter_stride * directions * plan.groups +
+        2 * directions * plan.groups * value * plan.tiling.group_rows * plan.exchange_width;
+    plan.fits = true;
+    plan.reason = "fits";
+    return plan;
+}
+
+}  // namespace
+
+PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
+                               int directions, bool projected, int device) {
+    if (projected) {
+        PersistentPlan plan{};
+        plan.reason = "a projection";
+        return plan;
+    }
+    // Asking the runtime takes longer than a launch, and its answers do not change.
+    using Question = std::array<int64_t, 7>;
+    static thread_local std::map<Question, PersistentPlan> known;
+    const Question question = {
+        static_cast<int>(pass), cell, static_cast<int>(storage), hidden, batch, directions, device};
+    const auto found = known.find(question);
+    if (found != known.end()) return found->second;
+    if (known.size() >= 1000) known.clear();
+    return known[question] = make_plan(pass, cell, storage, hidden, batch, directions, device);
+}
+
+}  // namespace fastrnn::cuda

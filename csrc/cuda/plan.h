@@ -1,0 +1,40 @@
+// Whether a layer runs on the persistent path, and how it is cut.
+#pragma once
+#include <stddef.h>
+
+#include "layer.h"
+#include "tiling.h"
+
+namespace fastrnn::cuda {
+
+struct PersistentKernel;
+
+struct PersistentPlan {
+    bool fits;
+    const char* reason;  // why it does not, or "fits"
+    const PersistentKernel* kernel;
+    Tiling tiling;
+    int unit_blocks;      // blocks that share the units of a direction
+    int groups;           // of rows of the batch; blocks = unit_blocks * groups * directions
+    int threads;          // of a block
+    int registers;        // of a thread
+    size_t shared_bytes;  // of a block
+    size_t workspace;     // bytes
+    int exchange_width;   // values of a row of the exchange buffer
+};
+
+// The rule.
+//   1. float32, float16 or bfloat16; no projection; compute capability 8.0 and cooperative launches.
+//   2. A warp holds the weights of 8 units for a slice of the contraction (tiling.h), and a block as
+//      many slices as the contraction has: they must not need more warps than the kernel allows.
+//   3. If all units fit into one block, they are one block, and no grid barrier is needed. Else a
+//      block owns as few units as still fill a 32-byte sector, or more where the device has not
+//      room for so many blocks. Warps that are left over make the slices shorter.
+//   4. All blocks must be resident at once: what cudaOccupancyMaxActiveBlocksPerMultiprocessor says,
+//      times the multiprocessors. Blocks that are left over share out the batch.
+// Never an error: where the device cannot be asked, the plan does not fit. `device` must be the current
+// one.
+PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
+                               int directions, bool projected, int device);
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,52 @@
+// The stepwise path: what is left of a step once the products are done elsewhere. Each launch handles
+// one step of every direction it is given; directions may be at different steps, of different sizes.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "layer.h"
+
+namespace fastrnn::cuda {
+
+struct ForwardStep {
+    int64_t row;        // first row of the step in the data
+    int64_t rows;       // rows alive in it
+    const void* r;      // [rows, G * H]: W_hh h_{t-1}
+    void* unprojected;  // [rows, H]: where h_t goes instead, if a projection follows; else null
+};
+
+struct BackwardStep {
+    int64_t row;       // first row of the step in the data
+    int64_t rows;      // rows alive in it; 0 in the last launch, where all have reached their start
+    int64_t linked;    // rows alive in the step handled before (the next in time); 0 in the first
+    int64_t prev_row;  // first row of the step to be handled next (the one before in time)
+    int64_t prev_rows;  // rows alive in it: the others of `rows` came from h0 and c0
+    const void* r;      // [linked, R]: dgates of the step handled before, times W_hh
+    const void* dh;     // [rows, H]: dL/dh before the projection, if there is one; else null
+    void* unprojected;  // [N, H] or null: h before the projection, for the gradient of W_hr
+};
+
+struct BackwardSum {
+    BackwardStep step;  // r, and not dh
+    void* dh;           // [N, R]: dL/dh_t of every row, for the gradient of W_hr
+};
+
+// Adds products and biases, applies the cell. Rows [0, rows) of h (unless a projection follows) and
+// c are read and written.
+cudaError_t launch_forward_step(int cell, Storage storage, const LayerSize& size, int directions,
+                                const ForwardDirection* direction, const ForwardStep* step,
+                                cudaStream_t stream);
+
+// Without a projection: rows that are in `linked` get in dh what comes through W_hh; rows that are
+// in `rows` go on through the cell, and leave in dh and dc what they know of the step before. With
+// one (step.dh), launch_backward_sum has done the former, dh is not touched here, and there is
+// nothing to launch after the last step.
+cudaError_t launch_backward_step(int cell, Storage storage, const LayerSize& size, int directions,
+                                 const BackwardDirection* direction, const BackwardStep* step,
+                                 cudaStream_t stream);
+
+// With a projection: dL/dh_t of the projected h, to be multiplied by W_hr; and prev.
+cudaError_t launch_backward_sum(Storage storage, const LayerSize& size, int directions,
+                                const BackwardDirection* direction, const BackwardSum* step,
+                                cudaStream_t stream);
+
+}  // namespace fastrnn::cuda

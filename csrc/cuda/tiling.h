@@ -1,0 +1,53 @@
+// How a persistent kernel is cut into blocks and warps, for the host that chooses it and the kernels
+// that follow it.
+//
+// A block owns `tiles` tiles of 8 hidden units, with all their gates, and a group of rows of the batch.
+// Its warps are [tiles][slices]: one multiplies its tile with one slice of the contraction, which is
+// cut into chunks of 32 values.
+#pragma once
+#include <stdint.h>
+
+#include "../cells/cell.h"
+
+namespace fastrnn::cuda {
+
+constexpr int tile_units = 8;
+constexpr int tile_rows = 16;   // rows of the batch that are multiplied at a time
+constexpr int chunk_size = 32;  // values of the contraction
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+struct Tiling {
+    int tiles;       // WU
+    int slices;      // WK
+    int slice;       // chunks of a slice
+    int group_rows;  // rows of a group
+
+    FASTRNN_FN int units() const { return tiles * tile_units; }
+    FASTRNN_FN int threads() const { return tiles * slices * 32; }
+
+    // Floats from one tile of sums [tile_rows][tile_units] to the next: such that a warp that reads
+    // sums of consecutive units and rows finds them in different banks.
+    FASTRNN_FN int sums_stride() const {
+        return tile_rows * tile_units + (tiles == 1 ? 0 : tiles == 2 ? 16 : 24);
+    }
+    // Floats of the sums of all warps: [slices][outputs][tiles], and there are two of them.
+    FASTRNN_FN int sums(int outputs) const { return slices * outputs * tiles * sums_stride(); }
+    // Floats of a state: [group_rows][units].
+    FASTRNN_FN int state() const { return group_rows * units(); }
+    // Floats in shared memory.
+    FASTRNN_FN int64_t shared(int outputs, int states, int biases) const {
+        return 2 * int64_t(sums(outputs)) + int64_t(states) * state() + int64_t(biases) * units();
+    }
+};
+
+// Chunks of the contraction whose weights a warp can hold in registers, for so many outputs of each
+// of its units: 64 registers a lane, or 128 for float32.
+FASTRNN_FN constexpr int most_chunks(int outputs) {
+    const int most = 16 / outputs;
+    return most >= 4 ? most / 4 * 4 : most > 1 ? most : 1;
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,71 @@
+"""What a piece of code asks of CUDA: kernels by name, copies to the host, waits for the device.
+
+On a real GPU by torch's profiler; on the virtual GPU, which has none, by its own counters.
+"""
+
+import ctypes
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+VIRTUAL = os.environ.get("VGPU_ACTIVE") == "1"
+
+
+class Calls(NamedTuple):
+    launches: Counter[str]  # by the kernel's name, which has ours somewhere in it
+    to_host: int  # copies, or their bytes
+    waits: int
+
+    def of(self, *names: str) -> int:
+        """Launches of the kernels with one of these words in their name."""
+        return sum(n for name, n in self.launches.items() if any(w in name for w in names))
+
+
+def cuda_calls(run: Callable[[], Any]) -> Calls:
+    """The calls while `run` runs; it is run before too, for all that happens only once."""
+    run()
+    return _on_the_virtual_gpu(run) if VIRTUAL else _on_a_gpu(run)
+
+
+def _on_a_gpu(run: Callable[[], Any]) -> Calls:
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        torch.cuda.set_sync_debug_mode("error")  # the profiler waits at the end itself
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    events = profile.events() or []
+    kernels = [e.name for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    waits = ("cudaStreamSynchronize", "cudaEventSynchronize")
+    return Calls(
+        Counter(name for name in kernels if not name.startswith(("Memcpy", "Memset"))),
+        sum(name.startswith("Memcpy DtoH") for name in kernels),
+        sum(e.name in waits for e in events),
+    )
+
+
+def _on_the_virtual_gpu(run: Callable[[], Any]) -> Calls:
+    counters = ctypes.CDLL(None).vg_counters_json
+    counters.restype = ctypes.c_char_p
+    bridge = sys.modules["vgpu.torch_bridge"]
+
+    def now() -> Counter[str]:
+        counts = Counter(json.loads(counters())["host"])
+        counts.update(bridge.copied)
+        counts["waits"] = bridge.calls.get("_local_scalar_dense", 0)
+        return counts
+
+    before = now()
+    run()
+    after = now()
+    after.subtract(before)
+    launches = {k.removeprefix("launch:"): n for k, n in after.items() if k.startswith("launch:")}
+    waits = ("device_synchronize_calls", "stream_synchronize_calls", "waits")
+    return Calls(Counter(launches), after["memcpy_d2h_bytes"], sum(after[name] for name in waits))

@@ -1,0 +1,235 @@
+"""What is about CUDA alone: streams, devices, waits, launches, graphs, the way there and back."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from cuda_calls import VIRTUAL, cuda_calls
+from helpers import LAYERS, LOW, assert_no_worse, flat, gradients, leaves, mapped, pair, ragged
+from helpers import random_state as state_of
+
+import fastrnn
+
+pytestmark = [pytest.mark.cuda, pytest.mark.once]
+
+PATHS = ["stepwise", "persistent"]
+BOTH = [False, True]
+
+
+def can_be_persistent(kind, dtype):
+    return kind != "lstm_proj" and dtype != torch.float64
+
+
+CASES = [
+    (kind, path) for kind in LAYERS for path in PATHS
+    if path == "stepwise" or can_be_persistent(kind, torch.float32)
+]  # fmt: skip
+
+
+@pytest.fixture
+def on_path(monkeypatch):
+    """Chooses the path, by its name."""
+    return functools.partial(monkeypatch.setenv, "FASTRNN_CUDA_PATH")
+
+
+def forward_and_backward(layer, *args):
+    """Values and gradients, of ones: `gradients` draws its random ones on the host."""
+    outputs = flat(layer(*args))
+    wanted = [t for t in flat(args) if t.requires_grad] + list(layer.parameters())
+    return [*outputs, *torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])]
+
+
+# ---- the two paths -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+@pytest.mark.parametrize("kind", [k for k in LAYERS if can_be_persistent(k, torch.float32)])
+def test_both_paths_agree_with_torch(kind, dtype, packed, on_path):
+    for B, H in [(1, 1), (3, 17), (17, 33), (2, 64), (5, 100)]:
+        ours, theirs = pair(kind, 5, H, num_layers=2, bidirectional=True, dtype=dtype)
+        lengths = [1 + 3 * b % 4 for b in range(B)]
+        # Next to relu's corner a unit has a gradient or none, as 16 bits fall.
+        differentiable = kind != "rnn_relu" or dtype not in LOW
+        x = ragged(lengths, 5, dtype) if packed else torch.randn(4, B, 5, dtype=dtype)
+        args = leaves((x, state_of(theirs, B)))
+
+        def values(layer, args=args, differentiable=differentiable):
+            outputs = flat(layer(*args))
+            wanted = [*flat(args), *layer.parameters()]
+            return [*outputs, *(gradients(outputs, wanted) if differentiable else [])]
+
+        expected = values(theirs)
+        doubles = leaves(mapped(args, torch.Tensor.double))
+        exact = values(copy.deepcopy(theirs).double(), doubles) if dtype in LOW else expected
+        for path in PATHS:
+            on_path(path)
+            found = values(ours)
+            for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+                assert a.dtype == b.dtype
+                if dtype in LOW:
+                    assert_no_worse(a, b, exact[i])
+                else:
+                    torch.testing.assert_close(a, b)
+
+
+def test_a_forced_path_that_can_not_be(on_path):
+    layer, _ = pair("lstm", 5, 17, dtype=torch.float64)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    on_path("persistent")
+    with pytest.raises(NotImplementedError, match="this layer can not be: float64"):
+        layer(x)
+    on_path("sideways")
+    with pytest.raises(ValueError, match="is 'sideways', expected stepwise or persistent"):
+        layer(x)
+
+
+def test_what_does_not_fit_goes_step_by_step():
+    layer, theirs = pair("lstm", 3, 20, proj_size=True)
+    x = torch.randn(2, 2, 3)
+    calls = cuda_calls(lambda: layer(x))
+    assert calls.of("forward_step") == 2
+    assert calls.of("persistent") == 0
+    torch.testing.assert_close(flat(layer(x)), flat(theirs(x)))
+
+
+# ---- what is asked of the device -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bidirectional", BOTH, ids=["one", "two"])
+@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize(("kind", "path"), CASES)
+def test_launches(kind, path, packed, bidirectional, on_path):
+    """A launch a step for both directions, or one for all; no wait, nothing comes to the host."""
+    on_path(path)
+    T, layers = 6, 2
+    layer, _ = pair(kind, 5, 17, num_layers=layers, bidirectional=bidirectional, dropout=0.5)
+    x = ragged([6, 4, 1], 5) if packed else torch.randn(T, 3, 5)
+    args = leaves((x, state_of(layer, 3)))
+    calls = cuda_calls(lambda: forward_and_backward(layer, *args))
+    assert calls.to_host == 0
+    assert calls.waits == 0
+    if path == "persistent":
+        assert calls.of("persistent_forward") == calls.of("persistent_backward") == layers
+        assert calls.of("_step") == 0
+        assert calls.of("store_sizes") == 2 * layers * packed
+    else:
+        assert calls.of("persistent") == 0
+        assert calls.of("forward_step") == layers * T
+        # grad_h0 takes one more, of whichever kernel adds up dL/dh.
+        sums = calls.of("backward_sum")
+        assert sums == layers * (T + 1) * (kind == "lstm_proj")
+        assert calls.of("backward_step") == layers * (T + (kind != "lstm_proj"))
+
+
+@pytest.mark.parametrize(("kind", "path"), CASES)
+def test_the_current_stream(kind, path, on_path):
+    """The work goes to the user's stream, behind what is there already."""
+    on_path(path)
+    layer, _ = pair(kind, 5, 17, bidirectional=True)
+    x = leaves(torch.randn(4, 3, 5))
+    expected = forward_and_backward(layer, x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(x)
+        if not VIRTUAL:
+            torch.cuda._sleep(50_000_000)  # some 30 ms in which x is not there yet
+        late.copy_(x.detach())
+        found = forward_and_backward(layer, late.requires_grad_())
+    stream.synchronize()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("kind", "path"), CASES)
+def test_another_device_than_the_current_one(kind, path, on_path):
+    on_path(path)
+    layer, _ = pair(kind, 5, 17, bidirectional=True)
+    x = torch.randn(4, 3, 5)
+    expected = forward_and_backward(layer, leaves(x))
+    found = forward_and_backward(layer.to("cuda:1"), leaves(x.to("cuda:1")))
+    assert torch.cuda.current_device() == 0
+    for a, b in zip(found, expected, strict=True):
+        assert a.device == torch.device("cuda:1")
+        torch.testing.assert_close(a.cpu(), b.cpu())
+
+
+@pytest.mark.skipif(VIRTUAL, reason="the virtual GPU has no CUDA graphs")
+@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize(("kind", "path"), CASES)
+def test_in_a_cuda_graph(kind, path, packed, on_path):
+    on_path(path)
+    layer, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True)
+    x = leaves(ragged([6, 4, 1], 5) if packed else torch.randn(6, 3, 5))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        forward_and_backward(layer, x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = forward_and_backward(layer, x)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            flat(x)[0].normal_()
+        graph.replay()
+        for a, b in zip(found, forward_and_backward(layer, x), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+# ---- as a user meets it --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_there_and_back(kind):
+    """The same layer on the CPU, on the GPU, and on the CPU again."""
+    with torch.device("cpu"):
+        layer, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True)
+        x = torch.randn(4, 3, 5)
+    first = flat(layer(x))
+    there = flat(layer.to("cuda")(x.to("cuda")))
+    assert {t.device.type for t in there} == {"cuda"}
+    torch.testing.assert_close([t.cpu() for t in there], first)
+    back = flat(layer.to("cpu")(x))
+    assert all(torch.equal(a, b) for a, b in zip(back, first, strict=True))
+    assert fastrnn.fallbacks() == {}
+
+
+@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_dropout_is_repeatable(kind, packed):
+    """By the generator's seed, and by its state; and the generator moves on."""
+    layer, _ = pair(kind, 5, 17, num_layers=3, dropout=0.5)
+    x = leaves(ragged([6, 4, 1], 5) if packed else torch.randn(6, 3, 5))
+    torch.cuda.manual_seed(3)
+    state = torch.cuda.get_rng_state()
+    runs = [forward_and_backward(layer, x) for _ in range(2)]
+    torch.cuda.set_rng_state(state)
+    runs.append(forward_and_backward(layer, x))
+    torch.cuda.manual_seed(3)
+    runs.append(forward_and_backward(layer, x))
+    for again in runs[2:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
+    assert not torch.equal(runs[0][0], runs[1][0])
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_accelerate(kind):
+    _, theirs = pair(kind, 5, 17, num_layers=2, bidirectional=True)
+    x = torch.randn(4, 3, 5)
+    expected = flat(theirs(x))
+    model = torch.nn.Sequential(theirs)
+    fastrnn.accelerate(model)
+    assert type(model[0]).__module__ == "fastrnn.modules"
+    torch.testing.assert_close(flat(model(x)), expected)
+
+
+def test_a_state_on_the_other_device():
+    for layer in pair("lstm", 5, 17):
+        h = torch.zeros(1, 3, 17, device="cpu")
+        with pytest.raises(RuntimeError, match=r"not at the same device|on the same device"):
+            layer(torch.randn(4, 3, 5), (h, h))
