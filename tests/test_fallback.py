@@ -36,7 +36,7 @@ def check(ours, theirs, args, name, caplog):
 
 
 def test_the_operators_name_the_device_without_kernels():
-    """Straight to the kernels, past the fake ones, with tensors that say they are on that device."""
+    """Straight to the kernels, past the fake ones, with tensors that claim to be there."""
     built = fastrnn.build_info()["cuda"]
     mode, key = FakeTensorMode(), torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     for device, text in [

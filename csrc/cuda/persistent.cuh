@@ -115,21 +115,21 @@ public:
         });
     }
 
-    // Multiplies a tile of rows. The sums are complete after the next __syncthreads, which must come
-    // before the next tile: there are two buffers of them.
+    // Multiplies a tile of rows. The sums are complete after the next __syncthreads. That is enough also
+    // before the next tile, which uses the other of two buffers.
     template <class Weights>
     __device__ __forceinline__ void multiply(const Weights& weights, const S* exchange, int width,
-                                             int row0, int count, float* sums) {
-        turn_ ^= 1;
+                                             int row0, int count, float* sums) const {
         weights.multiply(exchange + row0 * width, width, first_k_, count - row0, chunks_,
-                         sums + turn_ * tiling_.sums(O) + warp_sums_,
+                         sums + turn(row0) * tiling_.sums(O) + warp_sums_,
                          tiling_.tiles * tiling_.sums_stride());
     }
 
     // The sum of all slices, in a fixed order.
     __device__ __forceinline__ float sum(const float* sums, int row, int output) const {
         const int stride = tiling_.sums_stride();
-        sums += turn_ * tiling_.sums(O) + (output * tiling_.tiles + column_ / tile_units) * stride +
+        sums += turn(row) * tiling_.sums(O) +
+                (output * tiling_.tiles + column_ / tile_units) * stride +
                 row % tile_rows * tile_units + column_ % tile_units;
         float total = 0;
         for (int k = 0; k < tiling_.slices; ++k) total += sums[k * O * tiling_.tiles * stride];
@@ -137,19 +137,22 @@ public:
     }
 
 private:
+    static __device__ __forceinline__ int turn(int row) { return row / tile_rows % 2; }
+
     const Tiling& tiling_;
     const int column_;  // of the thread's unit in the block
-    int first_unit_, first_k_, chunks_, warp_sums_, unit_row_, turn_ = 0;
+    int first_unit_, first_k_, chunks_, warp_sums_, unit_row_;
 
 public:
     const int unit;       // the thread's
     const int first_row;  // of the group
 };
 
-// The block's group in one of the two exchange buffers.
+// The block's group in the exchange buffer that is read in a step, and written in the step before. Worked
+// out wherever it is used: there are no registers to keep it in.
 template <class S, class Arguments>
-__device__ __forceinline__ S* exchange_of_group(const Arguments& a, int turn) {
-    const int64_t group = (int64_t(turn) * gridDim.z + blockIdx.z) * gridDim.y + blockIdx.y;
+__device__ __forceinline__ S* exchange_of_group(const Arguments& a, int step) {
+    const int64_t group = (int64_t(step & 1) * gridDim.z + blockIdx.z) * gridDim.y + blockIdx.y;
     return static_cast<S*>(a.exchange) + group * a.tiling.group_rows * a.width;
 }
 
@@ -164,7 +167,7 @@ __global__ void __launch_bounds__(most_threads<S>)
     extern __shared__ float4 shared_memory[];
     const ForwardDirection& d = a.direction[blockIdx.z];
     const int H = a.size.hidden, width = a.width;
-    Part<S, G> part(a);
+    const Part<S, G> part(a);
     const int unit = part.unit;
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* states = sums + 2 * a.tiling.sums(G);              // c: [rows, units]
@@ -195,8 +198,6 @@ __global__ void __launch_bounds__(most_threads<S>)
 
     Walk walk(a.sequence, blockIdx.z == 0);
     for (int step = 0; step < a.sequence.steps; ++step, walk.advance()) {
-        const S* before = exchange_of_group<S>(a, step & 1);
-        S* after = exchange_of_group<S>(a, ~step & 1);
         const int rows = part.rows_among(walk.rows);
         for (int row0 = 0; row0 < rows; row0 += tile_rows) {
             S x[most_elements][G], h_prev[most_elements];
@@ -209,12 +210,12 @@ __global__ void __launch_bounds__(most_threads<S>)
                 const int64_t at = walk.first + part.first_row + row;
                 for (int g = 0; g < G; ++g)
                     x[i][g] = static_cast<const S*>(d.x)[(at * G + g) * H + unit];
-                h_prev[i] = before[Weights::place(row, unit, width)];
+                h_prev[i] = exchange_of_group<S>(a, step)[Weights::place(row, unit, width)];
             };
             // The first while waiting, the next when the registers of the product are free again.
             read_inputs(0);
             if (row0 == 0) barrier.wait(step + 1);
-            part.multiply(weights, before, width, row0, rows, sums);
+            part.multiply(weights, exchange_of_group<S>(a, step), width, row0, rows, sums);
             read_inputs(1);
             __syncthreads();
 #pragma unroll
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(most_threads<S>)
                 const float h =
                     forward_element<Cell, S>(d, H, at, unit, x_sum, r_sum, widen(h_prev[i]), c);
                 if constexpr (Cell::has_c) states[part.state_at(row)] = c;
-                after[Weights::place(row, unit, width)] = narrow<S>(h);
+                exchange_of_group<S>(a, step + 1)[Weights::place(row, unit, width)] = narrow<S>(h);
                 store<S>(d.output, at * a.size.output_stride + unit, h);
                 if (b >= walk.next_rows) {  // its last step
                     store<S>(d.h, state_at, h);
@@ -253,7 +254,7 @@ __global__ void __launch_bounds__(most_threads<S>)
     const BackwardDirection& d = a.direction[blockIdx.z];
     const LayerSize& z = a.size;
     const int H = z.hidden, width = a.width, gate_width = width / G;
-    Part<S, 1> part(a);
+    const Part<S, 1> part(a);
     const int unit = part.unit;
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* dh_states = sums + 2 * a.tiling.sums(1);   // what is known of dh: [rows, units]
@@ -280,8 +281,6 @@ __global__ void __launch_bounds__(most_threads<S>)
     Walk walk(a.sequence, blockIdx.z == 1);
     int linked = 0;  // rows that were alive in the step handled before
     for (int step = 0; step <= a.sequence.steps; ++step, walk.advance()) {
-        const S* before = exchange_of_group<S>(a, step & 1);
-        S* after = exchange_of_group<S>(a, ~step & 1);
         const int rows = part.rows_among(walk.rows), all_rows = max(rows, linked);
         for (int row0 = 0; row0 < all_rows; row0 += tile_rows) {
             BackwardInputs<Cell, S> inputs[most_elements];
@@ -300,7 +299,8 @@ __global__ void __launch_bounds__(most_threads<S>)
             // As in the forward pass.
             read_inputs(0);
             if (row0 == 0) barrier.wait(step + 1);
-            if (row0 < linked) part.multiply(weights, before, width, row0, linked, sums);
+            if (row0 < linked)
+                part.multiply(weights, exchange_of_group<S>(a, step), width, row0, linked, sums);
             read_inputs(1);
             __syncthreads();
 #pragma unroll
@@ -324,7 +324,8 @@ __global__ void __launch_bounds__(most_threads<S>)
                 if (d.prev) static_cast<S*>(d.prev)[at * H + unit] = inputs[i].h_prev;
                 if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
                 for (int g = 0; g < G; ++g)
-                    after[Weights::place(row, g * gate_width + unit, width)] =
+                    exchange_of_group<S>(
+                        a, step + 1)[Weights::place(row, g * gate_width + unit, width)] =
                         narrow<S>(dgates[Cell::grads - G + g]);
             }
         }
