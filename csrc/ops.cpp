@@ -142,6 +142,11 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "The compiled part of fastrnn. The operators are in torch.ops.fastrnn.";
+#ifdef FASTRNN_HAS_CUDA
+    m.attr("has_cuda") = true;
+#else
+    m.attr("has_cuda") = false;
+#endif
     m.def("cells", &registered_cells,
           "The registered cells: name -> gates, states, values kept for backward.");
     m.def("build_info", &build_info, "What was built, and what is in use.");

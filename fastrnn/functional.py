@@ -77,7 +77,7 @@ def rnn(
 
 
 # Those that this build has kernels for; on meta, the fake ones.
-_DEVICES = ("cpu", "meta", *(["cuda"] if _C.build_info()["cuda"] == "built" else []))
+_DEVICES = ("cpu", "meta", *(["cuda"] if _C.has_cuda else []))
 
 
 def _kernels_for(name: str, input: Tensor) -> bool:

@@ -163,7 +163,7 @@ def assert_same(ours: Any, theirs: Any, exact: Any = None, *, strides: bool = Tr
 
 
 def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor, times: float = 2) -> None:
-    """No more than so many times the error that torch has against the exact values, root mean square.
+    """No more than so many times torch's error against the exact values, root mean square.
 
     By chance torch's can be smaller than what rounding the exact result to the dtype would cost
     (half a unit in the last place), and no error is held against us that torch's would have without
