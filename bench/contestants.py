@@ -55,7 +55,8 @@ def problem(case: Case) -> Problem:
         x = torch.randn(case.T, case.B, case.I)
     batch_sizes = None
     if case.packed:
-        x, batch_sizes, *_ = pack_padded_sequence(x, torch.tensor(case.lengths))
+        lengths = torch.tensor(case.lengths, device="cpu")
+        x, batch_sizes, *_ = pack_padded_sequence(x, lengths)
     # Of no special form: that of a sum, all ones, is an expanded scalar.
     grad = torch.randn(*x.shape[:-1], case.directions * (case.projection or case.H))
     return Problem(case, layer.to(dtype), x.to(dtype), grad.to(dtype), batch_sizes)

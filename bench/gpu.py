@@ -1,0 +1,325 @@
+"""Times fastrnn on a GPU beside torch.nn on cuDNN, CUDA graphs of both, a compiled loop and haste.
+
+    python bench/gpu.py --quick
+    python bench/gpu.py --json bench/results/gpu.json --picture bench/results/gpu.png
+
+Times are the GPU's own, between two events around a block of calls; the contestants take turns, and
+a row gives medians and quartiles of the rounds' ratios: above 1, fastrnn is faster. Results are
+compared with torch's in float64 before a time counts. Needs a GPU and a fastrnn built for it. On an
+emulated GPU (its name is in the results) it runs a few toy rows, as a test of itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import Case
+from contestants import Contestant, Problem, difference, exact, make, of_module, problem
+from cpu import save, versions
+from figures import Row, duration, label, ours, ratio
+from gpu_cases import GROUPS, all_cases, quick_cases, toy_cases
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from timing import quartiles, short
+
+import fastrnn
+
+BLOCK = 0.02  # seconds of the GPU's time that a block of calls takes, about
+MOST_CALLS = 200
+
+
+def why_not() -> str | None:
+    """Why nothing can be timed here."""
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    built = fastrnn.build_info()["cuda"]
+    return None if built == "built" else f"fastrnn was built without CUDA: {built}"
+
+
+def emulated() -> bool:
+    return "emulated" in torch.cuda.get_device_name()
+
+
+# --- the contestants ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def path(name: str) -> Iterator[None]:
+    """Has fastrnn take this path."""
+    before = os.environ.get("FASTRNN_CUDA_PATH")
+    os.environ["FASTRNN_CUDA_PATH"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["FASTRNN_CUDA_PATH"]
+        else:
+            os.environ["FASTRNN_CUDA_PATH"] = before
+
+
+def stepwise(given: Problem) -> Contestant:
+    inner = make("fastrnn", given)
+
+    def on_path(call: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with path("stepwise"):
+                return call()
+
+        return run
+
+    return Contestant(on_path(inner.call), on_path(inner.results))
+
+
+def in_a_graph(inner: Contestant) -> Contestant:
+    """The same call, recorded and replayed."""
+    if emulated():
+        raise NotImplementedError("no CUDA graphs on an emulated GPU")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            inner.call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = inner.results()
+
+    def results() -> dict[str, torch.Tensor]:
+        graph.replay()
+        return recorded
+
+    return Contestant(graph.replay, results)
+
+
+def compiled_loop(given: Problem) -> Contestant:
+    """torch.nn.LSTM's formulas, written out and given to torch.compile."""
+    w_ih, w_hh, b_ih, b_hh = (p.detach() for p in given.layer.parameters())
+
+    @torch.compile(mode="reduce-overhead")
+    def run(x: torch.Tensor) -> torch.Tensor:
+        h = c = x.new_zeros(x.size(1), w_hh.size(1))
+        gates = torch.nn.functional.linear(x, w_ih, b_ih + b_hh)
+        outputs = []
+        for step in gates.unbind():
+            i, f, g, o = (step + h @ w_hh.t()).chunk(4, dim=1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.stack(outputs)
+
+    def results() -> dict[str, torch.Tensor]:
+        # Its last states are the last of what it returns; the names are those of the others.
+        output = run(given.x).clone()
+        return {"output": output}
+
+    return Contestant(lambda: run(given.x), results)
+
+
+def haste(given: Problem) -> Contestant:
+    import haste_pytorch
+
+    case = given.case
+    if case.dtype not in ("float32", "float64") or case.cell not in ("LSTM", "GRU"):
+        raise NotImplementedError(f"haste has no {case.cell} in {case.dtype}")
+    layer = getattr(haste_pytorch, case.cell)(case.I, case.H).to(given.x)
+    layer.from_native_weights(*given.layer.state_dict().values())
+    return of_module(layer, given)
+
+
+def contestant(name: str, given: Problem) -> Contestant:
+    if name.endswith(" in a graph"):
+        return in_a_graph(make(name.removesuffix(" in a graph"), given))
+    others = {"fastrnn stepwise": stepwise, "compiled loop": compiled_loop, "haste": haste}
+    return others[name](given) if name in others else make(name, given)
+
+
+def same_names(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], name: str) -> Any:
+    """Of the expected results those that this contestant gives: ours and torch's give all."""
+    if name in ("haste", "compiled loop"):
+        return {key: value for key, value in expected.items() if key in found}
+    return expected
+
+
+# --- a row ----------------------------------------------------------------------------------------
+
+
+def seconds(call: Callable[[], object], calls: int) -> float:
+    """Of one call, by the GPU's clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds a call in each round of every contestant, in turns."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, call in calls.items():
+        for _ in range(2):  # warm-up: memory is found, kernels are loaded
+            call()
+        a_call = max(seconds(call, 2), 1e-7)
+        found[name] = {"calls": max(1, min(MOST_CALLS, int(BLOCK / a_call))), "seconds": []}
+    for number in range(rounds):
+        names = list(calls)
+        order = names[number % len(names) :] + names[: number % len(names)]
+        for name in order:
+            value = seconds(calls[name], found[name]["calls"])
+            found[name]["seconds"].append(short(value))
+    return found
+
+
+def measure(case: Case, rounds: int) -> Row:
+    row: Row = {"key": case.key, **case.to_json(), "operations": case.operations}
+    found: dict[str, dict[str, Any]] = {}
+    calls = {}
+    try:
+        with torch.inference_mode(case.mode != "training"):
+            given = problem(case)
+            expected = exact(given)
+            for name in ["fastrnn", *case.peers]:
+                try:
+                    one = contestant(name, given)
+                    results = one.results()
+                    wrong = difference(results, same_names(results, expected, name))
+                except ModuleNotFoundError as error:
+                    wrong = f"{error.name} is not installed"
+                except Exception as error:  # whatever a peer raises, the others are timed
+                    wrong = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                if wrong:
+                    found[name] = {"reason": wrong}
+                else:
+                    calls[name] = one.call
+            found |= timed(calls, rounds)
+    except torch.cuda.OutOfMemoryError:
+        return {**row, "error": "out of the GPU's memory"}
+    own = found["fastrnn"].get("seconds")
+    ratios = {
+        name: quartiles([theirs / mine for theirs, mine in zip(one["seconds"], own, strict=True)])
+        for name, one in found.items()
+        if own and name != "fastrnn" and "seconds" in one
+    }
+    return {**row, "contestants": found, "ratio": ratios}
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def table(group: str, rows: list[Row]) -> Table:
+    peers = list(dict.fromkeys(peer for row in rows for peer in row["peers"]))
+    shown = Table(title=group)
+    for name in ["row", "fastrnn", *peers]:
+        shown.add_column(name, justify="left" if name == "row" else "right")
+    for row in rows:
+        if "error" in row:
+            shown.add_row(label(row), escape(row["error"]))
+            continue
+        own = ours(row)
+        cells = [duration(own) if own else escape(row["contestants"]["fastrnn"]["reason"])]
+        for peer in peers:
+            found = ratio(row, peer)
+            reason = row["contestants"].get(peer, {}).get("reason", "")
+            cells.append(f"{found['median']:.2f}" if found else escape(reason))
+        shown.add_row(label(row), *cells)
+    return shown
+
+
+def draw(results: dict[str, Any], to: Path) -> None:
+    """torch's time over fastrnn's by hidden size, a panel a cell and mode, a line a batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(10, 7), sharex=True, layout="constrained")
+    for line, mode in zip(panels, ["inference", "training"], strict=True):
+        for panel, cell in zip(line, ["LSTM", "GRU"], strict=True):
+            rows = [r for r in results["rows"] if (r["group"], r["cell"]) == (mode, cell)]
+            for B in sorted({row["B"] for row in rows}):
+                points = [
+                    (row["H"], ratio(row, "torch")["median"])  # type: ignore[index]
+                    for row in rows
+                    if row["B"] == B and row["dtype"] == "float16" and ratio(row, "torch")
+                ]
+                if points:
+                    panel.plot(*zip(*points, strict=True), "o-", label=f"B = {B}")
+            panel.axhline(1, color="black", linewidth=1)
+            panel.set_title(f"{cell}, {mode}, float16")
+            panel.set_xscale("log", base=2)
+            if panel.lines[:-1]:
+                panel.legend(fontsize="small")
+    figure.suptitle(f"time of cuDNN / time of fastrnn, T = 100, I = H: {results['machine']['gpu']}")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(to, dpi=90)
+    plt.close(figure)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="some of the rows: under 3 minutes")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="a group of rows")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="where to write the results, row by row")
+    parser.add_argument("--picture", type=Path, help="where to write a picture of the grid")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    reason = why_not()
+    if reason:
+        print(f"bench/gpu.py: {reason}; nothing was timed", file=sys.stderr)
+        return 2
+    torch.set_default_device("cuda")
+    cases = toy_cases() if emulated() else quick_cases() if args.quick else all_cases()
+    if args.only:
+        cases = [case for case in cases if case.group in args.only]
+    machine = {
+        "gpu": torch.cuda.get_device_name(),
+        "emulated": emulated(),
+        "capability": list(torch.cuda.get_device_capability()),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    today = datetime.date.today().isoformat()
+    results: dict[str, Any] = {"machine": machine, "versions": versions(), "date": today}
+    rows: list[Row] = []
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(cases))
+        for case in cases:
+            progress.update(task, description=label(case.to_json()))
+            rows.append(measure(case, args.rounds))
+            progress.advance(task)
+            results["rows"] = rows
+            if args.json:
+                save(args.json, results)
+    console = Console()
+    for group in GROUPS:
+        chosen = [row for row in rows if row["group"] == group]
+        if chosen:
+            console.print(table(group, chosen))
+    console.print(
+        f"{machine['gpu']}. Ratios: time of the other / time of fastrnn, by the GPU's clock."
+    )
+    if emulated():
+        console.print("This GPU is emulated: its clock says nothing.")
+    if args.picture:
+        draw(results, args.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

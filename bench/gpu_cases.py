@@ -1,0 +1,72 @@
+"""The rows of bench/gpu.py: what is computed in each, and beside whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cases import Case, square
+
+SIZES = [64, 128, 256, 512, 1024, 2048]
+BATCHES = [1, 8, 32, 64, 256]
+DTYPES = ["float32", "float16", "bfloat16"]
+GROUPS = ["inference", "training", "streaming", "bidirectional", "packed", "compiled"]
+
+# nn.LSTM and nn.GRU run on cuDNN. A graph is recorded once and replayed: what a call costs without
+# its launches from the host. haste has neither 16 bits nor RNN.
+INFERENCE_PEERS = ("torch", "torch in a graph", "fastrnn in a graph", "fastrnn stepwise", "haste")
+TRAINING_PEERS = ("torch", "fastrnn stepwise", "haste")
+
+
+def grid() -> Iterator[Case]:
+    for mode, peers in [("inference", INFERENCE_PEERS), ("training", TRAINING_PEERS)]:
+        for cell in ["LSTM", "GRU"]:
+            for dtype in DTYPES:
+                for H in SIZES:
+                    for B in BATCHES:
+                        yield square(mode, cell, mode, 100, B, H, dtype=dtype, peers=peers)
+        for H in [128, 512]:
+            yield square(mode, "RNN", mode, 100, 32, H, peers=peers)
+            yield square(mode, "LSTM", mode, 100, 32, H, dtype="float64", peers=peers)
+
+
+def others() -> Iterator[Case]:
+    for cell in ["LSTM", "GRU"]:
+        for H in [64, 256, 1024]:
+            yield square("streaming", cell, "streaming", 1, 1, H)
+            yield square("streaming", f"{cell}Cell", "streaming", 1, 1, H)
+        for mode in ["inference", "training"]:
+            for H in [128, 512]:
+                for dtype in ["float32", "float16"]:
+                    options = {"dtype": dtype, "directions": 2}
+                    yield square("bidirectional", cell, mode, 100, 32, H, **options)
+                yield square("packed", cell, mode, 100, 64, H, packed=True)
+    # A cell written out in Python and compiled takes a minute to start.
+    for H in [128, 512]:
+        yield square("compiled", "LSTM", "inference", 20, 32, H, peers=("torch", "compiled loop"))
+
+
+def all_cases() -> list[Case]:
+    return [*grid(), *others()]
+
+
+def quick_cases() -> list[Case]:
+    """Some of the rows, every group but the compiled one among them."""
+
+    def chosen(case: Case) -> bool:
+        if case.group in ("inference", "training"):
+            return case.dtype != "bfloat16" and (case.B, case.H) in [(1, 256), (32, 128), (64, 512)]
+        return case.group != "compiled" and case.H <= 256
+
+    return [case for case in all_cases() if chosen(case)]
+
+
+def toy_cases() -> list[Case]:
+    """A row of each kind, small enough for an emulated GPU: to try the benchmark, not the speed."""
+    return [
+        square("inference", "LSTM", "inference", 3, 2, 16, peers=INFERENCE_PEERS),
+        square("training", "GRU", "training", 3, 2, 16, dtype="float16", peers=TRAINING_PEERS),
+        square("streaming", "LSTM", "streaming", 1, 1, 16),
+        square("streaming", "GRUCell", "streaming", 1, 1, 16),
+        square("bidirectional", "LSTM", "training", 3, 2, 16, directions=2),
+        square("packed", "GRU", "inference", 6, 3, 16, packed=True),
+    ]
