@@ -1,0 +1,142 @@
+"""Runs the persistent kernels of a library (library.cu) and compares with float64.
+
+python check.py LIBRARY
+
+Fails if a value is off or a launch reports an error: under an emulator that checks for races, a race.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("reference", ROOT / "fastrnn/reference.py")
+assert spec
+assert spec.loader
+# By its path: fastrnn itself need not be built here.
+reference = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(reference)
+
+FLOAT16 = 3  # Storage::float16
+# In the order of run.py's registry: gates, values kept for backward, gradients, and Cell::x_grad.
+CELLS = {"lstm": (4, 4, 4, [0, 1, 2, 3]), "gru": (3, 4, 4, [1, 2, 0])}
+# Rows of each step, and H: a few rows that end together, and more than two tiles that do not.
+CASES = [([5, 5, 5], 136), ([40, 18, 3], 150)]
+
+
+def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict[str, Tensor]:
+    """Results and gradients of a direction by the definition, in float64."""
+    given = {
+        name: t[name].double().requires_grad_() for name in ("x", "w", "h0", "c0") if name in t
+    }
+    b_ih, b_hh = t["b_ih"].double(), t["b_hh"].double()
+    h, c = given["h0"], given.get("c0")
+    xs, outputs = given["x"].split(sizes), [given["x"]] * len(sizes)
+    for step in reversed(range(len(sizes))) if reverse else range(len(sizes)):
+        n = sizes[step]
+        r = torch.nn.functional.linear(h[:n], given["w"], b_hh)
+        new, c_new = reference.CELLS[cell](xs[step] + b_ih, r, h[:n], None if c is None else c[:n])
+        outputs[step] = new
+        h = torch.cat([new, h[n:]])
+        if c is not None:
+            c = torch.cat([c_new, c[n:]])
+    results = {"output": torch.cat(outputs), "h": h}
+    loss = (results["output"] * t["grad_output"].double()).sum() + (h * t["dh"].double()).sum()
+    if c is not None:
+        results["c"] = c
+        loss = loss + (c * t["dc"].double()).sum()
+    grads = torch.autograd.grad(loss, list(given.values()))
+    return results | {f"grad_{n}": g for n, g in zip(given, grads, strict=True)}
+
+
+def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int) -> None:
+    gates, saved, grads, x_grad = CELLS[cell]
+    has_c = cell == "lstm"
+    T, B, N = len(sizes), sizes[0], sum(sizes)
+    torch.manual_seed(0)
+
+    def random(*size: int, scale: float = 0.5, dtype: torch.dtype = torch.float16) -> Tensor:
+        return (torch.randn(*size) * scale).to(dtype)
+
+    both = []
+    for _ in range(2):
+        t = {
+            "x": random(N, gates * H), "w": random(gates * H, H, scale=H**-0.5),
+            "b_ih": random(gates * H), "b_hh": random(gates * H), "h0": random(B, H),
+            "grad_output": random(N, H), "dh": random(B, H, dtype=torch.float32),
+        }  # fmt: skip
+        if has_c:
+            t |= {"c0": random(B, H), "dc": random(B, H, dtype=torch.float32)}
+        both.append(t)
+    expected = [exact(cell, t, sizes, reverse=d == 1) for d, t in enumerate(both)]
+
+    def device(tensor: Tensor) -> Tensor:
+        return tensor.cuda()
+
+    def empty(*size: int) -> Tensor:
+        return torch.full(size, torch.nan, dtype=torch.float16, device="cuda")
+
+    alive: list[Tensor] = []  # whatever a pointer points to
+
+    def pointers(tensors: list[Tensor | None]) -> list[int]:
+        alive.extend(t for t in tensors if t is not None)
+        return [0 if t is None else t.data_ptr() for t in tensors]
+
+    forward, backward, weights, found = [], [], [], []
+    for t in both:
+        g = {name: device(value) for name, value in t.items()}
+        h, output, kept = g["h0"].clone(), empty(N, H), empty(N, saved * H)
+        c, kept_c = (g["c0"].float(), empty(N, H)) if has_c else (None, None)
+        dgates, prev = empty(N, grads * H), empty(N, H)
+        forward += pointers([g["x"], g["b_ih"], g["b_hh"], h, c, output, kept, kept_c])
+        backward += pointers(
+            [g["h0"], g.get("c0"), output, kept, kept_c, g["grad_output"], g["dh"], g.get("dc"),
+             dgates, prev]
+        )  # fmt: skip
+        weights += pointers([g["w"]])
+        found.append((output, h, c, g, dgates, prev))
+
+    arguments: list[Any] = [
+        list(CELLS).index(cell), FLOAT16, ctypes.c_int64(H), ctypes.c_int64(T),
+        (ctypes.c_int64 * T)(*sizes),
+    ]  # fmt: skip
+    for name, directions in [("forward", forward), ("backward", backward)]:
+        function = getattr(library, name)
+        function.restype = ctypes.c_char_p
+        lists = [(ctypes.c_void_p * len(p))(*p) for p in (directions, weights)]
+        error = function(*arguments, *lists)
+        if error:
+            raise SystemExit(f"{cell} {name}: {error.decode()}")
+
+    for d, (output, h, c, g, dgates, prev) in enumerate(found):
+        by_gate = dgates.cpu().double().view(N, grads, H)
+        of_h = by_gate[:, grads - gates :].reshape(N, gates * H)
+        values = {
+            "output": output, "h": h, "grad_h0": g["dh"],
+            "grad_x": by_gate[:, x_grad].reshape(N, gates * H),
+            "grad_w": of_h.t() @ prev.cpu().double(),
+        }  # fmt: skip
+        if c is not None:
+            values |= {"c": c, "grad_c0": g["dc"]}
+        for name, right in expected[d].items():
+            value = values[name].cpu().double()
+            error = (value - right).abs().max().item() / max(1, right.abs().max().item())
+            # Some units in the last place of float16, 2^-11: h and the gates' gradients are rounded
+            # once a step. What is looked for is a wrong value.
+            if not error < 8e-3:
+                raise SystemExit(f"{cell}, direction {d}: {name} is off by {error:.1e}")
+
+
+if __name__ == "__main__":
+    library = ctypes.CDLL(sys.argv[1])
+    for cell in CELLS:
+        for sizes, H in CASES:
+            check(library, cell, sizes, H)
+    print("right")

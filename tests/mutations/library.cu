@@ -1,0 +1,65 @@
+// The persistent kernels for check.py, which calls them by ctypes: a layer of two directions on plain
+// pointers. Every function returns null, or what went wrong.
+#include <cstdint>
+#include <numeric>
+
+#include "cuda/persistent.h"
+
+using namespace fastrnn;
+
+namespace {
+
+constexpr int directions = 2;
+
+// The device's memory that a launch needs beside the tensors, and the sequence in it.
+struct Memory {
+    void* workspace = nullptr;
+    int* batch_sizes = nullptr;
+    cuda::Sequence sequence;
+
+    Memory(const cuda::PersistentPlan& plan, int64_t steps, const int64_t* sizes) {
+        cudaMalloc(&workspace, plan.workspace);
+        cudaMalloc(reinterpret_cast<void**>(&batch_sizes), steps * sizeof(int));
+        cuda::launch_store_batch_sizes(sizes, steps, batch_sizes, nullptr);
+        sequence = {batch_sizes, steps, sizes[0], std::accumulate(sizes, sizes + steps, int64_t{0})};
+    }
+    ~Memory() {
+        cudaFree(workspace);
+        cudaFree(batch_sizes);
+    }
+};
+
+template <class Direction, class Launch>
+const char* run(Pass pass, int cell, int storage, int64_t hidden, int64_t steps,
+                const int64_t* sizes, const Direction* direction, void* const* weight_hh,
+                Launch launch) {
+    const cuda::PersistentPlan plan =
+        cuda::plan_persistent(pass, cell, static_cast<Storage>(storage), hidden, sizes[0],
+                              directions, /*projected=*/false, /*device=*/0);
+    if (!plan.fits) return plan.reason;
+    if (plan.unit_blocks < 2) return "there is no grid barrier to break: too few units";
+    const Memory memory(plan, steps, sizes);
+    const cuda::LayerSize size{hidden, hidden, hidden, hidden};
+    cudaError_t error = launch(plan, size, memory.sequence, directions, direction, weight_hh,
+                               memory.workspace, nullptr);
+    if (error == cudaSuccess) error = cudaDeviceSynchronize();
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace
+
+extern "C" {
+
+// direction: two of what layer.h says; weight_hh: [G * H, H] of each.
+const char* forward(int cell, int storage, int64_t hidden, int64_t steps, const int64_t* sizes,
+                    const cuda::ForwardDirection* direction, void* const* weight_hh) {
+    return run(Pass::forward, cell, storage, hidden, steps, sizes, direction, weight_hh,
+               cuda::launch_persistent_forward);
+}
+
+const char* backward(int cell, int storage, int64_t hidden, int64_t steps, const int64_t* sizes,
+                     const cuda::BackwardDirection* direction, void* const* weight_hh) {
+    return run(Pass::backward, cell, storage, hidden, steps, sizes, direction, weight_hh,
+               cuda::launch_persistent_backward);
+}
+}

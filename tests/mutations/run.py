@@ -1,0 +1,204 @@
+"""Plants bugs in the persistent CUDA kernels, one at a time, and sees each of them found.
+
+    python tests/mutations/run.py [--vgpu PROGRAM] [NAME...]
+
+A bug that no check finds fails this script, and so does a check that fails without one. The checks
+are check.py's: the values of a forward and a backward pass beside float64, under an emulated GPU that
+looks for races, out-of-bounds accesses and reads of what nobody wrote. Needs nvcc and torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+FLAGS = ["-Xcompiler", "-fPIC", "-cudart", "shared", "-std=c++20", "-O3", "-lineinfo"]
+FLAGS += ["-gencode", "arch=compute_90,code=compute_90"]
+# The cells of check.py alone, so that a kernel compiles in seconds.
+REGISTRY = "#define FASTRNN_FOR_EACH_CELL(X) X(lstm, ::fastrnn::Lstm) X(gru, ::fastrnn::Gru)\n"
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str  # in csrc
+    right: str  # what is there once
+    wrong: str  # what comes in its place
+
+
+BUGS = [
+    Bug(
+        "a block barrier is missing",
+        "cuda/persistent.cuh",
+        "            read_inputs(1);\n            __syncthreads();\n",
+        "            read_inputs(1);\n",
+    ),
+    Bug(
+        "a grid barrier is missing",
+        "cuda/grid_barrier.cuh",
+        "        if (blocks_ == 1) return;  // the",
+        "        return;  // the",
+    ),
+    Bug(
+        "the arrival is no release",
+        "cuda/grid_barrier.cuh",
+        "red.release.gpu.global",
+        "red.relaxed.gpu.global",
+    ),
+    Bug(
+        "the wait is no acquire",
+        "cuda/grid_barrier.cuh",
+        "ld.acquire.gpu.global",
+        "ld.relaxed.gpu.global",
+    ),
+    Bug(
+        "h has a single buffer",
+        "cuda/persistent.cuh",
+        "                exchange_of_group<S>(a, step + 1)[Weights::place(row, unit, width)] = narrow<S>(h);",
+        "                exchange_of_group<S>(a, step)[Weights::place(row, unit, width)] = narrow<S>(h);",
+    ),
+    Bug(
+        "the last unit is left out",
+        "cuda/persistent.cuh",
+        "unit_row_ = unit < a.size.hidden ?",
+        "unit_row_ = unit < a.size.hidden - 1 ?",
+    ),
+    Bug(
+        "the last weight of a row is left out",
+        "cuda/persistent.cuh",
+        "own < H ? H - k : 0",
+        "own < H ? H - k - 1 : 0",
+    ),
+    Bug(
+        "a wrong gate",
+        "cells/lstm.h",
+        "c = f * c_prev + i * g;",
+        "c = f * c_prev + i * o;",
+    ),
+    Bug(
+        "a missing write",
+        "cuda/persistent.cuh",
+        "                store<S>(d.output, at * a.size.output_stride + unit, h);\n",
+        "",
+    ),
+    Bug(
+        "a stale state",
+        "cuda/persistent.cuh",
+        "                if constexpr (Cell::has_c) states[part.state_at(row)] = c;\n",
+        "",
+    ),
+    Bug(
+        "a swapped index",
+        "cuda/persistent.cuh",
+        "static_cast<const S*>(d.x)[(at * G + g) * H + unit]",
+        "static_cast<const S*>(d.x)[(at * G + (G - 1 - g)) * H + unit]",
+    ),
+    Bug(
+        "the gradients of other gates",
+        "cuda/persistent.cuh",
+        "narrow<S>(dgates[Cell::grads - G + g])",
+        "narrow<S>(dgates[g])",
+    ),
+    Bug(
+        "a row that joins takes another's state",
+        "cuda/persistent.cuh",
+        "b < walk.next_rows ? walk.next_first() + b : -1",
+        "walk.next_first() + b",
+    ),
+]
+
+
+def call(command: list[str | Path], **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        list(map(str, command)), capture_output=True, text=True, check=False, **options
+    )
+
+
+def compiled(source: Path, csrc: Path, to: Path) -> None:
+    done = call(["nvcc", *FLAGS, "-I", csrc, "-c", source, "-o", to])
+    if done.returncode:
+        raise SystemExit(f"{source} does not compile:\n{done.stderr}")
+
+
+def copied(to: Path) -> Path:
+    """The sources, with the registry of this script."""
+    csrc = to / "csrc"
+    shutil.copytree(ROOT / "csrc/cells", csrc / "cells")
+    shutil.copytree(ROOT / "csrc/cuda", csrc / "cuda")
+    shutil.copy(ROOT / "csrc/layer.h", csrc)
+    registry = csrc / "cells/registry.h"
+    text = registry.read_text()
+    start = text.index("#define FASTRNN_FOR_EACH_CELL")
+    end = start
+    while text[text.index("\n", end) - 1] == "\\":
+        end = text.index("\n", end) + 1
+    registry.write_text(text[:start] + REGISTRY + text[text.index("\n", end) + 1 :])
+    return csrc
+
+
+def library(kernels: Path, others: list[Path], to: Path) -> Path:
+    done = call(["nvcc", "-shared", *FLAGS, kernels, *others, "-o", to])
+    if done.returncode:
+        raise SystemExit(f"{to} does not link:\n{done.stderr}")
+    return to
+
+
+def verdict(vgpu: Path, built: Path) -> str:
+    """What check.py says of a library under the race check: "right", or what is wrong."""
+    command = [vgpu, "run", "--race-check", "--", sys.executable, HERE / "check.py", built]
+    done = call(command, timeout=900)
+    if done.returncode == 0 and done.stdout.strip().endswith("right"):
+        return "right"
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return next((line for line in lines if "race" in line or "off by" in line), lines[-1])[:200]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vgpu", type=Path, default=ROOT.parent / "shared/vgpu/vgpu")
+    parser.add_argument("names", nargs="*", help="of bugs; all if none is given")
+    args = parser.parse_args()
+    bugs = [bug for bug in BUGS if not args.names or bug.name in args.names]
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        csrc = copied(where / "right")
+        parts = ["persistent_float32.cu", "persistent_bfloat16.cu", "persistent_float16.cu"]
+        parts += ["batch_sizes.cu", "plan.cpp", "persistent.cpp"]
+        sources = [csrc / "cuda" / name for name in parts] + [HERE / "library.cu"]
+        objects = [where / f"{source.name}.o" for source in sources]
+
+        def one(bug: Bug | None) -> str:
+            if bug is None:
+                built = library(objects[2], objects[:2] + objects[3:], where / "right.so")
+                return verdict(args.vgpu, built)
+            place = where / bug.name.replace(" ", "-")
+            changed = copied(place)
+            file = changed / bug.file
+            text = file.read_text()
+            if bug.right not in text:
+                raise SystemExit(f"'{bug.name}': {bug.file} does not have\n{bug.right}")
+            file.write_text(text.replace(bug.right, bug.wrong, 1))
+            compiled(changed / "cuda/persistent_float16.cu", changed, place / "kernels.o")
+            others = objects[:2] + objects[3:]
+            return verdict(args.vgpu, library(place / "kernels.o", others, place / "all.so"))
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            list(pool.map(compiled, sources, [csrc] * len(sources), objects))
+            found = list(pool.map(one, [None, *bugs]))
+    print(f"without a bug: {found[0]}")
+    for bug, what in zip(bugs, found[1:], strict=True):
+        print(f"{bug.name}: {'NOT FOUND' if what == 'right' else what}")
+    if found[0] != "right" or "right" in found[1:]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
