@@ -1,5 +1,5 @@
-// One hidden unit of one row at one step, forward and backward: what the stepwise and the persistent
-// kernels do once both products are there.
+// One hidden unit of one row at one step, forward and backward: what the stepwise and the
+// persistent kernels do once both products are there.
 #pragma once
 #include "layer.h"
 #include "math.cuh"
@@ -44,8 +44,8 @@ __device__ __forceinline__ S previous_h(const BackwardDirection& d, const LayerS
                         : read<S>(d.output, row.prev * z.output_stride + unit);
 }
 
-// What a row's gradients of the gates are computed from, beside what comes through time. Apart and as
-// it is stored, so that the persistent kernel can ask for it before it waits.
+// What a row's gradients of the gates are computed from, beside what comes through time. Apart and
+// as it is stored, so that the persistent kernel can ask for it before it waits.
 template <class Cell, class S>
 struct BackwardInputs {
     S saved[Cell::saved + 1], h, h_prev, c, c_prev;

@@ -25,8 +25,8 @@ public:
             asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter_) : "memory");
     }
 
-    // Until all have arrived so many times; the same for all threads. The differences are right even
-    // after the counter has wrapped round.
+    // Until all have arrived so many times; the same for all threads. The differences are right
+    // even after the counter has wrapped round.
     __device__ __forceinline__ void wait(unsigned times) const {
         if (blocks_ == 1) return;  // the __syncthreads in `arrive` was all
         if (threadIdx.x == 0) {

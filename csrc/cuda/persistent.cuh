@@ -55,8 +55,8 @@ private:
     const bool ascending_;
 };
 
-// A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit. What is
-// counted here fits into an int: the plan sees to it.
+// A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit. What
+// is counted here fits into an int: the plan sees to it.
 template <class S, int O>
 class Part {
 public:
@@ -81,8 +81,8 @@ public:
         return max(0, min(n - first_row, tiling_.group_rows));
     }
 
-    // Whether the thread's i-th element of the tile of rows from row0 on is one of `count` rows of the
-    // group; row: which.
+    // Whether the thread's i-th element of the tile of rows from row0 on is one of `count` rows of
+    // the group; row: which.
     __device__ __forceinline__ bool element(int row0, int i, int count, int& row) const {
         const int row_of_tile = unit_row_ + i * 4 * tiling_.slices;
         row = row0 + row_of_tile;
@@ -115,8 +115,8 @@ public:
         });
     }
 
-    // Multiplies a tile of rows. The sums are complete after the next __syncthreads. That is enough also
-    // before the next tile, which uses the other of two buffers.
+    // Multiplies a tile of rows. The sums are complete after the next __syncthreads. That is enough
+    // also before the next tile, which uses the other of two buffers.
     template <class Weights>
     __device__ __forceinline__ void multiply(const Weights& weights, const S* exchange, int width,
                                              int row0, int count, float* sums) const {
@@ -148,8 +148,8 @@ public:
     const int first_row;  // of the group
 };
 
-// The block's group in the exchange buffer that is read in a step, and written in the step before. Worked
-// out wherever it is used: there are no registers to keep it in.
+// The block's group in the exchange buffer that is read in a step, and written in the step before.
+// Worked out wherever it is used: there are no registers to keep it in.
 template <class S, class Arguments>
 __device__ __forceinline__ S* exchange_of_group(const Arguments& a, int step) {
     const int64_t group = (int64_t(step & 1) * gridDim.z + blockIdx.z) * gridDim.y + blockIdx.y;
@@ -277,7 +277,8 @@ __global__ void __launch_bounds__(most_threads<S>)
     const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
     barrier.arrive();
 
-    // One more than there are steps: the last takes the first step's gradients to the initial state.
+    // One more than there are steps: the last takes the first step's gradients to the initial
+    // state.
     Walk walk(a.sequence, blockIdx.z == 1);
     int linked = 0;  // rows that were alive in the step handled before
     for (int step = 0; step <= a.sequence.steps; ++step, walk.advance()) {

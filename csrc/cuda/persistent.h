@@ -1,5 +1,5 @@
-// The persistent path: one launch for all steps of a layer, both directions. For float32, float16 and
-// bfloat16, without a projection, where the weights fit into the registers of the device.
+// The persistent path: one launch for all steps of a layer, both directions. For float32, float16
+// and bfloat16, without a projection, where the weights fit into the registers of the device.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <stddef.h>
@@ -16,8 +16,8 @@ struct Sequence {
     int64_t rows;            // N
 };
 
-// Both take the plan of their pass and a workspace on the device, of plan.workspace bytes, aligned to
-// 16. weight_hh: [G * H, H] for each direction.
+// Both take the plan of their pass and a workspace on the device, of plan.workspace bytes, aligned
+// to 16. weight_hh: [G * H, H] for each direction.
 cudaError_t launch_persistent_forward(const PersistentPlan& plan, const LayerSize& size,
                                       const Sequence& sequence, int directions,
                                       const ForwardDirection* direction,
@@ -30,8 +30,8 @@ cudaError_t launch_persistent_backward(const PersistentPlan& plan, const LayerSi
                                        const void* const* weight_hh, void* workspace,
                                        cudaStream_t stream);
 
-// Stores sizes [T], of the host, to device_sizes [T]. They travel as arguments of kernels: nothing is
-// read from the host's memory after the call, and a CUDA graph may hold it.
+// Stores sizes [T], of the host, to device_sizes [T]. They travel as arguments of kernels: nothing
+// is read from the host's memory after the call, and a CUDA graph may hold it.
 cudaError_t launch_store_batch_sizes(const int64_t* sizes, int64_t steps, int* device_sizes,
                                      cudaStream_t stream);
 

@@ -62,7 +62,8 @@ public:
           sector_tiles_(storage == Storage::float32 ? 1 : 2),
           warps_(kernel.most_threads / 32) {}
 
-    // Sets all but the kernel, the reason and what follows from the sizes; false if it does not fit.
+    // Sets all but the kernel, the reason and what follows from the sizes; false if it does not
+    // fit.
     bool cut(PersistentPlan& plan) const {
         const int least_slices = divide_up(chunks_, most_chunks(kernel_.outputs));
         if (least_slices > warps_) return false;
@@ -137,10 +138,10 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, i
     if (device.major < 8) return no("compute capability below 8.0");
     if (!device.cooperative) return no("no cooperative launches");
     // Before any product of sizes that could overflow.
-    if (hidden > 16384) return no("the weights do not fit into the registers");
+    if (hidden > 16384) return no("its blocks do not fit onto the device at once");
     if (batch > std::numeric_limits<int>::max() / 2) return no("a batch beyond an int");
     if (!Planner(*plan.kernel, device, storage, hidden, batch, directions).cut(plan))
-        return no("the weights do not fit into the registers");
+        return no("its blocks do not fit onto the device at once");
     cudaFuncAttributes attributes{};
     if (cudaFuncGetAttributes(&attributes, plan.kernel->function) != cudaSuccess) {
         cudaGetLastError();

@@ -24,16 +24,17 @@ struct PersistentPlan {
 };
 
 // The rule.
-//   1. float32, float16 or bfloat16; no projection; compute capability 8.0 and cooperative launches.
-//   2. A warp holds the weights of 8 units for a slice of the contraction (tiling.h), and a block as
-//      many slices as the contraction has: they must not need more warps than the kernel allows.
+//   1. float32, float16 or bfloat16; no projection; compute capability 8.0 and cooperative
+//      launches.
+//   2. A warp holds the weights of 8 units for a slice of the contraction (tiling.h), and a block
+//      as many slices as the contraction has: they must not need more warps than the kernel allows.
 //   3. If all units fit into one block, they are one block, and no grid barrier is needed. Else a
 //      block owns as few units as still fill a 32-byte sector, or more where the device has not
 //      room for so many blocks. Warps that are left over make the slices shorter.
-//   4. All blocks must be resident at once: what cudaOccupancyMaxActiveBlocksPerMultiprocessor says,
-//      times the multiprocessors. Blocks that are left over share out the batch.
-// Never an error: where the device cannot be asked, the plan does not fit. `device` must be the current
-// one.
+//   4. All blocks must be resident at once: what cudaOccupancyMaxActiveBlocksPerMultiprocessor
+//      says, times the multiprocessors. Blocks that are left over share out the batch.
+// Never an error: where the device cannot be asked, the plan does not fit. `device` must be the
+// current one.
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
                                int directions, bool projected, int device);
 

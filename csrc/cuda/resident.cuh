@@ -1,9 +1,9 @@
 // Weights that stay in a warp's registers, and their products with rows from memory.
 //
-// A warp holds the weights of one tile of 8 units, O outputs each (the gates, in the forward pass), for
-// up to C chunks of the contraction. It multiplies them with a tile of 16 rows and leaves
-// sums[O][16 rows][8 units] in shared memory. How the rows lie in the exchange buffer, and which lane
-// holds which weights, is up to the warp's type: `place` says where a value is.
+// A warp holds the weights of one tile of 8 units, O outputs each (the gates, in the forward pass),
+// for up to C chunks of the contraction. It multiplies them with a tile of 16 rows and leaves
+// sums[O][16 rows][8 units] in shared memory. How the rows lie in the exchange buffer, and which
+// lane holds which weights, is up to the warp's type: `place` says where a value is.
 #pragma once
 #include <string.h>
 
@@ -12,8 +12,8 @@
 
 namespace fastrnn::cuda {
 
-// Where a unit's weights of one chunk are: `count` of them (the others of the chunk are 0), `stride`
-// apart.
+// Where a unit's weights of one chunk are: `count` of them (the others of the chunk are 0),
+// `stride` apart.
 template <class S>
 struct ChunkWeights {
     const S* first;
@@ -68,8 +68,8 @@ public:
             }
     }
 
-    // rows: a tile of rows of the exchange buffer, `count` of which are wanted. first: the first value
-    // of the warp's slice. sums: [O][16][8], outputs output_stride apart.
+    // rows: a tile of rows of the exchange buffer, `count` of which are wanted. first: the first
+    // value of the warp's slice. sums: [O][16][8], outputs output_stride apart.
     __device__ __forceinline__ void multiply(const S* rows, int width, int first, int count,
                                              int chunks, float* sums, int output_stride) const {
         const int g = lane() / 4, t = lane() % 4;
@@ -131,10 +131,10 @@ private:
     uint32_t weights_[C][O][4];
 };
 
-// float32 by multiply-adds, exactly rounded. The lanes are [32 / K][K]: K of them share the values
-// of the contraction, 4 at a time, and the others the units. K grows as the outputs get fewer, so
-// that a value that was read is multiplied with O * K / 4 weights. Four rows at a time leave each
-// lane with O * K sums; when they are added up over the K lanes, lane 4 g + t is left with unit g of row
+// float32 by multiply-adds. The lanes are [32 / K][K]: K of them share the values of the
+// contraction, 4 at a time, and the others the units. K grows as the outputs get fewer, so that a
+// value that was read is multiplied with O * K / 4 weights. Four rows at a time leave each lane
+// with O * K sums; when they are added up over the K lanes, lane 4 g + t is left with unit g of row
 // t.
 template <int C, int O>
 class Resident<float, C, O> {

@@ -1,5 +1,6 @@
-// The stepwise path: what is left of a step once the products are done elsewhere. Each launch handles
-// one step of every direction it is given; directions may be at different steps, of different sizes.
+// The stepwise path: what is left of a step once the products are done elsewhere. Each launch
+// handles one step of every direction it is given; directions may be at different steps, of
+// different sizes.
 #pragma once
 #include <cuda_runtime_api.h>
 

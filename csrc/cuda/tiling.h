@@ -1,9 +1,9 @@
-// How a persistent kernel is cut into blocks and warps, for the host that chooses it and the kernels
-// that follow it.
+// How a persistent kernel is cut into blocks and warps, for the host that chooses it and the
+// kernels that follow it.
 //
-// A block owns `tiles` tiles of 8 hidden units, with all their gates, and a group of rows of the batch.
-// Its warps are [tiles][slices]: one multiplies its tile with one slice of the contraction, which is
-// cut into chunks of 32 values.
+// A block owns `tiles` tiles of 8 hidden units, with all their gates, and a group of rows of the
+// batch. Its warps are [tiles][slices]: one multiplies its tile with one slice of the contraction,
+// which is cut into chunks of 32 values.
 #pragma once
 #include <stdint.h>
 
