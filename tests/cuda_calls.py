@@ -5,15 +5,13 @@ On a real GPU by torch's profiler; on the virtual GPU, which has none, by its ow
 
 import ctypes
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-
-VIRTUAL = os.environ.get("VGPU_ACTIVE") == "1"
+from helpers import VIRTUAL
 
 
 class Calls(NamedTuple):

@@ -5,8 +5,19 @@ import functools
 
 import pytest
 import torch
-from cuda_calls import VIRTUAL, cuda_calls
-from helpers import LAYERS, LOW, assert_no_worse, flat, gradients, leaves, mapped, pair, ragged
+from cuda_calls import cuda_calls
+from helpers import (
+    LAYERS,
+    LOW,
+    VIRTUAL,
+    assert_no_worse,
+    flat,
+    gradients,
+    leaves,
+    mapped,
+    pair,
+    ragged,
+)
 from helpers import random_state as state_of
 
 import fastrnn

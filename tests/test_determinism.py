@@ -9,6 +9,7 @@ import torch
 from helpers import (
     CELLS,
     LAYERS,
+    affordable,
     cell_pair,
     cell_state,
     device,
@@ -66,7 +67,7 @@ def arguments(layer, T, B, I, packed=False):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_runs_and_threads(kind, dtype, packed):
-    for T, B, I, H in SIZES:
+    for T, B, I, H in affordable(SIZES):
         for bidirectional in [False, True]:
             layer, _ = pair(kind, I, H, bidirectional=bidirectional, dtype=dtype)
             args = arguments(layer, T, B, I, packed)

@@ -14,6 +14,7 @@ from helpers import (
     FULL,
     LAYERS,
     LOW,
+    affordable,
     assert_no_worse,
     cell_pair,
     cell_state,
@@ -57,7 +58,7 @@ def skip_corners(kind, dtype):
         pytest.skip("a gradient or none, by the last bit")
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", affordable(SIZES), ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_error_of_values(kind, dtype, size):
@@ -75,7 +76,12 @@ def test_error_of_values(kind, dtype, size):
 
 @pytest.mark.parametrize(
     ("dtype", "size"),
-    [(d, s) for d in [torch.float32, *LOW] for s in SIZES if d not in LOW or s[0] < 200],
+    [
+        (d, s)
+        for d in [torch.float32, *LOW]
+        for s in affordable(SIZES)
+        if d not in LOW or s[0] < 200
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", LAYERS)
