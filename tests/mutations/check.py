@@ -2,7 +2,8 @@
 
 python check.py LIBRARY
 
-Fails if a value is off or a launch reports an error: under an emulator that checks for races, a race.
+Fails if a value is off or a launch reports an error: under an emulator that looks for races, a race
+is one.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ spec.loader.exec_module(reference)
 FLOAT16 = 3  # Storage::float16
 # In the order of run.py's registry: gates, values kept for backward, gradients, and Cell::x_grad.
 CELLS = {"lstm": (4, 4, 4, [0, 1, 2, 3]), "gru": (3, 4, 4, [1, 2, 0])}
-# Rows of each step, and H: a few rows that end together, and more than two tiles that do not.
-CASES = [([5, 5, 5], 136), ([40, 18, 3], 150)]
+# Rows of each step, H, and whether one group of blocks has all rows: a few rows that end together;
+# more that do not, in groups of a tile; and in one group of three tiles.
+CASES = [([5, 5, 5], 136, False), ([40, 18, 3], 150, False), ([37, 37], 136, True)]
 
 
 def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict[str, Tensor]:
@@ -56,7 +58,7 @@ def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict
     return results | {f"grad_{n}": g for n, g in zip(given, grads, strict=True)}
 
 
-def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int) -> None:
+def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, one_group: bool) -> None:
     gates, saved, grads, x_grad = CELLS[cell]
     has_c = cell == "lstm"
     T, B, N = len(sizes), sizes[0], sum(sizes)
@@ -111,7 +113,7 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int) -> None:
         function = getattr(library, name)
         function.restype = ctypes.c_char_p
         lists = [(ctypes.c_void_p * len(p))(*p) for p in (directions, weights)]
-        error = function(*arguments, *lists)
+        error = function(*arguments, *lists, one_group)
         if error:
             raise SystemExit(f"{cell} {name}: {error.decode()}")
 
@@ -137,6 +139,6 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int) -> None:
 if __name__ == "__main__":
     library = ctypes.CDLL(sys.argv[1])
     for cell in CELLS:
-        for sizes, H in CASES:
-            check(library, cell, sizes, H)
+        for sizes, H, one_group in CASES:
+            check(library, cell, sizes, H, one_group)
     print("right")

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "cuda/persistent.h"
+#include "cuda/persistent_kernel.h"
 
 using namespace fastrnn;
 
@@ -21,7 +22,8 @@ struct Memory {
         cudaMalloc(&workspace, plan.workspace);
         cudaMalloc(reinterpret_cast<void**>(&batch_sizes), steps * sizeof(int));
         cuda::launch_store_batch_sizes(sizes, steps, batch_sizes, nullptr);
-        sequence = {batch_sizes, steps, sizes[0], std::accumulate(sizes, sizes + steps, int64_t{0})};
+        sequence = {batch_sizes, steps, sizes[0],
+                    std::accumulate(sizes, sizes + steps, int64_t{0})};
     }
     ~Memory() {
         cudaFree(workspace);
@@ -29,15 +31,27 @@ struct Memory {
     }
 };
 
+// All rows of the batch in one group, whose blocks then go through several tiles of them: a device
+// with room for more blocks would not have it so.
+void put_in_one_group(cuda::PersistentPlan& plan, int64_t batch) {
+    const cuda::PersistentKernel& kernel = *plan.kernel;
+    cuda::Tiling& tiling = plan.tiling;
+    plan.workspace *= plan.groups;  // whole tiles, which `groups` times the room surely holds
+    tiling.group_rows = static_cast<int>(cuda::round_up(batch, cuda::tile_rows));
+    plan.groups = 1;
+    plan.shared_bytes = tiling.shared(kernel.outputs, kernel.states, kernel.biases) * sizeof(float);
+}
+
 template <class Direction, class Launch>
 const char* run(Pass pass, int cell, int storage, int64_t hidden, int64_t steps,
                 const int64_t* sizes, const Direction* direction, void* const* weight_hh,
-                Launch launch) {
-    const cuda::PersistentPlan plan =
+                bool one_group, Launch launch) {
+    cuda::PersistentPlan plan =
         cuda::plan_persistent(pass, cell, static_cast<Storage>(storage), hidden, sizes[0],
                               directions, /*projected=*/false, /*device=*/0);
     if (!plan.fits) return plan.reason;
     if (plan.unit_blocks < 2) return "there is no grid barrier to break: too few units";
+    if (one_group) put_in_one_group(plan, sizes[0]);
     const Memory memory(plan, steps, sizes);
     const cuda::LayerSize size{hidden, hidden, hidden, hidden};
     cudaError_t error = launch(plan, size, memory.sequence, directions, direction, weight_hh,
@@ -52,14 +66,16 @@ extern "C" {
 
 // direction: two of what layer.h says; weight_hh: [G * H, H] of each.
 const char* forward(int cell, int storage, int64_t hidden, int64_t steps, const int64_t* sizes,
-                    const cuda::ForwardDirection* direction, void* const* weight_hh) {
-    return run(Pass::forward, cell, storage, hidden, steps, sizes, direction, weight_hh,
+                    const cuda::ForwardDirection* direction, void* const* weight_hh,
+                    bool one_group) {
+    return run(Pass::forward, cell, storage, hidden, steps, sizes, direction, weight_hh, one_group,
                cuda::launch_persistent_forward);
 }
 
 const char* backward(int cell, int storage, int64_t hidden, int64_t steps, const int64_t* sizes,
-                     const cuda::BackwardDirection* direction, void* const* weight_hh) {
-    return run(Pass::backward, cell, storage, hidden, steps, sizes, direction, weight_hh,
+                     const cuda::BackwardDirection* direction, void* const* weight_hh,
+                     bool one_group) {
+    return run(Pass::backward, cell, storage, hidden, steps, sizes, direction, weight_hh, one_group,
                cuda::launch_persistent_backward);
 }
 }
