@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import LAYERS, flat, gradients, leaves, pair, ragged, random_state
+from helpers import LAYERS, device, flat, gradients, leaves, pair, ragged, random_state
 from torch import nn
 
 import fastrnn
@@ -39,7 +39,11 @@ def results(layer, args):
 
 def assert_equal(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a, b)
+        # On CUDA a step's products are ATen's, whose bits are not ours to promise.
+        if device() == "cuda":
+            torch.testing.assert_close(a, b)
+        else:
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

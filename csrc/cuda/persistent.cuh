@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(most_threads<S>)
     float* states = sums + 2 * a.tiling.sums(G);              // c: [rows, units]
     float* biases = states + Cell::has_c * a.tiling.state();  // [2][G][units]
 
-    using Weights = Resident<S, most_chunks(G), G>;
+    using Weights = Resident<S, most_chunks(G, 1), G>;
     Weights weights;
     part.load(weights, [&](int own, int gate, int k) {
         return ChunkWeights<S>{
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(most_threads<S>)
     float* dh_states = sums + 2 * a.tiling.sums(1);   // what is known of dh: [rows, units]
     float* dc_states = dh_states + a.tiling.state();  // [rows, units]
 
-    using Weights = Resident<S, most_chunks(1), 1>;
+    using Weights = Resident<S, most_chunks(1, G), 1>;
     Weights weights;
     part.load(weights, [&](int own, int, int k) {
         const int gate = k / gate_width, row = k % gate_width;

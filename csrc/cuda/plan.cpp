@@ -65,7 +65,7 @@ public:
     // Sets all but the kernel, the reason and what follows from the sizes; false if it does not
     // fit.
     bool cut(PersistentPlan& plan) const {
-        const int least_slices = divide_up(chunks_, most_chunks(kernel_.outputs));
+        const int least_slices = divide_up(chunks_, most_chunks(kernel_.outputs, kernel_.inputs));
         if (least_slices > warps_) return false;
         if (tiles_ * least_slices <= warps_ && cut(plan, tiles_, least_slices)) return true;
         for (int tiles = sector_tiles_; tiles * least_slices <= warps_; ++tiles)

@@ -44,9 +44,11 @@ struct Tiling {
 };
 
 // Chunks of the contraction whose weights a warp can hold in registers, for so many outputs of each
-// of its units: 64 registers a lane, or 128 for float32.
-FASTRNN_FN constexpr int most_chunks(int outputs) {
-    const int most = 16 / outputs;
+// of its units: 64 registers a lane, or 128 for float32. `inputs`: how often the units are in the
+// contraction, once forward and once a gate backward. Where both are one, three quarters are enough
+// for any size that the others allow, and leave registers for the rest of the kernel.
+FASTRNN_FN constexpr int most_chunks(int outputs, int inputs) {
+    const int most = (outputs == 1 && inputs == 1 ? 12 : 16) / outputs;
     return most >= 4 ? most / 4 * 4 : most > 1 ? most : 1;
 }
 

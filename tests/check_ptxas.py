@@ -1,0 +1,136 @@
+"""What the compiler says of the CUDA kernels: registers, spills, instructions.
+
+    python tests/check_ptxas.py [--archs 80 90]
+
+Compiles csrc/cuda/*.cu and fails if a kernel spills registers or has a local array; if a block of a
+persistent kernel, all of which must be resident, needs more registers than a multiprocessor has; if
+a 16-bit persistent kernel has no instruction of the tensor cores, or any persistent kernel no load
+of 16 bytes. Needs nvcc, and cuobjdump in PATH or from the triton that comes with torch; no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+CUDA = Path(__file__).parents[1] / "csrc/cuda"
+FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v"]
+FILE = 65536  # registers of a multiprocessor, since compute capability 3.5
+# most_threads in csrc/cuda/persistent_kernel.h
+THREADS = {"float": 256, "__half": 512, "__nv_bfloat16": 512}
+
+
+@dataclass
+class Kernel:
+    arch: str
+    name: str
+    registers: int
+    stack: int
+    spilled: int
+
+    @property
+    def is_persistent(self) -> bool:
+        return "persistent_" in self.name
+
+    @property
+    def threads(self) -> int:
+        """Most threads of a block, of a persistent kernel."""
+        storage = re.search(r", (\w+)>\(", self.name)
+        assert storage, self.name
+        return THREADS[storage.group(1)]
+
+
+def output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def cuobjdump() -> str:
+    found = shutil.which("cuobjdump")
+    triton = importlib.util.find_spec("triton")
+    if not found and triton and triton.origin:
+        found = shutil.which(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
+    if not found:
+        raise SystemExit("no cuobjdump in PATH or in triton: install the CUDA toolkit's")
+    return found
+
+
+def compiled(source: Path, arch: str, folder: Path) -> tuple[list[Kernel], dict[str, str]]:
+    """The kernels of a file for an architecture, and the instructions of each by its name."""
+    cubin = folder / f"{source.stem}_{arch}.cubin"
+    report = output(["nvcc", *FLAGS, f"-arch=sm_{arch}", "-cubin", str(source), "-o", str(cubin)])
+    report = subprocess.run(["c++filt"], input=report, capture_output=True, text=True).stdout
+    kernels = []
+    for block in report.split("Compiling entry function ")[1:]:
+        name = re.match(r"'(.*?)' for", block)
+        numbers = [
+            re.search(pattern, block)
+            for pattern in (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill st")
+        ]
+        if not name or not all(numbers):
+            raise SystemExit(f"ptxas's report on {source.name} is not understood:\n{block}")
+        kernels.append(Kernel(arch, name.group(1), *(int(n.group(1)) for n in numbers if n)))
+    sass = output([cuobjdump(), "-sass", str(cubin)])
+    sass = subprocess.run(["c++filt"], input=sass, capture_output=True, text=True).stdout
+    parts = sass.split("Function : ")[1:]
+    return kernels, {part.partition("\n")[0].strip(): part for part in parts}
+
+
+def faults(kernel: Kernel, instructions: str) -> list[str]:
+    found = []
+    if kernel.spilled or re.search(r"\b(STL|LDL)\b", instructions):
+        found.append("spills registers")
+    if kernel.is_persistent:
+        if kernel.registers * kernel.threads > FILE:
+            found.append(f"{kernel.threads} threads need more than {FILE} registers")
+        if THREADS["__half"] == kernel.threads and "HMMA" not in instructions:
+            found.append("does not use the tensor cores")
+        if not re.search(r"LDG\.E(\.\w+)*\.128", instructions):
+            found.append("loads no 16 bytes at a time")
+    return found
+
+
+def short(name: str) -> str:
+    name = re.sub(r"fastrnn::|cuda::|\(anonymous namespace\)::|void ", "", name)
+    return name.partition("(")[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archs", nargs="+", default=["80", "90"], help="such as 80 90")
+    args = parser.parse_args()
+    table = Table(title="ptxas")
+    for column in ["kernel", "sm", "registers", "stack", "spilled", "faults"]:
+        table.add_column(column)
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        jobs = [(source, arch) for source in sorted(CUDA.glob("*.cu")) for arch in args.archs]
+        results = pool.map(lambda job: compiled(*job, Path(folder)), jobs)
+        for kernels, instructions in results:
+            for kernel in kernels:
+                if kernel.name not in instructions:
+                    raise SystemExit(f"cuobjdump shows no {kernel.name}")
+                found = faults(kernel, instructions[kernel.name])
+                wrong += bool(found)
+                numbers = (kernel.registers, kernel.stack, kernel.spilled)
+                table.add_row(short(kernel.name), kernel.arch, *map(str, numbers), ", ".join(found))
+    Console(width=120).print(table)
+    if not table.row_count or wrong:
+        sys.exit(f"{wrong} of {table.row_count} kernels are not as meant")
+
+
+if __name__ == "__main__":
+    main()
