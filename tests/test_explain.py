@@ -82,3 +82,29 @@ def test_a_subclass(capsys):
         pass
 
     assert facts(capsys, Named(3, 4), torch.randn(2, 3))
+
+
+@pytest.mark.cuda
+def test_on_a_gpu(capsys, monkeypatch):
+    monkeypatch.delenv("FASTRNN_CUDA_PATH", raising=False)
+    x = torch.randn(9, 3, 64)
+    found = facts(capsys, fastrnn.LSTM(64, 300, bidirectional=True), x)
+    for block in ["lstm, layer 0, forward", "lstm, layer 0, backward"]:
+        assert found[block]["path"] == "persistent"
+        count, parts = found[block]["blocks"].split(": ")
+        shares = re.fullmatch(
+            r"(2) x (\d+) parts of the rows x (\d+) parts of the units", parts
+        ).groups()
+        assert int(count) == int(shares[0]) * int(shares[1]) * int(shares[2])
+        assert found[block]["barriers a step"] == ("1" if int(shares[2]) > 1 else "0")
+        assert int(found[block]["threads a block"]) % 32 == 0
+        assert int(found[block]["registers a thread"]) > 0
+    for layer, why in [
+        (fastrnn.LSTM(64, 30, proj_size=7), "a projection"),
+        (fastrnn.GRU(64, 30, dtype=torch.float64), "float64"),
+    ]:
+        found = facts(capsys, layer, x.to(layer.weight_ih_l0.dtype))
+        assert all((f["path"], f["why"]) == ("stepwise", why) for f in found.values())
+    monkeypatch.setenv("FASTRNN_CUDA_PATH", "stepwise")
+    found = facts(capsys, fastrnn.GRU(64, 30), x)
+    assert all(f["why"] == "FASTRNN_CUDA_PATH" for f in found.values())
