@@ -27,6 +27,9 @@ GROUPS = {
     "half": "bfloat16 and float16",
     "float64": "float64",
     "packed": "PackedSequence",
+    "projection": "an LSTM with proj_size: H = 512, P = 128, B = 16",
+    "recompute": "training steps with recompute=True",
+    "load": "8 threads on the cores, or other processes that load them",
     "sample": "a random sample of sizes, layers, directions and threads",
 }
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "JAX": "jax"}
@@ -118,6 +121,10 @@ def speed(results: dict[str, Any]) -> str:
             "",
         ]
     lines += [
+        "How the time of a call grows with [T](bench/results/growth_T.png), "
+        "[B](bench/results/growth_B.png), [H](bench/results/growth_H.png)",
+        "and [threads](bench/results/growth_threads.png), beside the slope one would expect.",
+        "",
         "`make bench` measures some of it on your machine in under three minutes.",
         "Every row of this run is in [bench/results/cpu.json](bench/results/cpu.json).",
     ]
