@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from setuptools import find_packages, setup
+from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent
@@ -37,6 +38,22 @@ if X86:
         *ISA_FLAGS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     ]
+
+
+def cuda_toolkit() -> str | None:
+    """The toolkit's folder: CUDA_HOME, or that of the nvcc in PATH, or where torch found one.
+
+    nvcc is asked where it belongs: what stands in PATH may be a script that runs one elsewhere, and
+    torch would look for headers beside the script.
+    """
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc")
+    if named or not nvcc:
+        return named or cpp_extension.CUDA_HOME
+    steps = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
+    result = subprocess.run(steps, capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", result.stderr, re.MULTILINE)
+    return os.path.realpath(top.group(1)) if top else str(Path(nvcc).resolve().parents[1])
 
 
 def nvcc_version(cuda_home: str | None) -> str | None:
@@ -118,11 +135,8 @@ def extension() -> CppExtension:
         for p in sorted((ROOT / "csrc/cuda").iterdir())
         if p.suffix in (".cpp", ".cu")
     ]
-    reason = why_no_cuda(
-        os.environ.get("FASTRNN_CUDA"),
-        nvcc_version(os.environ.get("CUDA_HOME")),
-        torch.version.cuda,
-    )
+    toolkit = cuda_toolkit()
+    reason = why_no_cuda(os.environ.get("FASTRNN_CUDA"), nvcc_version(toolkit), torch.version.cuda)
     compiler = subprocess.run(
         [os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True, check=False
     )
@@ -145,6 +159,7 @@ def extension() -> CppExtension:
         return CppExtension("fastrnn._C", sources, **options)
     archs = cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST"), torch.cuda.is_available())
     os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+    cpp_extension.CUDA_HOME = toolkit
     macros.append(("FASTRNN_CUDA_ARCHS", f'"{archs}"'))
     macros.append(("FASTRNN_HAS_CUDA", None))
     return CUDAExtension("fastrnn._C", sources + cuda_sources, **options)

@@ -38,6 +38,46 @@ def test_nvcc_version(setup, cuda_home, tmp_path, monkeypatch):
     assert setup.nvcc_version(None) is None
 
 
+@pytest.fixture
+def no_named_toolkit(monkeypatch):
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+
+
+def test_the_toolkit_is_where_nvcc_says(setup, cuda_home, tmp_path, monkeypatch, no_named_toolkit):
+    """In PATH stands a script that runs the nvcc of another folder."""
+    script = tmp_path / "local" / "bin" / "nvcc"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!/bin/sh\nexec {cuda_home}/bin/nvcc\n")
+    script.chmod(0o755)
+    (cuda_home / "bin" / "nvcc").write_text(f"#!/bin/sh\necho '#$ TOP={cuda_home}/bin/..' >&2\n")
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert setup.cuda_toolkit() == str(cuda_home.resolve())
+    (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\n")  # which says nothing
+    assert setup.cuda_toolkit() == str((tmp_path / "local").resolve())
+    monkeypatch.setenv("CUDA_PATH", "/named")
+    assert setup.cuda_toolkit() == "/named"
+    monkeypatch.setenv("CUDA_HOME", "/named/first")
+    assert setup.cuda_toolkit() == "/named/first"
+
+
+def test_without_nvcc_in_path_the_toolkit_is_torchs(setup, tmp_path, monkeypatch, no_named_toolkit):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for found in [None, "/usr/local/cuda"]:
+        monkeypatch.setattr(setup.cpp_extension, "CUDA_HOME", found)
+        assert setup.cuda_toolkit() == found
+
+
+def test_the_extension_is_built_with_that_toolkit(setup, cuda_home, monkeypatch):
+    monkeypatch.setattr(setup.cpp_extension, "CUDA_HOME", "/somewhere/else")
+    monkeypatch.setattr(setup.torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(cuda_home))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.delenv("FASTRNN_CUDA", raising=False)
+    (cuda_home / "lib64").mkdir()
+    assert str(cuda_home / "include") in setup.extension().include_dirs
+
+
 def test_nvcc_that_names_no_release(setup, cuda_home):
     (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\necho 'no licence'\n")
     assert setup.nvcc_version(str(cuda_home)) is None
