@@ -2,6 +2,7 @@
 # make test   runs the tests
 # make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
 #             on the virtual GPU at VGPU
+# make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone
 # make bench  times the layers beside torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3 minutes,
 #             results and a picture in bench/out; ARGS='--only streaming' for a part
 # make lint   checks style, format and types
@@ -36,7 +37,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # What lies outside the environment is not part of it.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test test-cuda on-a-gpu a-gpu bench lint clean FORCE
+.PHONY: demo test test-cuda on-a-gpu a-gpu cuda-all bench lint clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
@@ -58,6 +59,14 @@ on-a-gpu: a-gpu $(VENV)/built
 
 a-gpu:
 	@test -n '$(gpu)$(VGPU)' || { echo 'make: no GPU here, and no virtual one: set VGPU' >&2; exit 1; }
+
+kernels := $(patsubst csrc/cuda/%.cu,build/cuda/%.o,$(filter %.cu,$(sources)))
+machine_code := $(foreach arch,75 80 86 89 90 100 120,-gencode arch=compute_$(arch),code=sm_$(arch))
+cuda-all: $(kernels)
+$(kernels): build/cuda/%.o: csrc/cuda/%.cu $(sources)
+	@mkdir -p $(@D)
+	nvcc -std=c++20 -O3 -lineinfo $(machine_code) -gencode arch=compute_120,code=compute_120 \
+	    -c $< -o $@
 
 bench: $(VENV)/peers
 	$(python) bench/cpu.py --quick --json bench/out/cpu.json --picture bench/out/cpu.png $(ARGS)
