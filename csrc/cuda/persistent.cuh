@@ -55,9 +55,9 @@ private:
     const bool ascending_;
 };
 
-// A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit. What
-// is counted here fits into an int: the plan sees to it.
-template <class S, int O>
+// A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit; tile:
+// units of a tile. What is counted here fits into an int: the plan sees to it.
+template <class S, int O, int tile>
 class Part {
 public:
     template <class Arguments>
@@ -66,12 +66,12 @@ public:
           column_(threadIdx.x % a.tiling.units()),
           unit(blockIdx.x * a.tiling.units() + column_),
           first_row(blockIdx.y * a.tiling.group_rows) {
-        const int warp = threadIdx.x / 32, tile = warp % a.tiling.tiles,
+        const int warp = threadIdx.x / 32, own_tile = warp % a.tiling.tiles,
                   slice = warp / a.tiling.tiles, first = slice * a.tiling.slice;
-        first_unit_ = blockIdx.x * a.tiling.units() + tile * tile_units;
+        first_unit_ = blockIdx.x * a.tiling.units() + own_tile * tile;
         first_k_ = first * chunk_size;
         chunks_ = min(a.tiling.slice, a.chunks - first);
-        warp_sums_ = (slice * O * a.tiling.tiles + tile) * a.tiling.sums_stride();
+        warp_sums_ = (slice * O * a.tiling.tiles + own_tile) * a.tiling.sums_stride();
         // A thread without a unit has no rows either.
         unit_row_ = unit < a.size.hidden ? threadIdx.x / a.tiling.units() : tile_rows;
     }
@@ -84,7 +84,7 @@ public:
     // Whether the thread's i-th element of the tile of rows from row0 on is one of `count` rows of
     // the group; row: which.
     __device__ __forceinline__ bool element(int row0, int i, int count, int& row) const {
-        const int row_of_tile = unit_row_ + i * 4 * tiling_.slices;
+        const int row_of_tile = unit_row_ + i * (32 / tile) * tiling_.slices;
         row = row0 + row_of_tile;
         return row_of_tile < tile_rows && row < count;
     }
@@ -107,11 +107,19 @@ public:
     // One thread of those that have the same unit.
     __device__ __forceinline__ bool first_of_unit() const { return unit_row_ == 0; }
 
-    // The warp's weights. weights_of(unit, output, k): those of a chunk from k on.
+    // The warp's weights. weights_of(unit, output, k): those of a chunk from k on, of which a unit
+    // has a row.
     template <class Weights, class WeightsOf>
-    __device__ __forceinline__ void load(Weights& weights, WeightsOf weights_of) const {
-        weights.load(chunks_, [&](int unit_of_tile, int output, int chunk) {
+    __device__ __forceinline__ void load_rows(Weights& weights, WeightsOf weights_of) const {
+        weights.load_rows(chunks_, [&](int unit_of_tile, int output, int chunk) {
             return weights_of(first_unit_ + unit_of_tile, output, first_k_ + chunk * chunk_size);
+        });
+    }
+    // The same where a unit has a column. weights_of(unit, k): of the unit and those after it.
+    template <class Weights, class WeightsOf>
+    __device__ __forceinline__ void load_columns(Weights& weights, WeightsOf weights_of) const {
+        weights.load_columns(chunks_, [&](int chunk) {
+            return weights_of(first_unit_, first_k_ + chunk * chunk_size);
         });
     }
 
@@ -128,9 +136,8 @@ public:
     // The sum of all slices, in a fixed order.
     __device__ __forceinline__ float sum(const float* sums, int row, int output) const {
         const int stride = tiling_.sums_stride();
-        sums += turn(row) * tiling_.sums(O) +
-                (output * tiling_.tiles + column_ / tile_units) * stride +
-                row % tile_rows * tile_units + column_ % tile_units;
+        sums += turn(row) * tiling_.sums(O) + (output * tiling_.tiles + column_ / tile) * stride +
+                row % tile_rows * tile + column_ % tile;
         float total = 0;
         for (int k = 0; k < tiling_.slices; ++k) total += sums[k * O * tiling_.tiles * stride];
         return total;
@@ -167,17 +174,17 @@ __global__ void __launch_bounds__(most_threads<S>)
     extern __shared__ float4 shared_memory[];
     const ForwardDirection& d = a.direction[blockIdx.z];
     const int H = a.size.hidden, width = a.width;
-    const Part<S, G> part(a);
+    const Part<S, G, forward_tile> part(a);
     const int unit = part.unit;
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* states = sums + 2 * a.tiling.sums(G);              // c: [rows, units]
     float* biases = states + Cell::has_c * a.tiling.state();  // [2][G][units]
 
-    using Weights = Resident<S, most_chunks(G, 1), G>;
+    using Weights = Resident<S, most_chunks(G, 1, forward_tile), G, forward_tile>;
     Weights weights;
-    part.load(weights, [&](int own, int gate, int k) {
-        return ChunkWeights<S>{
-            static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + own) * H + k, 1,
+    part.load_rows(weights, [&](int own, int gate, int k) {
+        return WeightsRow<S>{
+            static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + own) * H + k,
             own < H ? H - k : 0};
     });
     if (part.first_of_unit())
@@ -254,19 +261,19 @@ __global__ void __launch_bounds__(most_threads<S>)
     const BackwardDirection& d = a.direction[blockIdx.z];
     const LayerSize& z = a.size;
     const int H = z.hidden, width = a.width, gate_width = width / G;
-    const Part<S, 1> part(a);
+    const Part<S, 1, backward_tile<S>> part(a);
     const int unit = part.unit;
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* dh_states = sums + 2 * a.tiling.sums(1);   // what is known of dh: [rows, units]
     float* dc_states = dh_states + a.tiling.state();  // [rows, units]
 
-    using Weights = Resident<S, most_chunks(1, G), 1>;
+    using Weights = Resident<S, most_chunks(1, G, backward_tile<S>), 1, backward_tile<S>>;
     Weights weights;
-    part.load(weights, [&](int own, int, int k) {
+    part.load_columns(weights, [&](int own, int k) {
         const int gate = k / gate_width, row = k % gate_width;
-        return ChunkWeights<S>{
+        return WeightsColumns<S>{
             static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + row) * H + own, H,
-            own < H ? H - row : 0};
+            H - row, H - own};
     });
     part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
         const int64_t at = int64_t(part.first_row + row) * H + unit;
@@ -338,11 +345,11 @@ __global__ void __launch_bounds__(most_threads<S>)
 }  // namespace fastrnn::cuda
 
 // Defines `persistent_<suffix>`: the kernels of each cell of the registry, in its order.
-#define FASTRNN_ENTRY(name, Cell)                                                                 \
-    {{reinterpret_cast<const void*>(&persistent_forward<Cell, Stored>), most_threads<Stored>,     \
-      Cell::gates, 1, Cell::has_c, 2 * Cell::gates},                                              \
-     {reinterpret_cast<const void*>(&persistent_backward<Cell, Stored>), most_threads<Stored>, 1, \
-      Cell::gates, 1 + Cell::has_c, 0}},
+#define FASTRNN_ENTRY(name, Cell)                                                              \
+    {{reinterpret_cast<const void*>(&persistent_forward<Cell, Stored>), most_threads<Stored>,  \
+      forward_tile, Cell::gates, 1, Cell::has_c, 2 * Cell::gates},                             \
+     {reinterpret_cast<const void*>(&persistent_backward<Cell, Stored>), most_threads<Stored>, \
+      backward_tile<Stored>, 1, Cell::gates, 1 + Cell::has_c, 0}},
 #define FASTRNN_DEFINE_PERSISTENT(suffix, storage)                                            \
     namespace fastrnn::cuda {                                                                 \
     namespace {                                                                               \

@@ -9,6 +9,7 @@ namespace fastrnn::cuda {
 struct PersistentKernel {
     const void* function;
     int most_threads;  // of a block
+    int tile;          // units of a tile
     int outputs;       // of a unit: G in the forward pass, 1 in the backward
     int inputs;        // values a unit puts into the exchange buffer: 1 in the forward pass, G in
                        // the backward
@@ -35,7 +36,14 @@ constexpr int counter_stride = 32;  // a cache line each
 template <class S>
 constexpr int most_threads = sizeof(S) == 4 ? 256 : 512;
 
-// Elements of a thread in a tile of rows, where there is one slice; fewer with more.
+// Elements of a thread in a tile of rows: with one slice for every 8 units of a tile; fewer with more
+// slices.
 constexpr int most_elements = 4;
+
+// Units of a tile. Backward, a value of 16 bits is one of a row of weights that has the units side by
+// side: a warp reads whole sectors of 16.
+constexpr int forward_tile = 8;
+template <class S>
+constexpr int backward_tile = sizeof(S) == 4 ? 8 : 16;
 
 }  // namespace fastrnn::cuda

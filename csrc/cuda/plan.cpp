@@ -57,15 +57,21 @@ public:
           directions_(directions),
           // What is multiplied at a time: 4 rows of float32, a whole tile on the tensor cores.
           row_multiple_(storage == Storage::float32 ? 4 : tile_rows),
-          tiles_(divide_up(hidden, tile_units)),
+          tiles_(divide_up(hidden, kernel.tile)),
           chunks_(divide_up(hidden, chunk_size) * kernel.inputs),
-          sector_tiles_(storage == Storage::float32 ? 1 : 2),
+          sector_tiles_(divide_up(storage == Storage::float32 ? 8 : 16, kernel.tile)),
+          // What lanes that have no values would multiply as well.
+          step_chunks_(storage == Storage::float32 ? float32_lanes(kernel.outputs) * 4 / chunk_size
+                                                   : 1),
+          least_slices_(kernel.tile / 8),  // for most_elements
           warps_(kernel.most_threads / 32) {}
 
     // Sets all but the kernel, the reason and what follows from the sizes; false if it does not
     // fit.
     bool cut(PersistentPlan& plan) const {
-        const int least_slices = divide_up(chunks_, most_chunks(kernel_.outputs, kernel_.inputs));
+        const int least_slices =
+            std::max(divide_up(chunks_, most_chunks(kernel_.outputs, kernel_.inputs, kernel_.tile)),
+                     least_slices_);
         if (least_slices > warps_) return false;
         if (tiles_ * least_slices <= warps_ && cut(plan, tiles_, least_slices)) return true;
         for (int tiles = sector_tiles_; tiles * least_slices <= warps_; ++tiles)
@@ -77,10 +83,11 @@ private:
     // The same for blocks of so many tiles.
     bool cut(PersistentPlan& plan, int tiles, int least_slices) const {
         Tiling& t = plan.tiling;
+        t.tile = kernel_.tile;
         t.tiles = tiles;
         t.slices = std::max(least_slices, std::min(warps_ / tiles, chunks_));
-        t.slice = divide_up(chunks_, t.slices);
-        t.slices = divide_up(chunks_, t.slice);
+        t.slice = static_cast<int>(round_up(divide_up(chunks_, t.slices), step_chunks_));
+        t.slices = std::max(divide_up(chunks_, t.slice), least_slices_);
         plan.unit_blocks = divide_up(tiles_, tiles);
         plan.threads = t.threads();
         const int64_t blocks = int64_t(plan.unit_blocks) * directions_;
@@ -121,7 +128,8 @@ private:
     const PersistentKernel& kernel_;
     const Device& device_;
     const int64_t batch_;
-    const int directions_, row_multiple_, tiles_, chunks_, sector_tiles_, warps_;
+    const int directions_, row_multiple_, tiles_, chunks_, sector_tiles_, step_chunks_,
+        least_slices_, warps_;
 };
 
 PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,

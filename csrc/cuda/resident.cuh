@@ -1,8 +1,8 @@
 // Weights that stay in a warp's registers, and their products with rows from memory.
 //
-// A warp holds the weights of one tile of 8 units, O outputs each (the gates, in the forward pass),
+// A warp holds the weights of one tile of units, O outputs each (the gates, in the forward pass),
 // for up to C chunks of the contraction. It multiplies them with a tile of 16 rows and leaves
-// sums[O][16 rows][8 units] in shared memory. How the rows lie in the exchange buffer, and which
+// sums[O][16 rows][tile] in shared memory. How the rows lie in the exchange buffer, and which
 // lane holds which weights, is up to the warp's type: `place` says where a value is.
 #pragma once
 #include <string.h>
@@ -12,27 +12,47 @@
 
 namespace fastrnn::cuda {
 
-// Where a unit's weights of one chunk are: `count` of them (the others of the chunk are 0),
-// `stride` apart.
+// A unit's weights of one chunk, side by side. Those from `count` on are none, and 0.
 template <class S>
-struct ChunkWeights {
+struct WeightsRow {
     const S* first;
-    int stride, count;
+    int count;
 
-    // Weights [k, k + 4) of the chunk.
-    __device__ __forceinline__ void read4(int k, S* to) const {
-        const S* from = first + k * stride;
-        if (stride == 1 && k + 4 <= count &&
-            reinterpret_cast<uintptr_t>(from) % sizeof(Four) == 0) {
-            const Four four = *reinterpret_cast<const Four*>(from);
-            memcpy(to, &four, sizeof four);
+    // 16 bytes of weights, from k on.
+    __device__ __forceinline__ void read16(int k, void* to) const {
+        constexpr int n = 16 / sizeof(S);
+        const S* from = first + k;
+        if (k + n <= count && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+            *static_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
             return;
         }
-        for (int i = 0; i < 4; ++i) to[i] = k + i < count ? from[i * stride] : narrow<S>(0);
+        S some[n];
+        for (int i = 0; i < n; ++i) some[i] = k + i < count ? from[i] : narrow<S>(0);
+        memcpy(to, some, sizeof some);
     }
+};
 
-private:
-    using Four = std::conditional_t<sizeof(S) == 4, uint4, uint2>;
+// The weights of a tile's units of one chunk, in rows `stride` apart that have the units side by
+// side. Those from `count` and from unit `units` on are none, and 0.
+template <class S>
+struct WeightsColumns {
+    const S* first;
+    int stride, count, units;
+
+    // Weight k of units [unit, unit + n).
+    template <int n>
+    __device__ __forceinline__ void read(int k, int unit, S* to) const {
+        using Some = std::conditional_t<n * sizeof(S) == 16, uint4, uint32_t>;
+        static_assert(sizeof(Some) == n * sizeof(S));
+        const S* from = first + int64_t(k) * stride + unit;
+        const int there = k < count ? units - unit : 0;
+        if (there >= n && reinterpret_cast<uintptr_t>(from) % sizeof(Some) == 0) {
+            const Some some = *reinterpret_cast<const Some*>(from);
+            memcpy(to, &some, sizeof some);
+            return;
+        }
+        for (int i = 0; i < n; ++i) to[i] = i < there ? from[i] : narrow<S>(0);
+    }
 };
 
 // 16 bytes of a row, or zeros.
@@ -40,41 +60,74 @@ __device__ __forceinline__ uint4 read16(const void* p, bool there) {
     return there ? *static_cast<const uint4*>(p) : uint4{};
 }
 
-// float16 and bfloat16 on the tensor cores, with sums in float. Of 16 values of a row, lane 4 g + t
-// holds [4 t, 4 t + 4), those of rows g and g + 8 and of unit g. The rows lie as the lanes read
-// them: [16 rows] by [16 values] make [32 lanes][8 values], the 4 registers of mma's operand A, 16
-// bytes.
-template <class S, int C, int O>
+// At once, to an address that is a multiple of their size: from an assignment to a float2 or float4
+// the compiler makes several stores here.
+__device__ __forceinline__ void store_shared(float* to, float a, float b) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_shared(to)), "f"(a),
+                 "f"(b)
+                 : "memory");
+}
+__device__ __forceinline__ void store_shared(float* to, float a, float b, float c, float d) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_shared(to)),
+                 "f"(a), "f"(b), "f"(c), "f"(d)
+                 : "memory");
+}
+
+// float16 and bfloat16 on the tensor cores, with sums in float. Of a chunk of a row, lane 4 g + t
+// holds [8 t, 8 t + 8), those of rows g and g + 8 and of unit g: which values mma takes for its k is
+// free as long as both operands agree. So 8 rows of a chunk lie together, 16 bytes a lane, and what a
+// block stores of a row, 16 units and more, fills sectors. In a tile of 16 units, g counts pairs of
+// them.
+template <class S, int C, int O, int tile>
 class Resident {
+    static_assert(tile == 8 || (tile == 16 && O == 1));
+    // What mma multiplies at a time, 8 columns: an output, or the even and the odd units of a tile.
+    static constexpr int N = O * tile / 8;
+
 public:
     static __device__ __forceinline__ int place(int row, int k, int width) {
-        const int lane = row % 8 * 4 + k % 16 / 4, reg = k % 4 / 2 * 2 + row % 16 / 8;
-        return row / 16 * 16 * width + k / 16 * 256 + lane * 8 + reg * 2 + k % 2;
+        return row / 16 * 16 * width + k / 32 * 512 + row % 16 * 32 + k % 32;
     }
 
     // weights_of(unit of the tile, output, chunk)
     template <class WeightsOf>
-    __device__ __forceinline__ void load(int chunks, WeightsOf weights_of) {
+    __device__ __forceinline__ void load_rows(int chunks, WeightsOf weights_of) {
 #pragma unroll
         for (int c = 0; c < C; ++c)
 #pragma unroll
             for (int o = 0; o < O; ++o) {
-                S run[2][4];
-                const ChunkWeights<S> from =
-                    c < chunks ? weights_of(lane() / 4, o, c) : ChunkWeights<S>{};
-                from.read4(lane() % 4 * 4, run[0]);
-                from.read4(lane() % 4 * 4 + 16, run[1]);
-                memcpy(weights_[c][o], run, sizeof run);
+                const WeightsRow<S> from =
+                    c < chunks ? weights_of(lane() / 4, o, c) : WeightsRow<S>{};
+                uint4 run;
+                from.read16(lane() % 4 * 8, &run);
+                memcpy(weights_[c][o], &run, sizeof run);
             }
     }
 
+    // weights_of(chunk)
+    template <class WeightsOf>
+    __device__ __forceinline__ void load_columns(int chunks, WeightsOf weights_of) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+            S runs[N][8];
+            const WeightsColumns<S> from = c < chunks ? weights_of(c) : WeightsColumns<S>{};
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                S pair[N];
+                from.template read<N>(lane() % 4 * 8 + i, lane() / 4 * N, pair);
+                for (int n = 0; n < N; ++n) runs[n][i] = pair[n];
+            }
+            memcpy(weights_[c], runs, sizeof runs);
+        }
+    }
+
     // rows: a tile of rows of the exchange buffer, `count` of which are wanted. first: the first
-    // value of the warp's slice. sums: [O][16][8], outputs output_stride apart.
+    // value of the warp's slice. sums: [O][16][tile], outputs output_stride apart.
     __device__ __forceinline__ void multiply(const S* rows, int width, int first, int count,
                                              int chunks, float* sums, int output_stride) const {
         const int g = lane() / 4, t = lane() % 4;
         const S* own = rows + first * 16 + lane() * 8;
-        float sum[O][chains][4] = {};
+        float sum[N][chains][4] = {};
 #pragma unroll
         for (int c0 = 0; c0 < C; c0 += batch) {
             if (c0 >= chunks) break;
@@ -83,30 +136,42 @@ public:
             for (int i = 0; i < batch; ++i)
 #pragma unroll
                 for (int half = 0; half < 2; ++half)
-                    a[i][half] =
-                        read16(own + (c0 + i) * 512 + half * 256, c0 + i < chunks && g < count);
+                    a[i][half] = read16(own + (c0 + i) * 512 + half * 256,
+                                        c0 + i < chunks && g + 8 * half < count);
 #pragma unroll
-            for (int i = 0; i < batch; ++i)
+            for (int i = 0; i < batch; ++i) {
+                if (c0 + i >= chunks) break;
+                const auto [low, high] = a[i];
 #pragma unroll
-                for (int half = 0; half < 2; ++half)
-#pragma unroll
-                    for (int o = 0; o < O; ++o)
-                        mma(sum[o][half % chains], a[i][half], &weights_[c0 + i][o][2 * half]);
+                for (int n = 0; n < N; ++n) {
+                    const uint32_t* b = weights_[c0 + i][n];
+                    mma(sum[n][0], {low.x, high.x, low.y, high.y}, b);
+                    mma(sum[n][chains - 1], {low.z, high.z, low.w, high.w}, b + 2);
+                }
+            }
         }
-        float* to = sums + g * tile_units + 2 * t;
+        if constexpr (chains == 2)
+            for (int n = 0; n < N; ++n)
+                for (int i = 0; i < 4; ++i) sum[n][0][i] += sum[n][1][i];
+        float* to = sums + g * tile + t * (tile / 4);
 #pragma unroll
-        for (int o = 0; o < O; ++o, to += output_stride) {
-            float* s = sum[o][0];
-            if constexpr (chains == 2)
-                for (int i = 0; i < 4; ++i) s[i] += sum[o][1][i];
-            *reinterpret_cast<float2*>(to) = {s[0], s[1]};
-            *reinterpret_cast<float2*>(to + 8 * tile_units) = {s[2], s[3]};
-        }
+        for (int o = 0; o < O; ++o, to += output_stride)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float* s = sum[o][0] + 2 * half;
+                float* row = to + 8 * half * tile;
+                if constexpr (tile == 8)
+                    store_shared(row, s[0], s[1]);
+                else
+                    store_shared(row, s[0], sum[N - 1][0][2 * half], s[1],
+                                 sum[N - 1][0][2 * half + 1]);
+            }
     }
 
 private:
-    static constexpr int batch = C < 4 ? C : 4;   // chunks whose rows are read at a time
-    static constexpr int chains = O < 3 ? 2 : 1;  // of additions, so that they need not wait
+    // Chunks whose rows are read at a time: as many as there are registers for.
+    static constexpr int batch = N == 3 ? 4 : C < 2 ? C : 2;
+    static constexpr int chains = N == 1 ? 2 : 1;  // of additions, so that they need not wait
 
     static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 
@@ -128,17 +193,16 @@ private:
 #undef FASTRNN_MMA
     }
 
-    uint32_t weights_[C][O][4];
+    uint32_t weights_[C][N][4];
 };
 
 // float32 by multiply-adds. The lanes are [32 / K][K]: K of them share the values of the
-// contraction, 4 at a time, and the others the units. K grows as the outputs get fewer, so that a
-// value that was read is multiplied with O * K / 4 weights. Four rows at a time leave each lane
-// with O * K sums; when they are added up over the K lanes, lane 4 g + t is left with unit g of row
-// t.
+// contraction, 4 at a time, and the others the units, so that a value that was read is multiplied
+// with O * K / 4 weights. Four rows at a time leave each lane with O * K sums; when they are added
+// up over the K lanes, lane 4 g + t is left with unit g of row t.
 template <int C, int O>
-class Resident<float, C, O> {
-    static constexpr int K = O >= 3 ? 8 : O == 2 ? 16 : 32;
+class Resident<float, C, O, 8> {
+    static constexpr int K = float32_lanes(O);
     static constexpr int units = K / 4;  // of a lane
     static constexpr int step = 4 * K;   // values of the contraction read at a time
     static constexpr int steps = (C * chunk_size + step - 1) / step;
@@ -149,19 +213,44 @@ public:
     }
 
     template <class WeightsOf>
-    __device__ __forceinline__ void load(int chunks, WeightsOf weights_of) {
+    __device__ __forceinline__ void load_rows(int chunks, WeightsOf weights_of) {
 #pragma unroll
-        for (int s = 0; s < steps; ++s) {
-            const int k = s * step + lane() % K * 4, c = k / chunk_size;
+        for (int s = 0; s < steps; ++s)
 #pragma unroll
             for (int o = 0; o < O; ++o)
 #pragma unroll
                 for (int u = 0; u < units; ++u) {
-                    const ChunkWeights<float> from = c < chunks
-                                                         ? weights_of(lane() / K * units + u, o, c)
-                                                         : ChunkWeights<float>{};
-                    from.read4(k % chunk_size, weights_[s][o][u]);
+                    const int c = chunk(s);
+                    const WeightsRow<float> from =
+                        c < chunks ? weights_of(lane() / K * units + u, o, c) : WeightsRow<float>{};
+                    uint4 four;
+                    from.read16(value(), &four);
+                    memcpy(weights_[s][o][u], &four, sizeof four);
                 }
+    }
+
+    // A lane wants all 8 units of its rows, a sector. It reads one half of those of two lanes, so
+    // that the sector is read at once, and exchanges.
+    template <class WeightsOf>
+    __device__ __forceinline__ void load_columns(int chunks, WeightsOf weights_of) {
+        static_assert(O == 1 && units == 8);
+        const bool upper = lane() % 2;
+#pragma unroll
+        for (int s = 0; s < steps; ++s) {
+            const int c = chunk(s);
+            const WeightsColumns<float> from = c < chunks ? weights_of(c) : WeightsColumns<float>{};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                float first[4], second[4];  // of the even lane's row, and of the odd lane's
+                from.template read<4>(value() / 8 * 8 + i, upper * 4, first);
+                from.template read<4>(value() / 8 * 8 + 4 + i, upper * 4, second);
+#pragma unroll
+                for (int u = 0; u < 4; ++u) {
+                    const float other = __shfl_xor_sync(~0u, upper ? first[u] : second[u], 1);
+                    weights_[s][0][u][i] = upper ? other : first[u];
+                    weights_[s][0][4 + u][i] = upper ? second[u] : other;
+                }
+            }
         }
     }
 
@@ -195,7 +284,7 @@ public:
                                     fmaf(a[r][i], weights_[s][o][u][i], sum[o][u * 4 + r]);
                 }
             }
-            float* to = sums + (row + lane() % 4) * tile_units + lane() / 4;
+            float* to = sums + (row + lane() % 4) * 8 + lane() / 4;
 #pragma unroll
             for (int o = 0; o < O; ++o) to[o * output_stride] = add_up<K / 2>(sum[o]);
         }
@@ -203,6 +292,12 @@ public:
 
 private:
     static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+
+    // The chunk that has what the lane multiplies in a step, and the first of the values in it.
+    static __device__ __forceinline__ int chunk(int s) {
+        return (s * step + lane() % K * 4) / chunk_size;
+    }
+    static __device__ __forceinline__ int value() { return lane() % K * 4 % chunk_size; }
 
     // Each of 2 * half lanes has as many values; returns the sum of value i on the i-th of them. In
     // every round a lane gives away the half of its values that the other lane will answer for.

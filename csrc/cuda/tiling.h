@@ -1,9 +1,9 @@
 // How a persistent kernel is cut into blocks and warps, for the host that chooses it and the
 // kernels that follow it.
 //
-// A block owns `tiles` tiles of 8 hidden units, with all their gates, and a group of rows of the
-// batch. Its warps are [tiles][slices]: one multiplies its tile with one slice of the contraction,
-// which is cut into chunks of 32 values.
+// A block owns `tiles` tiles of 8 or 16 hidden units, with all their gates, and a group of rows of
+// the batch. Its warps are [tiles][slices]: one multiplies its tile with one slice of the
+// contraction, which is cut into chunks of 32 values.
 #pragma once
 #include <stdint.h>
 
@@ -11,7 +11,6 @@
 
 namespace fastrnn::cuda {
 
-constexpr int tile_units = 8;
 constexpr int tile_rows = 16;   // rows of the batch that are multiplied at a time
 constexpr int chunk_size = 32;  // values of the contraction
 
@@ -20,18 +19,19 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) {
 }
 
 struct Tiling {
+    int tile;        // units of a tile: 8, or 16 for all outputs of two tiles of 8
     int tiles;       // WU
     int slices;      // WK
     int slice;       // chunks of a slice
     int group_rows;  // rows of a group
 
-    FASTRNN_FN int units() const { return tiles * tile_units; }
+    FASTRNN_FN int units() const { return tiles * tile; }
     FASTRNN_FN int threads() const { return tiles * slices * 32; }
 
-    // Floats from one tile of sums [tile_rows][tile_units] to the next: such that a warp that reads
+    // Floats from one tile of sums [tile_rows][tile] to the next: such that a warp that reads
     // sums of consecutive units and rows finds them in different banks.
     FASTRNN_FN int sums_stride() const {
-        return tile_rows * tile_units + (tiles == 1 ? 0 : tiles == 2 ? 16 : 24);
+        return tile_rows * tile + (tiles == 1 ? 0 : tiles == 2 || tile == 16 ? 16 : 24);
     }
     // Floats of the sums of all warps: [slices][outputs][tiles], and there are two of them.
     FASTRNN_FN int sums(int outputs) const { return slices * outputs * tiles * sums_stride(); }
@@ -44,12 +44,18 @@ struct Tiling {
 };
 
 // Chunks of the contraction whose weights a warp can hold in registers, for so many outputs of each
-// of its units: 64 registers a lane, or 128 for float32. `inputs`: how often the units are in the
-// contraction, once forward and once a gate backward. Where both are one, three quarters are enough
-// for any size that the others allow, and leave registers for the rest of the kernel.
-FASTRNN_FN constexpr int most_chunks(int outputs, int inputs) {
-    const int most = (outputs == 1 && inputs == 1 ? 12 : 16) / outputs;
-    return most >= 4 ? most / 4 * 4 : most > 1 ? most : 1;
+// unit of its tile: 64 registers a lane, or 128 for float32. `inputs`: how often the units are in
+// the contraction, once forward and once a gate backward. Where both are one, three quarters are
+// enough for any size that the others allow, and leave registers for the rest of the kernel.
+FASTRNN_FN constexpr int most_chunks(int outputs, int inputs, int tile) {
+    const int most = (outputs == 1 && inputs == 1 ? 12 : 16) / (outputs * tile / 8);
+    return most >= 4 ? most / 2 * 2 : most > 1 ? most : 1;
+}
+
+// Lanes of a warp that share a row of float32, with 4 values each at a time: the fewer outputs, the
+// more of them, so that a value that was read is multiplied with several weights.
+FASTRNN_FN constexpr int float32_lanes(int outputs) {
+    return outputs >= 3 ? 8 : outputs == 2 ? 16 : 32;
 }
 
 }  // namespace fastrnn::cuda
