@@ -159,18 +159,35 @@ def in_double(module: nn.Module, *args: Any) -> Any:
     return exact(*mapped(args, Tensor.double))
 
 
-def assert_same(ours: Any, theirs: Any, exact: Any = None, *, strides: bool = True) -> None:
-    """Equal dtypes, shapes, strides and values: those of 16 bits as near to `exact` as torch's."""
+#: Results that are compared together: ours, theirs, the exact ones
+Pool = list[tuple[Tensor, Tensor, Tensor]]
+
+
+def assert_same(
+    ours: Any, theirs: Any, exact: Any = None, *, strides: bool = True, pool: Pool | None = None
+) -> None:
+    """Equal dtypes, shapes, strides and values: those of 16 bits as near to `exact` as torch's.
+
+    With a pool the latter are added to it, for assert_pool_no_worse to compare.
+    """
     ours, theirs, exact = flat(ours), flat(theirs), flat(exact)
     assert len(ours) == len(theirs)
     for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         assert our.dtype == their.dtype
         assert our.shape == their.shape
         assert not strides or our.stride() == their.stride()
-        if our.dtype in LOW:
+        if our.dtype not in LOW:
+            torch.testing.assert_close(our, their)
+        elif pool is None:
             assert_no_worse(our, their, exact[i])
         else:
-            torch.testing.assert_close(our, their)
+            pool.append((our, their, exact[i]))
+
+
+def assert_pool_no_worse(pool: Pool, times: float = 2) -> None:
+    """assert_no_worse of all together: the mean of a few errors would be a matter of luck."""
+    ours, theirs, exact = (torch.cat([t.flatten() for t in ts]) for ts in zip(*pool, strict=True))
+    assert_no_worse(ours, theirs, exact, times)
 
 
 def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor, times: float = 2) -> None:
@@ -192,9 +209,7 @@ def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor, times: float = 
     info = torch.finfo(ours.dtype)
     rounding = exact.abs().clamp(min=info.tiny) * info.eps / 2
     our, their = (ours.double() - exact).abs(), (theirs.double() - exact).abs()
-    # The mean of a few errors is hardly less a matter of luck than the largest.
-    mean_times = times if device() == "cpu" or exact.numel() >= 8 else 2 * times
-    mean, allowed = rms(our), mean_times * max(rms(their), rms(rounding))
+    mean, allowed = rms(our), times * max(rms(their), rms(rounding))
     assert mean <= allowed, f"root mean square of the errors {mean:.3g}, allowed {allowed:.3g}"
     largest = our.max().item()
     allowed = 2 * times * max(their.max().item(), rounding.max().item())

@@ -10,6 +10,7 @@ from helpers import (
     LAYERS,
     LOW,
     affordable,
+    assert_pool_no_worse,
     assert_same,
     cell_pair,
     cell_state,
@@ -37,12 +38,12 @@ from fastrnn import functional
 BOTH = [False, True]
 
 
-def agree(ours, theirs, *args, strides=True):
+def agree(ours, theirs, *args, strides=True, pool=None):
     """Compare the two on the same arguments, while recording for backward and while not."""
     exact = in_double(theirs, *args) if flat(args)[0].dtype in LOW else None
     for record in BOTH:
         with torch.set_grad_enabled(record):
-            assert_same(ours(*args), theirs(*args), exact, strides=strides)
+            assert_same(ours(*args), theirs(*args), exact, strides=strides, pool=pool)
 
 
 # ---- layers: the product of the options, and that of the sizes -----------------------------------
@@ -393,13 +394,17 @@ def test_saturated_gates(kind, dtype, size):
 @pytest.mark.parametrize("bias", BOTH, ids=["nobias", "bias"])
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells(kind, bias, dtype, batched, given):
+    pool = []
     for H in [1, 16, 17, 33, 64]:
         for I in [1, 5, 33]:
             ours, theirs = cell_pair(kind, I, H, bias=bias, dtype=dtype)
             for B in [0, 1, 3, 8, 17] if batched else [None]:
                 batch = () if B is None else (B,)
                 x = torch.randn(*batch, I, dtype=dtype)
-                agree(ours, theirs, x, cell_state(theirs, *batch) if given else None)
+                agree(ours, theirs, x, cell_state(theirs, *batch) if given else None, pool=pool)
+    assert bool(pool) == (dtype in LOW)
+    if pool:
+        assert_pool_no_worse(pool)
 
 
 @pytest.mark.parametrize("change", STRIDES)
