@@ -124,11 +124,12 @@ def peak_of(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def table(group: str, rows: list[Row]) -> Table:
-    """The rows of one group: our time, the share of the peak, and each peer's ratio."""
+    """The rows of one group: our time, the share of the peak if known, and each peer's ratio."""
     peers = list(dict.fromkeys(peer for row in rows for peer in row["peers"]))
+    has_share = any("share" in row for row in rows)
     shown = Table(title=group)
     shown.add_column("row")
-    for name in ["fastrnn", "share", *peers]:
+    for name in ["fastrnn", *(["share"] if has_share else []), *peers]:
         shown.add_column(name, justify="right")
     for row in rows:
         if "error" in row:
@@ -136,7 +137,8 @@ def table(group: str, rows: list[Row]) -> Table:
             continue
         own = ours(row)
         cells = [duration(own) if own else escape(row["contestants"]["fastrnn"]["reason"])]
-        cells.append(f"{row['share']:.0%}" if "share" in row else "")
+        if has_share:
+            cells.append(f"{row['share']:.0%}" if "share" in row else "")
         for peer in peers:
             found = ratio(row, peer)
             if found:

@@ -23,13 +23,11 @@ from typing import Any
 import torch
 from cases import Case
 from contestants import Contestant, Problem, difference, exact, make, of_module, problem
-from cpu import save, versions
-from figures import Row, duration, label, ours, ratio
+from cpu import save, table, versions
+from figures import Row, label, ratio
 from gpu_cases import GROUPS, all_cases, quick_cases, toy_cases
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from timing import quartiles, short
 
 import fastrnn
@@ -215,25 +213,6 @@ def measure(case: Case, rounds: int) -> Row:
 
 
 # --- the run --------------------------------------------------------------------------------------
-
-
-def table(group: str, rows: list[Row]) -> Table:
-    peers = list(dict.fromkeys(peer for row in rows for peer in row["peers"]))
-    shown = Table(title=group)
-    for name in ["row", "fastrnn", *peers]:
-        shown.add_column(name, justify="left" if name == "row" else "right")
-    for row in rows:
-        if "error" in row:
-            shown.add_row(label(row), escape(row["error"]))
-            continue
-        own = ours(row)
-        cells = [duration(own) if own else escape(row["contestants"]["fastrnn"]["reason"])]
-        for peer in peers:
-            found = ratio(row, peer)
-            reason = row["contestants"].get(peer, {}).get("reason", "")
-            cells.append(f"{found['median']:.2f}" if found else escape(reason))
-        shown.add_row(label(row), *cells)
-    return shown
 
 
 def draw(results: dict[str, Any], to: Path) -> None:

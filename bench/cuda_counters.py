@@ -1,0 +1,331 @@
+"""Counts what a call of a layer asks of a GPU: launches, bytes, operations. Needs no GPU.
+
+    python bench/cuda_counters.py --quick
+    python bench/cuda_counters.py --json bench/results/cuda_counters.json --beside PROGRAM
+
+A virtual GPU runs the kernels and counts; it knows nothing of time. What ATen does is counted by
+its calls, with the bytes that its operands have. The loads by which a block waits at a grid barrier
+are counted apart (cuda_polls.cpp): how many there are is up to the schedule.
+
+PROGRAM is another implementation of a layer in float32, called as `PROGRAM cell T B H pass` on the
+virtual GPU: it launches what belongs to the pass of a training step, and prints how many bytes the
+operands of its calls of cuBLAS have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+VGPU = ROOT.parent / "shared/vgpu/vgpu"
+T = 20
+GATES = {"LSTM": 4, "GRU": 3}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+PATHS = ["stepwise", "persistent"]
+PASSES = ["forward", "backward"]
+# Calls of ATen that launch nothing.
+VIEWS = {"aten::as_strided", "aten::view", "aten::_reshape_alias", "aten::detach"}
+PRODUCTS = {"aten::mm", "aten::mm.out", "aten::addmm", "aten::addmm.out"}
+
+Row = dict[str, Any]
+
+
+def layers(quick: bool) -> Iterator[Row]:
+    """What a process counts: a layer, on both paths, in both passes."""
+    for H, B, cell, dtype in itertools.product([64, 256], [1, 8, 32], GATES, BYTES):
+        if not quick or (H == 64 and B == 8 and dtype != "bfloat16"):
+            yield {"cell": cell, "T": T, "B": B, "H": H, "dtype": dtype}
+
+
+# --- on the virtual GPU ---------------------------------------------------------------------------
+
+
+def counted(call: Callable[[], object]) -> Row:
+    """What `call` asks of the virtual GPU this runs on."""
+    import torch
+
+    program = ctypes.CDLL(None)
+    program.vg_counters_json.restype = ctypes.c_char_p
+    program.cuda_polls.restype = ctypes.c_uint64
+    bridge = sys.modules["vgpu.torch_bridge"]
+    calls: Counter[str] = Counter()
+    moved: Counter[str] = Counter()  # bytes
+
+    def count_call(name: str, args: tuple[Any, ...]) -> None:
+        flat = [b for a in args for b in (a if isinstance(a, (list, tuple)) else [a])]
+        tensors = [a for a in flat if isinstance(a, torch.Tensor)]
+        calls[name] += 1
+        moved[name] += sum(t.nbytes for t in tensors)
+        # The results that are not among the arguments, of those calls where they are large.
+        if name in PRODUCTS:
+            a, b = tensors[-2:]
+            moved[name] += a.size(0) * b.size(1) * a.element_size()
+        elif name == "aten::cat":
+            moved[name] += sum(t.nbytes for t in tensors)
+
+    def now() -> tuple[dict[str, Row], Counter[str], int]:
+        found = json.loads(program.vg_counters_json())
+        host = Counter(found["host"]) + Counter(bridge.copied)
+        return found["kernels"], host, program.cuda_polls()
+
+    before, host_before, polls_before = now()
+    original, bridge.count_call = bridge.count_call, count_call
+    try:
+        call()
+    finally:
+        bridge.count_call = original
+    kernels, host, polls = now()
+    for name, kernel in kernels.items():
+        for key, value in before.get(name, {}).items():
+            if isinstance(value, int) and not key.startswith("last_"):
+                kernel[key] -= value
+    host.subtract(host_before)
+    aten = {name: n for name, n in calls.items() if name not in VIEWS | PRODUCTS}
+    return {
+        **summary(kernels, host, polls - polls_before),
+        "products": sum(calls[name] for name in PRODUCTS),
+        "product_bytes": sum(moved[name] for name in PRODUCTS),
+        "aten": sum(aten.values()),
+        "aten_bytes": sum(moved[name] for name in aten),
+        "aten_calls": aten,
+    }
+
+
+def summary(kernels: dict[str, Row], host: Counter[str], polls: int) -> Row:
+    """The counters of a pass, summed over its kernels."""
+    used = [kernel for kernel in kernels.values() if kernel["launches"]]
+
+    def total(*keys: str) -> int:
+        return sum(kernel[key] for kernel in used for key in keys)
+
+    x, y, z = used[-1]["last_grid"]
+    waits = ("device_synchronize_calls", "stream_synchronize_calls")
+    return {
+        "launches": total("launches"),
+        "memsets": host["memset_calls"],
+        "blocks": x * y * z,
+        "atomics": total("global_atomics"),
+        "polls": polls,
+        "load_bytes": total("gld_bytes") - 4 * polls,
+        "load_sectors": total("gld_sectors") - polls,
+        "store_bytes": total("gst_bytes"),
+        "store_sectors": total("gst_sectors"),
+        "least_load_bytes": total("distinct_read_bytes"),
+        "least_store_bytes": total("distinct_write_bytes"),
+        "wavefronts": total("sld_wavefronts", "sst_wavefronts"),
+        "ideal_wavefronts": total("sld_ideal", "sst_ideal"),
+        "float_operations": total("fp32"),
+        "tensor_operations": total("tensor"),
+        "local_accesses": total("local_ld", "local_st"),
+        "copied_to_host": host["memcpy_d2h_bytes"],
+        "copied_to_device": host["memcpy_h2d_bytes"],
+        "waits": sum(host[name] for name in waits),
+    }
+
+
+def count_layer(row: Row) -> list[Row]:
+    """The rows of both paths and both passes."""
+    import torch
+
+    import fastrnn
+
+    dtype = getattr(torch, row["dtype"])
+    torch.manual_seed(0)
+    layer = getattr(fastrnn, row["cell"])(row["H"], row["H"]).to("cuda", dtype)
+
+    def passes(steps: int) -> list[Row]:
+        x = torch.randn(steps, row["B"], row["H"], dtype=dtype, device="cuda", requires_grad=True)
+        grad = torch.randn_like(x)
+        layer.zero_grad()
+        outputs: list[torch.Tensor] = []
+        return [
+            counted(lambda: outputs.append(layer(x)[0])),
+            counted(lambda: outputs[0].backward(grad)),
+        ]
+
+    found = []
+    for path in PATHS:
+        os.environ["FASTRNN_CUDA_PATH"] = path
+        passes(1)  # what happens only once
+        for name, one, two, counts in zip(PASSES, passes(1), passes(2), passes(T), strict=True):
+            # What does not depend on the number of steps: the weights, and the initial states.
+            once = 2 * one["load_bytes"] - two["load_bytes"]
+            found.append({**row, "path": path, "pass": name, **counts, "loaded_once": once})
+    return found
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def run(vgpu: Path, command: list[str]) -> tuple[Row, str]:
+    """Runs a program on the virtual GPU: its counters, and what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "counters.json"
+        result = subprocess.run(
+            [str(vgpu), "run", "--counters", str(file), "--", *command],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if result.returncode:
+            raise SystemExit(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
+        return json.loads(file.read_text()), result.stdout
+
+
+def ours(vgpu: Path, polls: Path, row: Row) -> list[Row]:
+    python = [sys.executable, __file__, "--layer", json.dumps(row)]
+    _, printed = run(vgpu, ["sh", "-c", f'LD_PRELOAD={polls}:$LD_PRELOAD exec "$@"', "sh", *python])
+    return json.loads(next(line for line in printed.splitlines() if line.startswith("[")))
+
+
+def theirs(vgpu: Path, program: str, row: Row) -> list[Row]:
+    found = []
+    for name in PASSES:
+        arguments = [row["cell"], *(str(row[key]) for key in "TBH"), name]
+        counters, printed = run(vgpu, [program, *arguments])
+        host = Counter(counters["host"])
+        counts = summary(counters["kernels"], host, polls=0)
+        counts |= {"products": host["cublas_gemm_calls"], "product_bytes": int(printed.split()[0])}
+        found.append({**row, "path": "beside", "pass": name, **counts, "aten": 0, "aten_bytes": 0})
+    return found
+
+
+def ratio(part: float, whole: float) -> float | None:
+    return round(part / whole, 4) if whole else None
+
+
+def derive(rows: list[Row]) -> None:
+    """Adds to the rows of one layer what follows from their counts."""
+    cell_operations = {
+        row["pass"]: row["float_operations"] for row in rows if row["path"] == "stepwise"
+    }
+    for row in rows:
+        row["load_efficiency"] = ratio(row["load_bytes"], 32 * row["load_sectors"])
+        row["store_efficiency"] = ratio(row["store_bytes"], 32 * row["store_sectors"])
+        row["shared_conflicts"] = ratio(row["wavefronts"], row["ideal_wavefronts"])
+        row["all_launches"] = sum(row[key] for key in ("launches", "memsets", "products", "aten"))
+        operands = row["product_bytes"] + row["aten_bytes"]
+        row["all_bytes"] = 32 * (row["load_sectors"] + row["store_sectors"]) + operands
+        row["least_bytes"] = row["least_load_bytes"] + row["least_store_bytes"] + operands
+        if row["path"] != "persistent":
+            continue
+        gates, H = GATES[row["cell"]], row["H"]
+        # Each block arrives once at each barrier.
+        row["barriers"] = row["atomics"] // row["blocks"]
+        row["weights_read"] = ratio(row["loaded_once"], gates * H**2 * BYTES[row["dtype"]])
+        # The cell's arithmetic is that of the stepwise kernel; the rest is the product's.
+        product = row["tensor_operations"]
+        if row["dtype"] == "float32":
+            product = row["float_operations"] - cell_operations[row["pass"]]
+        row["operations"] = ratio(product, 2 * T * row["B"] * gates * H**2)
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+# Columns of the table: keys of a row.
+COLUMNS = {
+    "path": "path", "pass": "pass", "launches": "kernels", "products": "products", "aten": "ATen",
+    "all_launches": "launches", "barriers": "barriers", "least_bytes": "kB",
+    "all_bytes": "kB asked",
+    "load_efficiency": "load", "store_efficiency": "store", "shared_conflicts": "shared",
+    "weights_read": "W_hh", "operations": "operations", "copied_to_host": "to host",
+    "waits": "waits",
+}  # fmt: skip
+
+
+def table(rows: list[Row]) -> Any:
+    from rich.table import Table
+
+    shown = Table(title=f"a call of a layer, T = {T}, I = H")
+    shown.add_column("layer")
+    for name in COLUMNS.values():
+        shown.add_column(name, justify="right")
+    for row in rows:
+        cells = []
+        for key in COLUMNS:
+            value = row[key] // 1000 if key.endswith("_bytes") else row.get(key)
+            empty = "" if value is None else str(value)
+            cells.append(f"{value:.2f}" if isinstance(value, float) else empty)
+        shown.add_row(f"{row['cell']} {row['dtype']} B={row['B']} H={row['H']}", *cells)
+    return shown
+
+
+LEGEND = """\
+launches: kernels, memsets, products and calls of ATen. kB: what a launch touches, once, and the
+operands of products and calls of ATen. kB asked: of the kernels every sector of every request, of
+which a cache may answer the later ones. load, store: bytes / bytes of sectors. shared: wavefronts
+/ least. W_hh: how often it was read, with the initial states. operations: of the product with it
+and of its sums / least. No times: this GPU is virtual."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="some of the rows")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--beside", help="a program to count beside, see the source")
+    parser.add_argument("--vgpu", type=Path, default=VGPU, help=f"the virtual GPU; {VGPU}")
+    parser.add_argument("--jobs", type=int, default=2, help="layers at a time")
+    parser.add_argument("--layer", type=json.loads, help=argparse.SUPPRESS)  # from ours()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    if args.layer:
+        print(json.dumps(count_layer(args.layer)), flush=True)
+        # At the end of Python, threads of torch's may still be in operators that the virtual GPU
+        # has in Python, and it crashes now and then.
+        os._exit(0)
+    from cpu import save, versions
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if not args.vgpu.exists():
+        print(f"cuda_counters.py: there is no virtual GPU at {args.vgpu}", file=sys.stderr)
+        return 2
+    results: dict[str, Any] = {"date": datetime.date.today().isoformat(), "versions": versions()}
+    results["rows"] = []
+    chosen = list(layers(args.quick))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(args.jobs) as pool,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
+        polls = Path(folder) / "polls.so"
+        subprocess.run(
+            ["g++", "-O1", "-shared", "-fPIC", f"-I{args.vgpu.parent / 'runtime'}",
+             str(ROOT / "bench/cuda_polls.cpp"), "-o", str(polls), "-ldl"],
+            check=True,
+        )  # fmt: skip
+
+        def count(row: Row) -> list[Row]:
+            found = ours(args.vgpu, polls, row)
+            if args.beside and row["dtype"] == "float32":
+                found += theirs(args.vgpu, args.beside, row)
+            derive(found)
+            return found
+
+        task = progress.add_task("counting", total=len(chosen))
+        for found in pool.map(count, chosen):
+            results["rows"] += found
+            progress.advance(task)
+            if args.json:
+                save(args.json, results)
+    Console(width=None if sys.stdout.isatty() else 180).print(table(results["rows"]))
+    print(LEGEND)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
