@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
 
 namespace fastrnn {
 namespace {
@@ -97,10 +98,18 @@ private:
     }
 };
 
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 13
+std::shared_ptr<NetworkBackward> new_node() {
+    return {new NetworkBackward, torch::autograd::deleteNode};
+}
+#else
+c10::intrusive_ptr<NetworkBackward> new_node() { return c10::make_intrusive<NetworkBackward>(); }
+#endif
+
 }  // namespace
 
 void attach_backward(const Arguments& a, bool train, ForwardResult& r) {
-    auto node = c10::make_intrusive<NetworkBackward>();
+    const auto node = new_node();
     node->cell = a.cell;
     node->has_biases = a.has_biases;
     node->bidirectional = a.bidirectional;
