@@ -147,6 +147,26 @@ def _read_weights(self: nn.RNNBase) -> None:
         self.flatten_parameters()
 
 
+def _within_bounds(permute: _Forward) -> _Forward:
+    """Return torch's ``permute_hidden``, which sorts the states of a PackedSequence, with a check.
+
+    On a GPU a state of too few rows would end the process's use of it, with an assertion.
+    """
+
+    @functools.wraps(permute)
+    def permute_hidden(self: nn.Module, hx: Any, permutation: Any) -> Any:
+        if permutation is not None:
+            for state in hx if isinstance(hx, tuple) else (hx,):
+                if state.is_cuda and state.dim() == 3 and state.size(1) < permutation.numel():
+                    wanted = (state.size(0), permutation.numel(), state.size(2))
+                    raise RuntimeError(
+                        f"Expected hidden size {wanted}, got {list(state.size())}"
+                    )
+        return permute(self, hx, permutation)
+
+    return cast(_Forward, permute_hidden)
+
+
 def _torch_twin(self: _Module) -> _Module:
     """Return torch's layer on the same parameters: what torch.jit.script compiles."""
     cls = type(self)
@@ -183,6 +203,7 @@ class RNN(nn.RNN):
         lambda self, input, hx: _C.layer(self.mode.lower(), self, input, hx),
         nn.RNN.forward,
     )
+    permute_hidden = _within_bounds(nn.RNN.permute_hidden)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -207,6 +228,7 @@ class LSTM(nn.LSTM):
     __init__ = _with_recompute(nn.LSTM.__init__)
     extra_repr = _with_options(nn.LSTM.extra_repr)
     forward = _directly(functools.partial(_C.layer, "lstm"), nn.LSTM.forward)
+    permute_hidden = _within_bounds(nn.LSTM.permute_hidden)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -230,6 +252,7 @@ class GRU(nn.GRU):
     __init__ = _with_recompute(nn.GRU.__init__)
     extra_repr = _with_options(nn.GRU.extra_repr)
     forward = _directly(functools.partial(_C.layer, "gru"), nn.GRU.forward)
+    permute_hidden = _within_bounds(nn.GRU.permute_hidden)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 

@@ -31,6 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
         built = fastrnn.build_info()["cuda"]
         if built != "built":
             raise pytest.UsageError(f"--device cuda: fastrnn was built without CUDA: {built}")
+        # torch's layers by its own kernels, in float32: cuDNN's have no double backward, take no
+        # states of other strides, round to TF32. test_cuda.py compares with cuDNN.
+        torch.backends.cudnn.enabled = False
+        torch.backends.cudnn.allow_tf32 = False
         # Before the tests' files are read, which make tensors of their own.
         torch.set_default_device("cuda")
     config.addinivalue_line(

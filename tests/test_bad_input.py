@@ -582,12 +582,13 @@ def test_states_through_the_modules(kind):
             state(dtype=torch.float64),
             state(device="meta"),
         ]:
-            try:
-                theirs(x, hx)
-            except ERRORS as error:
-                expected = error
-            else:  # torch broadcasts, or ignores what is too much; ours must not
-                expected = None
+            expected = None  # torch broadcasts, or ignores what is too much; ours must not
+            # Of too few rows, sorted: an assertion on the GPU, which ends the process's use of it.
+            if not (HERE.type == "cuda" and x is packed and flat(hx)[0].size(1) == 2):
+                try:
+                    theirs(x, hx)
+                except ERRORS as error:
+                    expected = error
             with pytest.raises(ERRORS) as found:
                 ours(x, hx)
             if expected is not None:

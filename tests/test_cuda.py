@@ -90,6 +90,22 @@ def test_both_paths_agree_with_torch(kind, dtype, packed, on_path):
         assert_pool_no_worse(pool)
 
 
+@pytest.mark.skipif(VIRTUAL, reason="the virtual GPU has no cuDNN")
+@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_agrees_with_cudnn(kind, dtype, packed):
+    """What nn.LSTM runs on as a rule; elsewhere it is compared on torch's own kernels."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        ours, theirs = pair(kind, 5, 33, num_layers=2, bidirectional=True, dtype=dtype)
+        x = leaves(ragged([6, 4, 1], 5) if packed else torch.randn(6, 3, 5))
+        x = leaves(mapped(x, lambda t: t.to(dtype)))
+        args = (x, state_of(theirs, 3))
+        found, expected = (forward_and_backward(layer, *args) for layer in [ours, theirs])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_forced_path_that_can_not_be(on_path):
     layer, _ = pair("lstm", 5, 17, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
