@@ -159,9 +159,7 @@ def _within_bounds(permute: _Forward) -> _Forward:
             for state in hx if isinstance(hx, tuple) else (hx,):
                 if state.is_cuda and state.dim() == 3 and state.size(1) < permutation.numel():
                     wanted = (state.size(0), permutation.numel(), state.size(2))
-                    raise RuntimeError(
-                        f"Expected hidden size {wanted}, got {list(state.size())}"
-                    )
+                    raise RuntimeError(f"Expected hidden size {wanted}, got {list(state.size())}")
         return permute(self, hx, permutation)
 
     return cast(_Forward, permute_hidden)

@@ -4,7 +4,7 @@
 
 Compiles csrc/cuda/*.cu and fails if a kernel spills registers or has a local array; if a block of a
 persistent kernel, all of which must be resident, needs more registers than a multiprocessor has; if
-a 16-bit persistent kernel has no instruction of the tensor cores, or any persistent kernel no load
+a persistent kernel of 16 bits or TF32 has no instruction of the tensor cores, or any persistent kernel no load
 of 16 bytes. Needs nvcc, and cuobjdump in PATH or from the triton that comes with torch; no GPU.
 """
 
@@ -28,7 +28,7 @@ CUDA = Path(__file__).parents[1] / "csrc/cuda"
 FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v"]
 FILE = 65536  # registers of a multiprocessor, since compute capability 3.5
 # most_threads in csrc/cuda/persistent_kernel.h
-THREADS = {"float": 256, "__half": 512, "__nv_bfloat16": 512}
+THREADS = {"float": 256, "Tf32": 256, "__half": 512, "__nv_bfloat16": 512}
 
 
 @dataclass
@@ -44,11 +44,11 @@ class Kernel:
         return "persistent_" in self.name
 
     @property
-    def threads(self) -> int:
-        """Most threads of a block, of a persistent kernel."""
-        storage = re.search(r", (\w+)>\(", self.name)
-        assert storage, self.name
-        return THREADS[storage.group(1)]
+    def multiplied(self) -> str:
+        """The type that a persistent kernel's products are of."""
+        found = re.search(r", (?:\w+::)*(\w+)>\(", self.name)
+        assert found, self.name
+        return found.group(1)
 
 
 def output(command: list[str]) -> str:
@@ -94,11 +94,12 @@ def faults(kernel: Kernel, instructions: str) -> list[str]:
     if kernel.spilled or re.search(r"\b(STL|LDL)\b", instructions):
         found.append("spills registers")
     if kernel.is_persistent:
-        if kernel.registers * kernel.threads > FILE:
-            found.append(f"{kernel.threads} threads need more than {FILE} registers")
-        if THREADS["__half"] == kernel.threads and "HMMA" not in instructions:
+        threads = THREADS[kernel.multiplied]
+        if kernel.registers * threads > FILE:
+            found.append(f"{threads} threads need more than {FILE} registers")
+        if kernel.multiplied != "float" and "HMMA" not in instructions:
             found.append("does not use the tensor cores")
-        if not re.search(r"LDG\.E(\.\w+)*\.128", instructions):
+        if not re.search(r"LDG?\.E(\.\w+)*\.128", instructions):
             found.append("loads no 16 bytes at a time")
     return found
 

@@ -90,6 +90,29 @@ def test_both_paths_agree_with_torch(kind, dtype, packed, on_path):
         assert_pool_no_worse(pool)
 
 
+@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize("kind", [k for k in LAYERS if can_be_persistent(k, torch.float32)])
+def test_tf32_where_torch_allows_it(kind, packed, on_path):
+    """As cuDNN's layers: operands of the product of 10 bits of fraction, sums in float32."""
+    on_path("persistent")
+    for B, H in [(3, 17), (17, 33), (5, 100)]:
+        ours, theirs = pair(kind, 5, H, num_layers=2, bidirectional=True)
+        lengths = [1 + 3 * b % 4 for b in range(B)]
+        x = leaves(ragged(lengths, 5) if packed else torch.randn(4, B, 5))
+        args = (x, leaves(state_of(theirs, B)))
+        exact = forward_and_backward(theirs, *args)
+        full = forward_and_backward(ours, *args)
+        with torch.backends.cudnn.flags(enabled=False, allow_tf32=True):
+            rounded = forward_and_backward(ours, *args)
+        for a, b in zip(full, exact, strict=True):
+            torch.testing.assert_close(a, b)
+        # A product is off by 2^-10 of itself at most, and a gate's sum has H of them, whose errors
+        # add up like sqrt(H): 0.01 for H = 100 and values of 1.
+        for a, b in zip(rounded, exact, strict=True):
+            torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)
+        assert any(not torch.equal(a, b) for a, b in zip(rounded, full, strict=True))
+
+
 @pytest.mark.skipif(VIRTUAL, reason="the virtual GPU has no cuDNN")
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

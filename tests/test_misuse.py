@@ -149,7 +149,9 @@ def test_call_errors(case, misuse):
     ours, theirs = build(fastrnn, case).float(), build(nn, case).float()
     if device() == "cuda" and misuse is BAD_LAYER_CALLS["state_batch_packed"]:
         # torch's ends the process's use of the GPU with an assertion.
-        with pytest.raises(RuntimeError, match=r"Expected hidden size \(., 2, .\), got \[., 1, .\]"):
+        with pytest.raises(
+            RuntimeError, match=r"Expected hidden size \(., 2, .\), got \[., 1, .\]"
+        ):
             misuse(ours)
         return
     assert_same_error(lambda: misuse(ours), lambda: misuse(theirs))

@@ -1,31 +1,63 @@
 // One hidden unit of one row at one step, forward and backward: what the stepwise and the
 // persistent kernels do once both products are there.
 #pragma once
+#include <string.h>
 #include "layer.h"
+
 #include "math.cuh"
 
 namespace fastrnn::cuda {
 
-// Applies the cell and keeps what backward needs.
-//   at: the row of the data; x, r [G]: both products with their biases; c: c_{t-1}, becomes c_t
-// Returns h_t as the storage type has it.
+// Values of 16 bits two to a register: for what waits while registers are dear.
+template <class T>
+class Packed {
+public:
+    Packed() = default;
+    __device__ __forceinline__ explicit Packed(const T& value) {
+        memcpy(words_, &value, sizeof value);
+        // Or the compiler would take them apart again.
+        for (uint32_t& word : words_) asm("" : "+r"(word));
+    }
+    __device__ __forceinline__ T value() const {
+        T value;
+        memcpy(&value, words_, sizeof value);
+        return value;
+    }
+
+private:
+    uint32_t words_[(sizeof(T) + 3) / 4];
+};
+
+// What a step makes of an element, as it is stored.
 template <class Cell, class S>
-__device__ __forceinline__ Arithmetic<S> forward_element(const ForwardDirection& d, int64_t hidden,
-                                                         int64_t at, int64_t unit,
-                                                         const Arithmetic<S>* x,
-                                                         const Arithmetic<S>* r,
-                                                         Arithmetic<S> h_prev, Arithmetic<S>& c) {
+struct ForwardOutputs {
+    S saved[Cell::saved > 0 ? Cell::saved : 1], c, h;
+
+    // What backward needs of it, if that is to be kept; at: the row of the data.
+    __device__ __forceinline__ void keep(const ForwardDirection& d, int64_t hidden, int64_t at,
+                                         int64_t unit) const {
+        if (d.saved)
+            for (int i = 0; i < Cell::saved; ++i)
+                static_cast<S*>(d.saved)[(at * Cell::saved + i) * hidden + unit] = saved[i];
+        if constexpr (Cell::has_c)
+            if (d.kept_c) static_cast<S*>(d.kept_c)[at * hidden + unit] = c;
+    }
+};
+
+// Applies the cell. x, r [G]: both products with their biases; c: c_{t-1}, becomes c_t.
+template <class Cell, class S>
+__device__ __forceinline__ ForwardOutputs<Cell, S> forward_element(const Arithmetic<S>* x,
+                                                                   const Arithmetic<S>* r,
+                                                                   Arithmetic<S> h_prev,
+                                                                   Arithmetic<S>& c) {
     using A = Arithmetic<S>;
     A h{}, c_next{}, saved[Cell::saved + 1];
     Cell::forward(x, r, h_prev, c, h, c_next, saved);
-    if (d.saved)
-        for (int i = 0; i < Cell::saved; ++i)
-            store<S>(d.saved, (at * Cell::saved + i) * hidden + unit, saved[i]);
-    if constexpr (Cell::has_c) {
-        c = c_next;
-        if (d.kept_c) store<S>(d.kept_c, at * hidden + unit, c);
-    }
-    return widen(narrow<S>(h));
+    if constexpr (Cell::has_c) c = c_next;
+    ForwardOutputs<Cell, S> out{};
+    for (int i = 0; i < Cell::saved; ++i) out.saved[i] = narrow<S>(saved[i]);
+    out.c = narrow<S>(c), out.h = narrow<S>(h);
+    return out;
 }
 
 // The way of a row through time, backward.
@@ -36,56 +68,84 @@ struct BackwardRow {
                    // was the initial state
 };
 
-// h_{t-1}.
+// Where the values of a row of an array are, or null if there is no array: zeros.
 template <class S>
-__device__ __forceinline__ S previous_h(const BackwardDirection& d, const LayerSize& z,
-                                        const BackwardRow& row, int64_t unit) {
-    return row.prev < 0 ? read<S>(d.h0, row.b * z.recurrent + unit)
-                        : read<S>(d.output, row.prev * z.output_stride + unit);
+__device__ __forceinline__ const S* row_at(const void* array, int64_t first) {
+    return array ? static_cast<const S*>(array) + first : nullptr;
 }
 
-// What a row's gradients of the gates are computed from, beside what comes through time. Apart and
-// as it is stored, so that the persistent kernel can ask for it before it waits.
+// Of h_{t-1}.
+template <class S>
+__device__ __forceinline__ const S* previous_h(const BackwardDirection& d, const LayerSize& z,
+                                               const BackwardRow& row) {
+    return row.prev < 0 ? row_at<S>(d.h0, row.b * z.recurrent)
+                        : row_at<S>(d.output, row.prev * z.output_stride);
+}
+
+// What a row's gradients of the gates are computed from, beside what comes through time: a value of
+// each kind for every unit. As it is stored, so that the persistent kernel can ask for it early.
 template <class Cell, class S>
 struct BackwardInputs {
-    S saved[Cell::saved + 1], h, h_prev, c, c_prev;
+    enum Kind { grad_output = Cell::saved, h_prev, h, c = h + Cell::needs_h, c_prev, end };
+    static constexpr int kinds = Cell::has_c ? end : c;
 
-    __device__ __forceinline__ BackwardInputs() {
-        for (int i = 0; i < Cell::saved; ++i) saved[i] = narrow<S>(0);
-        h = h_prev = c = c_prev = narrow<S>(0);
+    S value[end];
+
+    // Where the values of a row are. Those saved are the kinds before the named ones.
+    static __device__ __forceinline__ const S* source(const BackwardDirection& d,
+                                                      const LayerSize& z, const BackwardRow& row,
+                                                      int kind) {
+        if (kind < Cell::saved) return row_at<S>(d.saved, (row.at * Cell::saved + kind) * z.hidden);
+        if (kind == grad_output) return row_at<S>(d.grad_output, row.at * z.grad_output_stride);
+        if (kind == h_prev) return previous_h<S>(d, z, row);
+        if (Cell::needs_h && kind == h) return row_at<S>(d.output, row.at * z.output_stride);
+        if (kind == c) return row_at<S>(d.kept_c, row.at * z.hidden);
+        return row.prev < 0 ? row_at<S>(d.c0, row.b * z.hidden)
+                            : row_at<S>(d.kept_c, row.prev * z.hidden);
     }
-    __device__ __forceinline__ BackwardInputs(const BackwardDirection& d, const LayerSize& z,
-                                              const BackwardRow& row, int64_t unit, bool projected)
-        : BackwardInputs() {
-        for (int i = 0; i < Cell::saved; ++i)
-            saved[i] = read<S>(d.saved, (row.at * Cell::saved + i) * z.hidden + unit);
-        if constexpr (Cell::needs_h) h = read<S>(d.output, row.at * z.output_stride + unit);
-        if (!projected && (Cell::needs_h_prev || d.prev)) h_prev = previous_h<S>(d, z, row, unit);
-        if constexpr (Cell::has_c) {
-            c = read<S>(d.kept_c, row.at * z.hidden + unit);
-            c_prev = row.prev < 0 ? read<S>(d.c0, row.b * z.hidden + unit)
-                                  : read<S>(d.kept_c, row.prev * z.hidden + unit);
-        }
+
+    // read(kind)
+    template <class Read>
+    __device__ __forceinline__ explicit BackwardInputs(Read read) {
+#pragma unroll
+        for (int kind = 0; kind < end; ++kind)
+            value[kind] = kind < kinds ? read(kind) : narrow<S>(0);
+    }
+
+    // Of a kind that the cell may not have.
+    __device__ __forceinline__ Arithmetic<S> of(int kind, bool has) const {
+        return has ? widen(value[kind]) : Arithmetic<S>{};
     }
 };
 
-// Writes the gradients of the gates, and leaves them in dgates [grads]; dc: dL/dc_t, becomes
-// dL/dc_{t-1}. Returns the part of dL/dh_{t-1} that does not pass through W_hh.
+// The gradients of the gates, as they are stored.
 template <class Cell, class S>
-__device__ __forceinline__ Arithmetic<S> backward_element(const BackwardDirection& d,
-                                                          int64_t hidden, int64_t at, int64_t unit,
-                                                          const BackwardInputs<Cell, S>& in,
-                                                          Arithmetic<S> dh, Arithmetic<S>& dc,
-                                                          Arithmetic<S>* dgates) {
+struct BackwardOutputs {
+    S dgates[Cell::grads];
+
+    __device__ __forceinline__ void keep(const BackwardDirection& d, int64_t hidden, int64_t at,
+                                         int64_t unit) const {
+        for (int i = 0; i < Cell::grads; ++i)
+            static_cast<S*>(d.dgates)[(at * Cell::grads + i) * hidden + unit] = dgates[i];
+    }
+};
+
+// dc: dL/dc_t, becomes dL/dc_{t-1}; dh: dL/dh_t, becomes the part of dL/dh_{t-1} that does not pass
+// through W_hh.
+template <class Cell, class S>
+__device__ __forceinline__ BackwardOutputs<Cell, S> backward_element(
+    const BackwardInputs<Cell, S>& in, Arithmetic<S>& dh, Arithmetic<S>& dc) {
     using A = Arithmetic<S>;
-    A saved[Cell::saved + 1], dh_prev{}, dc_prev{};
-    for (int i = 0; i < Cell::saved; ++i) saved[i] = widen(in.saved[i]);
-    Cell::backward(saved, widen(in.h_prev), widen(in.c_prev), widen(in.h), widen(in.c), dh, dc,
-                   dgates, dh_prev, dc_prev);
-    for (int i = 0; i < Cell::grads; ++i)
-        store<S>(d.dgates, (at * Cell::grads + i) * hidden + unit, dgates[i]);
-    dc = dc_prev;
-    return dh_prev;
+    using In = BackwardInputs<Cell, S>;
+    A saved[Cell::saved + 1], dgates[Cell::grads], dh_prev{}, dc_prev{};
+    for (int i = 0; i < Cell::saved; ++i) saved[i] = widen(in.value[i]);
+    Cell::backward(saved, widen(in.value[In::h_prev]), in.of(In::c_prev, Cell::has_c),
+                   in.of(In::h, Cell::needs_h), in.of(In::c, Cell::has_c), dh, dc, dgates, dh_prev,
+                   dc_prev);
+    dh = dh_prev, dc = dc_prev;
+    BackwardOutputs<Cell, S> out;
+    for (int i = 0; i < Cell::grads; ++i) out.dgates[i] = narrow<S>(dgates[i]);
+    return out;
 }
 
 }  // namespace fastrnn::cuda

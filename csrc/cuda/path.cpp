@@ -9,15 +9,17 @@
 
 namespace fastrnn::cuda {
 
+bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+
 PersistentPlan choose_path(Pass pass, const Problem& p) {
     const char* variable = std::getenv("FASTRNN_CUDA_PATH");
     const std::string_view asked = variable ? variable : "";
     TORCH_CHECK_VALUE(asked.empty() || asked == "stepwise" || asked == "persistent",
                       "FASTRNN_CUDA_PATH is '", asked, "', expected stepwise or persistent");
     if (asked == "stepwise") return {};
-    const PersistentPlan plan =
-        plan_persistent(pass, p.cell_index, p.storage, p.hidden, p.batch,
-                        static_cast<int>(p.directions), p.projected, p.device.index());
+    const PersistentPlan plan = plan_persistent(
+        pass, p.cell_index, p.storage, p.hidden, p.batch, static_cast<int>(p.directions),
+        p.projected, p.storage == Storage::float32 && tf32_allowed(), p.device.index());
     TORCH_CHECK_NOT_IMPLEMENTED(
         plan.fits || asked.empty(),
         "FASTRNN_CUDA_PATH is persistent, but this layer can not be: ", plan.reason);
@@ -36,6 +38,7 @@ Facts explain(const Problem& p, const fastrnn::Sequence& sequence, const Dimensi
     const int64_t blocks = int64_t(plan.unit_blocks) * plan.groups * p.directions;
     return {{"path", "persistent"},
             {"why", "all of its blocks are resident at once"},
+            {"product", plan.product},
             {"blocks", std::to_string(blocks) + ": " + std::to_string(p.directions) + " x " +
                            std::to_string(plan.groups) + " parts of the rows x " +
                            std::to_string(plan.unit_blocks) + " parts of the units"},

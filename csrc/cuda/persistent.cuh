@@ -1,10 +1,11 @@
 // The persistent kernels: one launch runs all steps of both directions of a layer. Weights stay in
 // registers, states in shared memory. Each block computes its units of its rows, step after step:
-//   1. what the step needs beside the product is read, while the others finish the step before;
-//   2. at the barrier, all of h_{t-1} (backward: of the gate gradients) is in the exchange buffer;
-//   3. each warp multiplies its slice of it with its weights, and leaves sums in shared memory;
+//   1. at the barrier, all of h_{t-1} (backward: of the gate gradients) is in the exchange buffer;
+//   2. each warp multiplies its slice of it with its weights, and leaves sums in shared memory;
+//   3. what the next step needs beside its product is asked for;
 //   4. each thread adds up the slices for its elements, one unit of one row each, and applies the
-//      cell; the results go to the exchange buffer, and to memory.
+//      cell; the results go to the exchange buffer, and after the arrival at the next barrier, for
+//      which no other block waits, to memory.
 // An element belongs to the same thread in every step, so that its states are that thread's own.
 // Included by persistent_*.cu, one for each storage type.
 #pragma once
@@ -13,6 +14,7 @@
 #include "grid_barrier.cuh"
 #include "persistent_kernel.h"
 #include "resident.cuh"
+#include "tile_inputs.cuh"
 
 namespace fastrnn::cuda {
 
@@ -21,7 +23,7 @@ class Walk {
 public:
     __device__ __forceinline__ Walk(const Sequence& sequence, bool ascending)
         : rows(0),
-          sequence_(sequence),
+          sequence_(&sequence),
           step_(ascending ? -1 : int(sequence.steps)),
           ascending_(ascending) {
         next_rows = rows_in(ascending ? 0 : int(sequence.steps) - 1);
@@ -46,35 +48,39 @@ public:
 
 private:
     __device__ __forceinline__ int rows_in(int step) const {
-        if (step < 0 || step >= sequence_.steps) return 0;
-        return sequence_.batch_sizes ? sequence_.batch_sizes[step] : int(sequence_.batch);
+        if (step < 0 || step >= sequence_->steps) return 0;
+        return sequence_->batch_sizes ? sequence_->batch_sizes[step] : int(sequence_->batch);
     }
 
-    const Sequence& sequence_;
+    const Sequence* sequence_;
     int step_;
-    const bool ascending_;
+    bool ascending_;
 };
 
 // A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit; tile:
 // units of a tile. What is counted here fits into an int: the plan sees to it.
-template <class S, int O, int tile>
+template <class M, int O, int tile>
 class Part {
+    using S = Stored<M>;
+
 public:
     template <class Arguments>
     __device__ __forceinline__ explicit Part(const Arguments& a)
         : tiling_(a.tiling),
           column_(threadIdx.x % a.tiling.units()),
-          unit(blockIdx.x * a.tiling.units() + column_),
+          first_unit(blockIdx.x * a.tiling.units()),
           first_row(blockIdx.y * a.tiling.group_rows) {
-        const int warp = threadIdx.x / 32, own_tile = warp % a.tiling.tiles,
-                  slice = warp / a.tiling.tiles, first = slice * a.tiling.slice;
-        first_unit_ = blockIdx.x * a.tiling.units() + own_tile * tile;
+        const int first = slice() * a.tiling.slice;
+        first_unit_ = first_unit + own_tile() * tile;
         first_k_ = first * chunk_size;
         chunks_ = min(a.tiling.slice, a.chunks - first);
-        warp_sums_ = (slice * O * a.tiling.tiles + own_tile) * a.tiling.sums_stride();
         // A thread without a unit has no rows either.
-        unit_row_ = unit < a.size.hidden ? threadIdx.x / a.tiling.units() : tile_rows;
+        unit_row_ = unit() < a.size.hidden ? threadIdx.x / a.tiling.units() : tile_rows;
     }
+
+    // Has the compiler work out anew what follows from the thread's place: else it keeps addresses of
+    // the whole loop in registers that the product needs.
+    __device__ __forceinline__ void forget() { asm volatile("" : "+r"(column_), "+r"(unit_row_)); }
 
     // Rows of the group among the first n of the batch.
     __device__ __forceinline__ int rows_among(int n) const {
@@ -98,6 +104,9 @@ public:
                 if (element(row0, i, count, row)) f(row);
     }
 
+    // The thread's unit in the block, and in the layer.
+    __device__ __forceinline__ int column() const { return column_; }
+    __device__ __forceinline__ int unit() const { return first_unit + column_; }
     __device__ __forceinline__ int state_at(int row) const {
         return row * tiling_.units() + column_;
     }
@@ -129,7 +138,8 @@ public:
     __device__ __forceinline__ void multiply(const Weights& weights, const S* exchange, int width,
                                              int row0, int count, float* sums) const {
         weights.multiply(exchange + row0 * width, width, first_k_, count - row0, chunks_,
-                         sums + turn(row0) * tiling_.sums(O) + warp_sums_,
+                         sums + turn(row0) * tiling_.sums(O) +
+                             (slice() * O * tiling_.tiles + own_tile()) * tiling_.sums_stride(),
                          tiling_.tiles * tiling_.sums_stride());
     }
 
@@ -144,130 +154,181 @@ public:
     }
 
 private:
+    // Of the warp.
+    __device__ __forceinline__ int own_tile() const { return threadIdx.x / 32 % tiling_.tiles; }
+    __device__ __forceinline__ int slice() const { return threadIdx.x / 32 / tiling_.tiles; }
+
     static __device__ __forceinline__ int turn(int row) { return row / tile_rows % 2; }
 
     const Tiling& tiling_;
-    const int column_;  // of the thread's unit in the block
-    int first_unit_, first_k_, chunks_, warp_sums_, unit_row_;
+    int column_;  // of the thread's unit in the block
+    int first_unit_, first_k_, chunks_, unit_row_;
 
 public:
-    const int unit;       // the thread's
-    const int first_row;  // of the group
+    const int first_unit;  // of the block
+    const int first_row;   // of the group
 };
 
-// The block's group in the exchange buffer that is read in a step, and written in the step before.
-// Worked out wherever it is used: there are no registers to keep it in.
+// The group's rows of the exchange buffer, [2][group_rows][width]: in shared memory where the group
+// is a single block.
 template <class S, class Arguments>
-__device__ __forceinline__ S* exchange_of_group(const Arguments& a, int step) {
-    const int64_t group = (int64_t(step & 1) * gridDim.z + blockIdx.z) * gridDim.y + blockIdx.y;
-    return static_cast<S*>(a.exchange) + group * a.tiling.group_rows * a.width;
-}
+class Exchange {
+public:
+    __device__ __forceinline__ Exchange(const Arguments& a, void* shared)
+        : a_(a), memory_(static_cast<S*>(shared)) {
+        if (gridDim.x == 1) {
+            for (int i = threadIdx.x; i < 2 * of_group(); i += blockDim.x)
+                memory_[i] = narrow<S>(0);
+            __syncthreads();
+        } else {
+            memory_ = static_cast<S*>(a.exchange) +
+                      (blockIdx.z * gridDim.y + blockIdx.y) * int64_t(of_group());
+        }
+    }
+
+    // What is read in a step, and written in the step before. Worked out wherever it is used: there
+    // are no registers to keep it in.
+    __device__ __forceinline__ S* of_step(int step) const {
+        const int groups = gridDim.x == 1 ? 1 : gridDim.z * gridDim.y;
+        return memory_ + (step & 1) * int64_t(groups) * of_group();
+    }
+
+private:
+    __device__ __forceinline__ int of_group() const { return a_.tiling.group_rows * a_.width; }
+
+    const Arguments& a_;
+    S* memory_;
+};
 
 __device__ __forceinline__ unsigned* counter_of_group(unsigned* counters) {
     return counters + (blockIdx.z * gridDim.y + blockIdx.y) * counter_stride;
 }
 
-template <class Cell, class S>
-__global__ void __launch_bounds__(most_threads<S>)
+template <class Cell, class M>
+__global__ void __launch_bounds__(most_threads<Stored<M>>)
     persistent_forward(const __grid_constant__ PersistentArguments<ForwardDirection> a) {
+    using S = Stored<M>;
     constexpr int G = Cell::gates;
     extern __shared__ float4 shared_memory[];
     const ForwardDirection& d = a.direction[blockIdx.z];
     const int H = a.size.hidden, width = a.width;
-    const Part<S, G, forward_tile> part(a);
-    const int unit = part.unit;
+    Part<M, G, forward_tile> part(a);
     float* sums = reinterpret_cast<float*>(shared_memory);
-    float* states = sums + 2 * a.tiling.sums(G);              // c: [rows, units]
-    float* biases = states + Cell::has_c * a.tiling.state();  // [2][G][units]
+    float* c_states = sums + 2 * a.tiling.sums(G);                     // [rows, units]
+    float* h_states = c_states + Cell::has_c * a.tiling.state();       // [rows, units]
+    float* biases = h_states + Cell::needs_h_prev * a.tiling.state();  // [2][G][units]
+    const TileInputs<S, G> inputs(biases + 2 * G * a.tiling.units(), a.tiling.units());
 
-    using Weights = Resident<S, most_chunks(G, 1, forward_tile), G, forward_tile>;
+    using Weights = Resident<M, most_chunks(G, 1, forward_tile), G, forward_tile>;
     Weights weights;
     part.load_rows(weights, [&](int own, int gate, int k) {
         return WeightsRow<S>{
             static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + own) * H + k,
             own < H ? H - k : 0};
     });
+    const Exchange<S, decltype(a)> exchange(a, inputs.end());
     if (part.first_of_unit())
         for (int g = 0; g < G; ++g) {
-            biases[part.bias_at(g)] = load<S>(d.bias_ih, g * H + unit);
-            biases[part.bias_at(G + g)] = load<S>(d.bias_hh, g * H + unit);
+            biases[part.bias_at(g)] = load<S>(d.bias_ih, g * H + part.unit());
+            biases[part.bias_at(G + g)] = load<S>(d.bias_hh, g * H + part.unit());
         }
     part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
-        const int64_t at = int64_t(part.first_row + row) * H + unit;
-        if constexpr (Cell::has_c) states[part.state_at(row)] = static_cast<const float*>(d.c)[at];
+        const int64_t at = int64_t(part.first_row + row) * H + part.unit();
+        const float h = load<S>(d.h, at);
+        if constexpr (Cell::has_c)
+            c_states[part.state_at(row)] = static_cast<const float*>(d.c)[at];
+        if constexpr (Cell::needs_h_prev) h_states[part.state_at(row)] = h;
         // Into both: a row that joins later finds it at whatever step.
-        for (int turn = 0; turn < 2; ++turn)
-            exchange_of_group<S>(a, turn)[Weights::place(row, unit, width)] =
-                static_cast<const S*>(d.h)[at];
+        for (int step = 0; step < 2; ++step)
+            exchange.of_step(step)[Weights::place(row, part.unit(), width)] = Weights::exchanged(h);
     });
+    const auto ask = [&](int turn, const Walk& walk, int row0) {
+        const int64_t first = walk.first + part.first_row + row0;
+        inputs.ask(turn, part.rows_among(walk.rows) - row0, H - part.first_unit,
+                   [&](int gate, int row) {
+                       return static_cast<const S*>(d.x) + ((first + row) * G + gate) * H +
+                              part.first_unit;
+                   });
+    };
+    Walk walk(a.sequence, blockIdx.z == 0);
+    ask(0, walk, 0);
     const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
     barrier.arrive();
 
-    Walk walk(a.sequence, blockIdx.z == 0);
-    for (int step = 0; step < a.sequence.steps; ++step, walk.advance()) {
+    int turn = 0;  // of `inputs`
+    for (int step = 0; step < a.sequence.steps; ++step) {
         const int rows = part.rows_among(walk.rows);
-        for (int row0 = 0; row0 < rows; row0 += tile_rows) {
-            S x[most_elements][G], h_prev[most_elements];
-            const auto read_inputs = [&](int i) {
-                int row;
-                // Without values for the others, the compiler would keep last step's.
-                for (int g = 0; g < G; ++g) x[i][g] = narrow<S>(0);
-                h_prev[i] = narrow<S>(0);
-                if (!part.element(row0, i, rows, row)) return;
-                const int64_t at = walk.first + part.first_row + row;
-                for (int g = 0; g < G; ++g)
-                    x[i][g] = static_cast<const S*>(d.x)[(at * G + g) * H + unit];
-                h_prev[i] = exchange_of_group<S>(a, step)[Weights::place(row, unit, width)];
-            };
-            // The first while waiting, the next when the registers of the product are free again.
-            read_inputs(0);
-            if (row0 == 0) barrier.wait(step + 1);
-            part.multiply(weights, exchange_of_group<S>(a, step), width, row0, rows, sums);
-            read_inputs(1);
+        barrier.wait(step + 1);
+        for (int row0 = 0; row0 == 0 || row0 < rows; row0 += tile_rows, turn ^= 1) {
+            const bool last = row0 + tile_rows >= rows;
+            if (row0 < rows)
+                part.multiply(weights, exchange.of_step(step), width, row0, rows, sums);
+            inputs.arrived();
             __syncthreads();
+            part.forget();
+            Walk asked = walk;
+            if (last) asked.advance();
+            ask(turn ^ 1, asked, last ? 0 : row0 + tile_rows);
+            Packed<ForwardOutputs<Cell, S>> kept[most_elements];
 #pragma unroll
             for (int i = 0; i < most_elements; ++i) {
-                if (i > 0 && i + 1 < most_elements) read_inputs(i + 1);
+                int row;
+                if (!part.element(row0, i, rows, row)) continue;
+                float x_sum[G], r_sum[G], h_prev{}, c{};
+                for (int g = 0; g < G; ++g) {
+                    x_sum[g] = widen(inputs.value(turn, g, row - row0, part.column())) +
+                               biases[part.bias_at(g)];
+                    r_sum[g] = part.sum(sums, row, g) + biases[part.bias_at(G + g)];
+                }
+                if constexpr (Cell::has_c) c = c_states[part.state_at(row)];
+                if constexpr (Cell::needs_h_prev) h_prev = h_states[part.state_at(row)];
+                const auto out = forward_element<Cell, S>(x_sum, r_sum, h_prev, c);
+                kept[i] = Packed(out);
+                const float h = widen(out.h);
+                exchange.of_step(step + 1)[Weights::place(row, part.unit(), width)] =
+                    Weights::exchanged(h);
+                if constexpr (Cell::has_c) c_states[part.state_at(row)] = c;
+                if constexpr (Cell::needs_h_prev) h_states[part.state_at(row)] = h;
+            }
+            if (last) barrier.arrive();
+#pragma unroll
+            for (int i = 0; i < most_elements; ++i) {
                 int row;
                 if (!part.element(row0, i, rows, row)) continue;
                 const int b = part.first_row + row;
-                const int64_t at = walk.first + b, state_at = int64_t(b) * H + unit;
-                float x_sum[G], r_sum[G], c{};
-                for (int g = 0; g < G; ++g) {
-                    x_sum[g] = widen(x[i][g]) + biases[part.bias_at(g)];
-                    r_sum[g] = part.sum(sums, row, g) + biases[part.bias_at(G + g)];
-                }
-                if constexpr (Cell::has_c) c = states[part.state_at(row)];
-                const float h =
-                    forward_element<Cell, S>(d, H, at, unit, x_sum, r_sum, widen(h_prev[i]), c);
-                if constexpr (Cell::has_c) states[part.state_at(row)] = c;
-                exchange_of_group<S>(a, step + 1)[Weights::place(row, unit, width)] = narrow<S>(h);
-                store<S>(d.output, at * a.size.output_stride + unit, h);
+                const int64_t at = walk.first + b, state_at = int64_t(b) * H + part.unit();
+                const auto out = kept[i].value();
+                out.keep(d, H, at, part.unit());
+                static_cast<S*>(d.output)[at * a.size.output_stride + part.unit()] = out.h;
                 if (b >= walk.next_rows) {  // its last step
-                    store<S>(d.h, state_at, h);
-                    if constexpr (Cell::has_c) static_cast<float*>(d.c)[state_at] = c;
+                    static_cast<S*>(d.h)[state_at] = out.h;
+                    if constexpr (Cell::has_c)
+                        static_cast<float*>(d.c)[state_at] = c_states[part.state_at(row)];
                 }
             }
         }
-        barrier.arrive();
+        walk.advance();
     }
 }
 
-template <class Cell, class S>
-__global__ void __launch_bounds__(most_threads<S>)
+template <class Cell, class M>
+__global__ void __launch_bounds__(most_threads<Stored<M>>)
     persistent_backward(const __grid_constant__ PersistentArguments<BackwardDirection> a) {
+    using S = Stored<M>;
+    using In = BackwardInputs<Cell, S>;
     constexpr int G = Cell::gates;
     extern __shared__ float4 shared_memory[];
     const BackwardDirection& d = a.direction[blockIdx.z];
     const LayerSize& z = a.size;
     const int H = z.hidden, width = a.width, gate_width = width / G;
-    const Part<S, 1, backward_tile<S>> part(a);
-    const int unit = part.unit;
+    Part<M, 1, backward_tile<S>> part(a);
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* dh_states = sums + 2 * a.tiling.sums(1);   // what is known of dh: [rows, units]
     float* dc_states = dh_states + a.tiling.state();  // [rows, units]
+    const TileInputs<S, In::kinds> inputs(dc_states + Cell::has_c * a.tiling.state(),
+                                          a.tiling.units());
 
-    using Weights = Resident<S, most_chunks(1, G, backward_tile<S>), 1, backward_tile<S>>;
+    using Weights = Resident<M, most_chunks(1, G, backward_tile<S>), 1, backward_tile<S>>;
     Weights weights;
     part.load_columns(weights, [&](int own, int k) {
         const int gate = k / gate_width, row = k % gate_width;
@@ -275,85 +336,105 @@ __global__ void __launch_bounds__(most_threads<S>)
             static_cast<const S*>(a.weight_hh[blockIdx.z]) + (int64_t(gate) * H + row) * H + own, H,
             H - row, H - own};
     });
+    const Exchange<S, decltype(a)> exchange(a, inputs.end());
     part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
-        const int64_t at = int64_t(part.first_row + row) * H + unit;
+        const int64_t at = int64_t(part.first_row + row) * H + part.unit();
         dh_states[part.state_at(row)] = static_cast<const float*>(d.dh)[at];
         if constexpr (Cell::has_c)
             dc_states[part.state_at(row)] = static_cast<const float*>(d.dc)[at];
     });
+    const auto ask = [&](int turn, const Walk& walk, int row0) {
+        inputs.ask(turn, part.rows_among(walk.rows) - row0, H - part.first_unit,
+                   [&](int kind, int row) {
+                       const int b = part.first_row + row0 + row;
+                       const BackwardRow at{b, walk.first + b,
+                                            b < walk.next_rows ? walk.next_first() + b : -1};
+                       const S* from = In::source(d, z, at, kind);
+                       return from ? from + part.first_unit : nullptr;
+                   });
+    };
+    // One step more than there are: the last takes the first step's gradients to the initial state.
+    Walk walk(a.sequence, blockIdx.z == 1);
+    ask(0, walk, 0);
     const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
     barrier.arrive();
 
-    // One more than there are steps: the last takes the first step's gradients to the initial
-    // state.
-    Walk walk(a.sequence, blockIdx.z == 1);
     int linked = 0;  // rows that were alive in the step handled before
-    for (int step = 0; step <= a.sequence.steps; ++step, walk.advance()) {
+    int turn = 0;    // of `inputs`
+    for (int step = 0; step <= a.sequence.steps; ++step) {
         const int rows = part.rows_among(walk.rows), all_rows = max(rows, linked);
-        for (int row0 = 0; row0 < all_rows; row0 += tile_rows) {
-            BackwardInputs<Cell, S> inputs[most_elements];
-            S grad_output[most_elements];
-            const auto read_inputs = [&](int i) {
-                int row;
-                inputs[i] = BackwardInputs<Cell, S>();
-                grad_output[i] = narrow<S>(0);
-                if (!part.element(row0, i, rows, row)) return;
-                const int b = part.first_row + row;
-                const BackwardRow at{b, walk.first + b,
-                                     b < walk.next_rows ? walk.next_first() + b : -1};
-                inputs[i] = BackwardInputs<Cell, S>(d, z, at, unit, false);
-                grad_output[i] = read<S>(d.grad_output, at.at * z.grad_output_stride + unit);
-            };
-            // As in the forward pass.
-            read_inputs(0);
-            if (row0 == 0) barrier.wait(step + 1);
+        barrier.wait(step + 1);
+        for (int row0 = 0; row0 == 0 || row0 < all_rows; row0 += tile_rows, turn ^= 1) {
+            const bool last = row0 + tile_rows >= all_rows;
             if (row0 < linked)
-                part.multiply(weights, exchange_of_group<S>(a, step), width, row0, linked, sums);
-            read_inputs(1);
+                part.multiply(weights, exchange.of_step(step), width, row0, linked, sums);
+            inputs.arrived();
             __syncthreads();
+            part.forget();
+            Walk asked = walk;
+            if (last) asked.advance();
+            ask(turn ^ 1, asked, last ? 0 : row0 + tile_rows);
+            Packed<BackwardOutputs<Cell, S>> kept[most_elements];
 #pragma unroll
             for (int i = 0; i < most_elements; ++i) {
-                if (i > 0 && i + 1 < most_elements) read_inputs(i + 1);
+                int row;
+                if (!part.element(row0, i, all_rows, row)) continue;
+                float dh = dh_states[part.state_at(row)], dc{};
+                if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
+                if (row < linked) dh += part.sum(sums, row, 0);
+                if (row < rows) {
+                    const In in([&](int kind) {
+                        return inputs.value(turn, kind, row - row0, part.column());
+                    });
+                    dh += widen(in.value[In::grad_output]);
+                    const auto out = backward_element<Cell, S>(in, dh, dc);
+                    kept[i] = Packed(out);
+                    for (int g = 0; g < G; ++g)
+                        exchange.of_step(
+                            step + 1)[Weights::place(row, g * gate_width + part.unit(), width)] =
+                            Weights::exchanged(widen(out.dgates[Cell::grads - G + g]));
+                }
+                dh_states[part.state_at(row)] = dh;
+                if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
+            }
+            if (last) barrier.arrive();
+#pragma unroll
+            for (int i = 0; i < most_elements; ++i) {
                 int row;
                 if (!part.element(row0, i, all_rows, row)) continue;
                 const int b = part.first_row + row;
-                float dh = dh_states[part.state_at(row)], dc{}, dgates[Cell::grads];
-                if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
-                if (row < linked) dh += part.sum(sums, row, 0);
-                if (row >= rows) {  // at its initial state
-                    const int64_t at = int64_t(b) * H + unit;
-                    static_cast<float*>(d.dh)[at] = dh;
-                    if constexpr (Cell::has_c) static_cast<float*>(d.dc)[at] = dc;
-                    continue;
+                const int64_t at = walk.first + b, state_at = int64_t(b) * H + part.unit();
+                if (row < rows) {
+                    kept[i].value().keep(d, H, at, part.unit());
+                    if (d.prev)
+                        static_cast<S*>(d.prev)[at * H + part.unit()] =
+                            inputs.value(turn, In::h_prev, row - row0, part.column());
+                } else {  // at its initial state
+                    static_cast<float*>(d.dh)[state_at] = dh_states[part.state_at(row)];
+                    if constexpr (Cell::has_c)
+                        static_cast<float*>(d.dc)[state_at] = dc_states[part.state_at(row)];
                 }
-                const int64_t at = walk.first + b;
-                dh_states[part.state_at(row)] = backward_element<Cell, S>(
-                    d, H, at, unit, inputs[i], dh + widen(grad_output[i]), dc, dgates);
-                if (d.prev) static_cast<S*>(d.prev)[at * H + unit] = inputs[i].h_prev;
-                if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
-                for (int g = 0; g < G; ++g)
-                    exchange_of_group<S>(
-                        a, step + 1)[Weights::place(row, g * gate_width + unit, width)] =
-                        narrow<S>(dgates[Cell::grads - G + g]);
             }
         }
         linked = rows;
-        barrier.arrive();
+        walk.advance();
     }
 }
 
 }  // namespace fastrnn::cuda
 
 // Defines `persistent_<suffix>`: the kernels of each cell of the registry, in its order.
-#define FASTRNN_ENTRY(name, Cell)                                                              \
-    {{reinterpret_cast<const void*>(&persistent_forward<Cell, Stored>), most_threads<Stored>,  \
-      forward_tile, Cell::gates, 1, Cell::has_c, 2 * Cell::gates},                             \
-     {reinterpret_cast<const void*>(&persistent_backward<Cell, Stored>), most_threads<Stored>, \
-      backward_tile<Stored>, 1, Cell::gates, 1 + Cell::has_c, 0}},
-#define FASTRNN_DEFINE_PERSISTENT(suffix, storage)                                            \
+#define FASTRNN_ENTRY(name, Cell)                                                          \
+    {{reinterpret_cast<const void*>(&persistent_forward<Cell, Multiplied>),                \
+      most_threads<Stored<Multiplied>>, forward_tile, Cell::gates, 1,                      \
+      Cell::has_c + Cell::needs_h_prev, 2 * Cell::gates, Cell::gates},                     \
+     {reinterpret_cast<const void*>(&persistent_backward<Cell, Multiplied>),               \
+      most_threads<Stored<Multiplied>>, backward_tile<Stored<Multiplied>>, 1, Cell::gates, \
+      1 + Cell::has_c, 0, BackwardInputs<Cell, Stored<Multiplied>>::kinds}},
+#define FASTRNN_DEFINE_PERSISTENT(suffix, multiplied)                                         \
     namespace fastrnn::cuda {                                                                 \
     namespace {                                                                               \
-    using Stored = storage;                                                                   \
+    using Multiplied = multiplied;                                                            \
     }                                                                                         \
     extern const PersistentKernel persistent_##suffix[cell_count][2];                         \
     const PersistentKernel persistent_##suffix[][2] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ENTRY)}; \

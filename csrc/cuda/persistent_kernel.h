@@ -15,6 +15,7 @@ struct PersistentKernel {
                        // the backward
     int states;        // floats of an element that stay in shared memory
     int biases;        // floats of a unit, likewise
+    int kinds;         // values of an element that are asked for ahead
 };
 
 template <class Direction>
@@ -26,7 +27,8 @@ struct PersistentArguments {
     Tiling tiling;
     int chunks;          // of the contraction: `width` values
     int width;           // H or G * H with padding: of a row of the exchange buffer
-    void* exchange;      // [2][D][groups][group_rows][width], zeros at first
+    void* exchange;      // [2][D][groups][group_rows][width], zeros at first; in shared memory
+                         // instead where a group is a single block
     unsigned* counters;  // [D][groups], counter_stride apart, likewise
 };
 

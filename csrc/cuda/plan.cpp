@@ -13,6 +13,7 @@
 namespace fastrnn::cuda {
 
 extern const PersistentKernel persistent_float32[cell_count][2];
+extern const PersistentKernel persistent_tf32[cell_count][2];
 extern const PersistentKernel persistent_float16[cell_count][2];
 extern const PersistentKernel persistent_bfloat16[cell_count][2];
 
@@ -35,10 +36,10 @@ struct Device {
     }
 };
 
-const PersistentKernel* kernel_of(Pass pass, int cell, Storage storage) {
+const PersistentKernel* kernel_of(Pass pass, int cell, Storage storage, bool tf32) {
     const int index = static_cast<int>(pass);
     switch (storage) {
-        case Storage::float32: return &persistent_float32[cell][index];
+        case Storage::float32: return &(tf32 ? persistent_tf32 : persistent_float32)[cell][index];
         case Storage::float16: return &persistent_float16[cell][index];
         case Storage::bfloat16: return &persistent_bfloat16[cell][index];
         default: return nullptr;
@@ -49,20 +50,22 @@ int divide_up(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by
 
 class Planner {
 public:
-    Planner(const PersistentKernel& kernel, const Device& device, Storage storage, int64_t hidden,
-            int64_t batch, int directions)
+    Planner(const PersistentKernel& kernel, const Device& device, Storage storage, bool tf32,
+            int64_t hidden, int64_t batch, int directions)
         : kernel_(kernel),
           device_(device),
           batch_(batch),
           directions_(directions),
           // What is multiplied at a time: 4 rows of float32, a whole tile on the tensor cores.
-          row_multiple_(storage == Storage::float32 ? 4 : tile_rows),
+          row_multiple_(storage == Storage::float32 && !tf32 ? 4 : tile_rows),
+          bytes_(storage == Storage::float32 ? 4 : 2),
           tiles_(divide_up(hidden, kernel.tile)),
           chunks_(divide_up(hidden, chunk_size) * kernel.inputs),
           sector_tiles_(divide_up(storage == Storage::float32 ? 8 : 16, kernel.tile)),
           // What lanes that have no values would multiply as well.
-          step_chunks_(storage == Storage::float32 ? float32_lanes(kernel.outputs) * 4 / chunk_size
-                                                   : 1),
+          step_chunks_(storage == Storage::float32 && !tf32
+                           ? float32_lanes(kernel.outputs) * 4 / chunk_size
+                           : 1),
           least_slices_(kernel.tile / 8),  // for most_elements
           warps_(kernel.most_threads / 32) {}
 
@@ -90,6 +93,7 @@ private:
         t.slices = std::max(divide_up(chunks_, t.slice), least_slices_);
         plan.unit_blocks = divide_up(tiles_, tiles);
         plan.threads = t.threads();
+        plan.exchange_width = chunks_ * chunk_size;
         const int64_t blocks = int64_t(plan.unit_blocks) * directions_;
         // More groups need less shared memory each, so that the number can only go down from here.
         int64_t groups = (batch_ + row_multiple_ - 1) / row_multiple_;
@@ -97,12 +101,11 @@ private:
             t.group_rows =
                 static_cast<int>(round_up((batch_ + groups - 1) / groups, row_multiple_));
             groups = (batch_ + t.group_rows - 1) / t.group_rows;
-            const int64_t bytes = t.shared(kernel_.outputs, kernel_.states, kernel_.biases) *
-                                  static_cast<int64_t>(sizeof(float));
+            const int64_t bytes = shared_bytes(plan, bytes_);
             // The kernels count in a group's part of the exchange buffer with an int.
             const bool possible =
                 bytes <= device_.shared &&
-                int64_t(t.group_rows) * chunks_ * chunk_size <= std::numeric_limits<int>::max();
+                int64_t(t.group_rows) * plan.exchange_width <= std::numeric_limits<int>::max();
             const int64_t room = possible ? resident(plan.threads, bytes) / blocks : 0;
             if (room == 0) return false;
             plan.groups = static_cast<int>(groups);
@@ -128,18 +131,18 @@ private:
     const PersistentKernel& kernel_;
     const Device& device_;
     const int64_t batch_;
-    const int directions_, row_multiple_, tiles_, chunks_, sector_tiles_, step_chunks_,
+    const int directions_, row_multiple_, bytes_, tiles_, chunks_, sector_tiles_, step_chunks_,
         least_slices_, warps_;
 };
 
-PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
-                         int directions, int device_index) {
+PersistentPlan make_plan(Pass pass, int cell, Storage storage, bool tf32, int64_t hidden,
+                         int64_t batch, int directions, int device_index) {
     PersistentPlan plan{};
     const auto no = [&](const char* reason) {
         plan.reason = reason;
         return plan;
     };
-    plan.kernel = kernel_of(pass, cell, storage);
+    plan.kernel = kernel_of(pass, cell, storage, tf32);
     if (!plan.kernel) return no("float64");
     if (batch == 0) return no("an empty batch");
     const Device device(device_index);
@@ -148,7 +151,7 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, i
     // Before any product of sizes that could overflow.
     if (hidden > 16384) return no("its blocks do not fit onto the device at once");
     if (batch > std::numeric_limits<int>::max() / 2) return no("a batch beyond an int");
-    if (!Planner(*plan.kernel, device, storage, hidden, batch, directions).cut(plan))
+    if (!Planner(*plan.kernel, device, storage, tf32, hidden, batch, directions).cut(plan))
         return no("its blocks do not fit onto the device at once");
     cudaFuncAttributes attributes{};
     if (cudaFuncGetAttributes(&attributes, plan.kernel->function) != cudaSuccess) {
@@ -156,11 +159,13 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, i
         return no("no kernel for this device in this build");
     }
     plan.registers = attributes.numRegs;
-    plan.exchange_width = static_cast<int>(round_up(hidden, chunk_size)) * plan.kernel->inputs;
     const int64_t value = storage == Storage::float32 ? 4 : 2;
-    plan.workspace =
-        sizeof(unsigned) * counter_stride * directions * plan.groups +
-        2 * directions * plan.groups * value * plan.tiling.group_rows * plan.exchange_width;
+    plan.workspace = sizeof(unsigned) * counter_stride * directions * plan.groups +
+                     (plan.unit_blocks > 1) * 2 * directions * plan.groups * value *
+                         plan.tiling.group_rows * plan.exchange_width;
+    plan.product = storage != Storage::float32 ? "tensor cores"
+                   : tf32                      ? "tensor cores, in TF32"
+                                               : "multiply-adds of float32";
     plan.fits = true;
     plan.reason = "fits";
     return plan;
@@ -168,22 +173,40 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, int64_t hidden, i
 
 }  // namespace
 
+int64_t shared_bytes(const PersistentPlan& plan, int value_bytes) {
+    const PersistentKernel& kernel = *plan.kernel;
+    const Tiling& t = plan.tiling;
+    const int64_t floats = 2 * int64_t(t.sums(kernel.outputs)) +
+                           int64_t(kernel.states) * t.state() + int64_t(kernel.biases) * t.units();
+    const int64_t values = int64_t(t.inputs(kernel.kinds)) + (plan.unit_blocks == 1) * 2 *
+                                                                 int64_t(t.group_rows) *
+                                                                 plan.exchange_width;
+    return floats * 4 + values * value_bytes;
+}
+
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
-                               int directions, bool projected, int device) {
+                               int directions, bool projected, bool tf32, int device) {
     if (projected) {
         PersistentPlan plan{};
         plan.reason = "a projection";
         return plan;
     }
     // Asking the runtime takes longer than a launch, and its answers do not change.
-    using Question = std::array<int64_t, 7>;
+    using Question = std::array<int64_t, 8>;
     static thread_local std::map<Question, PersistentPlan> known;
-    const Question question = {
-        static_cast<int>(pass), cell, static_cast<int>(storage), hidden, batch, directions, device};
+    const Question question = {static_cast<int>(pass),
+                               cell,
+                               static_cast<int>(storage),
+                               hidden,
+                               batch,
+                               directions,
+                               tf32,
+                               device};
     const auto found = known.find(question);
     if (found != known.end()) return found->second;
     if (known.size() >= 1000) known.clear();
-    return known[question] = make_plan(pass, cell, storage, hidden, batch, directions, device);
+    return known[question] =
+               make_plan(pass, cell, storage, tf32, hidden, batch, directions, device);
 }
 
 }  // namespace fastrnn::cuda

@@ -13,6 +13,7 @@ struct PersistentPlan {
     bool fits;
     const char* reason;  // why it does not, or "fits"
     const PersistentKernel* kernel;
+    const char* product;  // what multiplies
     Tiling tiling;
     int unit_blocks;      // blocks that share the units of a direction
     int groups;           // of rows of the batch; blocks = unit_blocks * groups * directions
@@ -33,9 +34,13 @@ struct PersistentPlan {
 //      room for so many blocks. Warps that are left over make the slices shorter.
 //   4. All blocks must be resident at once: what cudaOccupancyMaxActiveBlocksPerMultiprocessor
 //      says, times the multiprocessors. Blocks that are left over share out the batch.
+//   5. float32 is multiplied on the tensor cores, rounded to TF32, where that is allowed.
 // Never an error: where the device cannot be asked, the plan does not fit. `device` must be the
 // current one.
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
-                               int directions, bool projected, int device);
+                               int directions, bool projected, bool tf32, int device);
+
+// Bytes of shared memory that a block of the plan needs, for values of so many bytes.
+int64_t shared_bytes(const PersistentPlan& plan, int value_bytes);
 
 }  // namespace fastrnn::cuda

@@ -55,6 +55,19 @@ struct WeightsColumns {
     }
 };
 
+// What a product multiplies: a storage type, or float32 rounded to 10 bits of fraction.
+struct Tf32 {};
+template <class M>
+using Stored = std::conditional_t<std::is_same_v<M, Tf32>, float, M>;
+
+__device__ __forceinline__ float round_to_tf32(float value) {
+    uint32_t bits = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#endif
+    return __uint_as_float(bits);
+}
+
 // 16 bytes of a row, or zeros.
 __device__ __forceinline__ uint4 read16(const void* p, bool there) {
     return there ? *static_cast<const uint4*>(p) : uint4{};
@@ -73,20 +86,32 @@ __device__ __forceinline__ void store_shared(float* to, float a, float b, float 
                  : "memory");
 }
 
-// float16 and bfloat16 on the tensor cores, with sums in float. Of a chunk of a row, lane 4 g + t
-// holds [8 t, 8 t + 8), those of rows g and g + 8 and of unit g: which values mma takes for its k is
-// free as long as both operands agree. So 8 rows of a chunk lie together, 16 bytes a lane, and what a
-// block stores of a row, 16 units and more, fills sectors. In a tile of 16 units, g counts pairs of
-// them.
-template <class S, int C, int O, int tile>
+// On the tensor cores, with sums in float: float16, bfloat16, and float32 rounded to TF32. A chunk of
+// a row is P pieces of 16 bytes a lane: lane 4 g + t holds of each piece the t-th quarter, those of
+// rows g and g + 8 and of unit g. Which values mma takes for its k is free as long as both operands
+// agree. So a piece of 8 rows lies together, and what a block stores of a row, a tile or two, fills
+// sectors. In a tile of 16 units, g counts pairs of them.
+template <class M, int C, int O, int tile>
 class Resident {
+    using S = Stored<M>;
     static_assert(tile == 8 || (tile == 16 && O == 1));
+    static constexpr int P = sizeof(S) / 2;
+    static constexpr int piece = chunk_size / P, quarter = piece / 4;  // values
+    static constexpr int words = 4 * P;                                // of a lane
     // What mma multiplies at a time, 8 columns: an output, or the even and the odd units of a tile.
     static constexpr int N = O * tile / 8;
 
 public:
     static __device__ __forceinline__ int place(int row, int k, int width) {
-        return row / 16 * 16 * width + k / 32 * 512 + row % 16 * 32 + k % 32;
+        return row / 16 * 16 * width + k / 32 * 512 + row % 16 / 8 * 256 +
+               k % 32 / piece * 8 * piece + row % 8 * piece + k % piece;
+    }
+    // A value as it lies there.
+    static __device__ __forceinline__ S exchanged(float value) {
+        if constexpr (std::is_same_v<M, Tf32>)
+            return round_to_tf32(value);
+        else
+            return narrow<S>(value);
     }
 
     // weights_of(unit of the tile, output, chunk)
@@ -98,9 +123,10 @@ public:
             for (int o = 0; o < O; ++o) {
                 const WeightsRow<S> from =
                     c < chunks ? weights_of(lane() / 4, o, c) : WeightsRow<S>{};
-                uint4 run;
-                from.read16(lane() % 4 * 8, &run);
-                memcpy(weights_[c][o], &run, sizeof run);
+                alignas(16) S run[P][quarter];
+#pragma unroll
+                for (int p = 0; p < P; ++p) from.read16(p * piece + lane() % 4 * quarter, run[p]);
+                keep(c, o, run);
             }
     }
 
@@ -109,15 +135,19 @@ public:
     __device__ __forceinline__ void load_columns(int chunks, WeightsOf weights_of) {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
-            S runs[N][8];
+            alignas(16) S runs[N][P][quarter];
             const WeightsColumns<S> from = c < chunks ? weights_of(c) : WeightsColumns<S>{};
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                S pair[N];
-                from.template read<N>(lane() % 4 * 8 + i, lane() / 4 * N, pair);
-                for (int n = 0; n < N; ++n) runs[n][i] = pair[n];
-            }
-            memcpy(weights_[c], runs, sizeof runs);
+            for (int p = 0; p < P; ++p)
+#pragma unroll
+                for (int i = 0; i < quarter; ++i) {
+                    S units[N];
+                    from.template read<N>(p * piece + lane() % 4 * quarter + i, lane() / 4 * N,
+                                          units);
+                    for (int n = 0; n < N; ++n) runs[n][p][i] = units[n];
+                }
+#pragma unroll
+            for (int n = 0; n < N; ++n) keep(c, n, runs[n]);
         }
     }
 
@@ -126,28 +156,32 @@ public:
     __device__ __forceinline__ void multiply(const S* rows, int width, int first, int count,
                                              int chunks, float* sums, int output_stride) const {
         const int g = lane() / 4, t = lane() % 4;
-        const S* own = rows + first * 16 + lane() * 8;
+        const S* own = rows + first * 16 + lane() * quarter;
         float sum[N][chains][4] = {};
 #pragma unroll
         for (int c0 = 0; c0 < C; c0 += batch) {
             if (c0 >= chunks) break;
-            uint4 a[batch][2];
+            uint32_t a[batch][2][words];
 #pragma unroll
             for (int i = 0; i < batch; ++i)
 #pragma unroll
                 for (int half = 0; half < 2; ++half)
-                    a[i][half] = read16(own + (c0 + i) * 512 + half * 256,
-                                        c0 + i < chunks && g + 8 * half < count);
+#pragma unroll
+                    for (int p = 0; p < P; ++p) {
+                        const uint4 four = read16(own + (c0 + i) * 512 + half * 256 + p * 8 * piece,
+                                                  c0 + i < chunks && g + 8 * half < count);
+                        memcpy(&a[i][half][4 * p], &four, sizeof four);
+                    }
 #pragma unroll
             for (int i = 0; i < batch; ++i) {
                 if (c0 + i >= chunks) break;
-                const auto [low, high] = a[i];
+                const uint32_t *low = a[i][0], *high = a[i][1];
 #pragma unroll
-                for (int n = 0; n < N; ++n) {
-                    const uint32_t* b = weights_[c0 + i][n];
-                    mma(sum[n][0], {low.x, high.x, low.y, high.y}, b);
-                    mma(sum[n][chains - 1], {low.z, high.z, low.w, high.w}, b + 2);
-                }
+                for (int n = 0; n < N; ++n)
+#pragma unroll
+                    for (int w = 0; w < words; w += 2)
+                        mma(sum[n][w / 2 % chains], {low[w], high[w], low[w + 1], high[w + 1]},
+                            weights_[c0 + i][n] + w);
             }
         }
         if constexpr (chains == 2)
@@ -170,30 +204,41 @@ public:
 
 private:
     // Chunks whose rows are read at a time: as many as there are registers for.
-    static constexpr int batch = N == 3 ? 4 : C < 2 ? C : 2;
+    static constexpr int batch = N == 1 && P == 1 ? 4 : C < 2 ? C : 2;
     static constexpr int chains = N == 1 ? 2 : 1;  // of additions, so that they need not wait
 
     static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 
-    // sum [16, 8] += a [16, 16] b [16, 8]
+    __device__ __forceinline__ void keep(int c, int n, const S (&run)[P][quarter]) {
+        if constexpr (std::is_same_v<M, Tf32>) {
+            for (int w = 0; w < words; ++w)
+                weights_[c][n][w] = __float_as_uint(round_to_tf32(run[w / quarter][w % quarter]));
+        } else {
+            memcpy(weights_[c][n], run, sizeof run);
+        }
+    }
+
+    // sum [16, 8] += a [16, k] b [k, 8]; k: 16 of 16 bits, or 8 of TF32
     static __device__ __forceinline__ void mma(float* sum, const uint4& a, const uint32_t* b) {
-#define FASTRNN_MMA(type)                                                      \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+#define FASTRNN_MMA(shape, type)                                               \
+    asm("mma.sync.aligned." shape ".row.col.f32." type "." type                \
         ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])               \
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]))
 #if __CUDA_ARCH__ >= 800
-        if constexpr (std::is_same_v<S, __half>)
-            FASTRNN_MMA("f16");
+        if constexpr (std::is_same_v<M, __half>)
+            FASTRNN_MMA("m16n8k16", "f16");
+        else if constexpr (std::is_same_v<M, Tf32>)
+            FASTRNN_MMA("m16n8k8", "tf32");
         else
-            FASTRNN_MMA("bf16");
+            FASTRNN_MMA("m16n8k16", "bf16");
 #else
         __trap();  // the plan does not choose these kernels there
 #endif
 #undef FASTRNN_MMA
     }
 
-    uint32_t weights_[C][N][4];
+    uint32_t weights_[C][N][words];
 };
 
 // float32 by multiply-adds. The lanes are [32 / K][K]: K of them share the values of the
@@ -211,6 +256,7 @@ public:
     static __device__ __forceinline__ int place(int row, int k, int width) {
         return row * width + k;
     }
+    static __device__ __forceinline__ float exchanged(float value) { return value; }
 
     template <class WeightsOf>
     __device__ __forceinline__ void load_rows(int chunks, WeightsOf weights_of) {

@@ -45,13 +45,14 @@ __global__ void __launch_bounds__(threads)
     if constexpr (Cell::has_c) c = static_cast<const A*>(d.c)[b * H + unit];
     // A cell that allows a projection does without h_{t-1}: that has another size.
     const A h_prev = step.unprojected ? A{} : load<S>(d.h, b * H + unit);
-    const A h = forward_element<Cell, S>(d, H, at, unit, x, r, h_prev, c);
+    const ForwardOutputs<Cell, S> out = forward_element<Cell, S>(x, r, h_prev, c);
+    out.keep(d, H, at, unit);
     if constexpr (Cell::has_c) static_cast<A*>(d.c)[b * H + unit] = c;
     if (step.unprojected) {
-        store<S>(step.unprojected, b * H + unit, h);
+        static_cast<S*>(step.unprojected)[b * H + unit] = out.h;
     } else {
-        store<S>(d.h, b * H + unit, h);
-        store<S>(d.output, at * launch.size.output_stride + unit, h);
+        static_cast<S*>(d.h)[b * H + unit] = out.h;
+        static_cast<S*>(d.output)[at * launch.size.output_stride + unit] = out.h;
     }
 }
 
@@ -93,18 +94,27 @@ __global__ void __launch_bounds__(threads)
         dh = load<S>(step.dh, b * z.hidden + unit);
     else if (!goes_on<S>(d, z, step, row, unit, known, dh))
         return;
-    A dc{}, dgates[Cell::grads];
+    A dc{};
     if constexpr (Cell::has_c) dc = static_cast<const A*>(d.dc)[b * z.hidden + unit];
-    const BackwardInputs<Cell, S> in(d, z, row, unit, step.dh);
-    const A dh_prev = backward_element<Cell, S>(d, z.hidden, row.at, unit, in, dh, dc, dgates);
-    if (d.prev && !step.dh) static_cast<S*>(d.prev)[row.at * z.hidden + unit] = in.h_prev;
+    using In = BackwardInputs<Cell, S>;
+    const In in([&](int kind) {
+        // With a projection h_{t-1} has another size, and such a cell does without.
+        const bool wanted = kind == In::h_prev ? !step.dh && (Cell::needs_h_prev || d.prev)
+                                               : kind != In::grad_output;
+        const S* from = wanted ? In::source(d, z, row, kind) : nullptr;
+        return from ? from[unit] : narrow<S>(0);
+    });
+    backward_element<Cell, S>(in, dh, dc).keep(d, z.hidden, row.at, unit);
+    if (d.prev && !step.dh)
+        static_cast<S*>(d.prev)[row.at * z.hidden + unit] = in.value[In::h_prev];
     if constexpr (Cell::has_c) static_cast<A*>(d.dc)[b * z.hidden + unit] = dc;
-    if (known) *known = dh_prev;
+    if (known) *known = dh;
     if constexpr (allows_projection<Cell>)
         if (step.unprojected) {
             A saved[Cell::saved + 1];
-            for (int i = 0; i < Cell::saved; ++i) saved[i] = widen(in.saved[i]);
-            store<S>(step.unprojected, row.at * z.hidden + unit, Cell::output(saved, widen(in.c)));
+            for (int i = 0; i < Cell::saved; ++i) saved[i] = widen(in.value[i]);
+            store<S>(step.unprojected, row.at * z.hidden + unit,
+                     Cell::output(saved, widen(in.value[In::c])));
         }
 }
 
@@ -123,8 +133,10 @@ __global__ void __launch_bounds__(threads)
     if (!goes_on<S>(d, z, step, row, unit, known, dh)) return;
     *known = A{};
     store<S>(launch.step[blockIdx.z].dh, row.at * z.recurrent + unit, dh);
-    if (d.prev)
-        static_cast<S*>(d.prev)[row.at * z.recurrent + unit] = previous_h<S>(d, z, row, unit);
+    if (d.prev) {
+        const S* h_prev = previous_h<S>(d, z, row);
+        static_cast<S*>(d.prev)[row.at * z.recurrent + unit] = h_prev ? h_prev[unit] : narrow<S>(0);
+    }
 }
 
 template <class Step, class Direction>

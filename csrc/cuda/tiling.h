@@ -37,10 +37,8 @@ struct Tiling {
     FASTRNN_FN int sums(int outputs) const { return slices * outputs * tiles * sums_stride(); }
     // Floats of a state: [group_rows][units].
     FASTRNN_FN int state() const { return group_rows * units(); }
-    // Floats in shared memory.
-    FASTRNN_FN int64_t shared(int outputs, int states, int biases) const {
-        return 2 * int64_t(sums(outputs)) + int64_t(states) * state() + int64_t(biases) * units();
-    }
+    // Values of so many kinds that two tiles of rows need beside the product.
+    FASTRNN_FN int inputs(int kinds) const { return 2 * kinds * tile_rows * units(); }
 };
 
 // Chunks of the contraction whose weights a warp can hold in registers, for so many outputs of each

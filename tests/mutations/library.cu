@@ -34,12 +34,11 @@ struct Memory {
 // All rows of the batch in one group, whose blocks then go through several tiles of them: a device
 // with room for more blocks would not have it so.
 void put_in_one_group(cuda::PersistentPlan& plan, int64_t batch) {
-    const cuda::PersistentKernel& kernel = *plan.kernel;
     cuda::Tiling& tiling = plan.tiling;
     plan.workspace *= plan.groups;  // whole tiles, which `groups` times the room surely holds
     tiling.group_rows = static_cast<int>(cuda::round_up(batch, cuda::tile_rows));
     plan.groups = 1;
-    plan.shared_bytes = tiling.shared(kernel.outputs, kernel.states, kernel.biases) * sizeof(float);
+    plan.shared_bytes = cuda::shared_bytes(plan, /*value_bytes=*/2);
 }
 
 template <class Direction, class Launch>
@@ -48,7 +47,7 @@ const char* run(Pass pass, int cell, int storage, int64_t hidden, int64_t steps,
                 bool one_group, Launch launch) {
     cuda::PersistentPlan plan =
         cuda::plan_persistent(pass, cell, static_cast<Storage>(storage), hidden, sizes[0],
-                              directions, /*projected=*/false, /*device=*/0);
+                              directions, /*projected=*/false, /*tf32=*/false, /*device=*/0);
     if (!plan.fits) return plan.reason;
     if (plan.unit_blocks < 2) return "there is no grid barrier to break: too few units";
     if (one_group) put_in_one_group(plan, sizes[0]);

@@ -38,8 +38,8 @@ BUGS = [
     Bug(
         "a block barrier is missing",
         "cuda/persistent.cuh",
-        "            read_inputs(1);\n            __syncthreads();\n",
-        "            read_inputs(1);\n",
+        "            inputs.arrived();\n            __syncthreads();\n",
+        "            inputs.arrived();\n",
     ),
     Bug(
         "a grid barrier is missing",
@@ -62,8 +62,20 @@ BUGS = [
     Bug(
         "h has a single buffer",
         "cuda/persistent.cuh",
-        "(a, step + 1)[Weights::place(row, unit, width)] = narrow<S>(h);",
-        "(a, step)[Weights::place(row, unit, width)] = narrow<S>(h);",
+        "exchange.of_step(step + 1)[Weights::place(row, part.unit(), width)] =",
+        "exchange.of_step(step)[Weights::place(row, part.unit(), width)] =",
+    ),
+    Bug(
+        "what is asked for has a single buffer",
+        "cuda/persistent.cuh",
+        "            ask(turn ^ 1, asked, last ? 0 : row0 + tile_rows);\n            Packed<F",
+        "            ask(turn, asked, last ? 0 : row0 + tile_rows);\n            Packed<F",
+    ),
+    Bug(
+        "what was asked for is not waited for",
+        "cuda/tile_inputs.cuh",
+        "cp.async.wait_all;",
+        "",
     ),
     Bug(
         "the sums have a single buffer",
@@ -74,8 +86,8 @@ BUGS = [
     Bug(
         "the last unit is left out",
         "cuda/persistent.cuh",
-        "unit_row_ = unit < a.size.hidden ?",
-        "unit_row_ = unit < a.size.hidden - 1 ?",
+        "unit_row_ = unit() < a.size.hidden ?",
+        "unit_row_ = unit() < a.size.hidden - 1 ?",
     ),
     Bug(
         "the last weight of a row is left out",
@@ -92,26 +104,26 @@ BUGS = [
     Bug(
         "a missing write",
         "cuda/persistent.cuh",
-        "                store<S>(d.output, at * a.size.output_stride + unit, h);\n",
+        "static_cast<S*>(d.output)[at * a.size.output_stride + part.unit()] = out.h;",
         "",
     ),
     Bug(
         "a stale state",
         "cuda/persistent.cuh",
-        "                if constexpr (Cell::has_c) states[part.state_at(row)] = c;\n",
+        "                if constexpr (Cell::has_c) c_states[part.state_at(row)] = c;\n",
         "",
     ),
     Bug(
         "a swapped index",
         "cuda/persistent.cuh",
-        "static_cast<const S*>(d.x)[(at * G + g) * H + unit]",
-        "static_cast<const S*>(d.x)[(at * G + (G - 1 - g)) * H + unit]",
+        "((first + row) * G + gate) * H +",
+        "((first + row) * G + (G - 1 - gate)) * H +",
     ),
     Bug(
         "the gradients of other gates",
         "cuda/persistent.cuh",
-        "narrow<S>(dgates[Cell::grads - G + g])",
-        "narrow<S>(dgates[g])",
+        "widen(out.dgates[Cell::grads - G + g])",
+        "widen(out.dgates[g])",
     ),
     Bug(
         "a row that joins takes another's state",
@@ -177,7 +189,7 @@ def main() -> None:
         where = Path(folder)
         csrc = copied(where / "right")
         parts = ["persistent_float32.cu", "persistent_bfloat16.cu", "persistent_float16.cu"]
-        parts += ["batch_sizes.cu", "plan.cpp", "persistent.cpp"]
+        parts += ["persistent_tf32.cu", "batch_sizes.cu", "plan.cpp", "persistent.cpp"]
         sources = [csrc / "cuda" / name for name in parts] + [HERE / "library.cu"]
         objects = [where / f"{source.name}.o" for source in sources]
 

@@ -1,0 +1,3 @@
+#include "persistent.cuh"
+
+FASTRNN_DEFINE_PERSISTENT(tf32, Tf32)

@@ -1,0 +1,77 @@
+// What a tile of rows needs beside its product: copied to shared memory while the tile before it is
+// computed, so that nobody waits for memory.
+#pragma once
+#include "math.cuh"
+#include "tiling.h"
+
+namespace fastrnn::cuda {
+
+// Values of some kinds, of a tile of rows and the block's units: [2][kinds][tile_rows][units], for
+// the tile at hand and the next.
+template <class S, int kinds>
+class TileInputs {
+public:
+    __device__ __forceinline__ TileInputs(void* memory, int units)
+        : memory_(static_cast<S*>(memory)), units_(units) {}
+
+    // Asks for `count` rows of a tile. source(kind, row): where the values of the block's first unit
+    // and the `existing - 1` after it are, or null for zeros. The other tile's values may be read
+    // meanwhile; this one's, by any thread, after `arrived` and a __syncthreads.
+    template <class Source>
+    __device__ __forceinline__ void ask(int turn, int count, int existing, Source source) const {
+        const int pieces = units_ / piece, of_a_kind = tile_rows * pieces;
+        int first = threadIdx.x;
+        asm volatile("" : "+r"(first));  // as in Part::forget
+        for (int i = first; i < kinds * of_a_kind; i += blockDim.x) {
+            const int kind = i / of_a_kind, row = i % of_a_kind / pieces, unit = i % pieces * piece;
+            if (row >= count) continue;
+            S* to = place(turn, kind, row) + unit;
+            const S* from = source(kind, row);
+            if (from && unit + piece <= existing &&
+                reinterpret_cast<uintptr_t>(from + unit) % 16 == 0) {
+                copy16(to, from + unit);
+            } else {
+                alignas(16) S some[piece];
+                for (int k = 0; k < piece; ++k)
+                    some[k] = from && unit + k < existing ? from[unit + k] : narrow<S>(0);
+                *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(some);
+            }
+        }
+    }
+    // The thread's own part of what it asked for.
+    __device__ __forceinline__ void arrived() const {
+#if __CUDA_ARCH__ >= 800
+        asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+    }
+
+    __device__ __forceinline__ S value(int turn, int kind, int row, int unit) const {
+        return place(turn, kind, row)[unit];
+    }
+
+    // What lies behind it.
+    __device__ __forceinline__ void* end() const { return place(2, 0, 0); }
+
+private:
+    static constexpr int piece = 16 / sizeof(S);
+
+    static __device__ __forceinline__ void copy16(S* to, const S* from) {
+#if __CUDA_ARCH__ >= 800
+        asm volatile(
+            "cp.async.cg.shared.global [%0], [%1], 16;" ::"l"(__cvta_generic_to_shared(to)),
+            "l"(from)
+            : "memory");
+#else
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+#endif
+    }
+
+    __device__ __forceinline__ S* place(int turn, int kind, int row) const {
+        return memory_ + ((turn * kinds + kind) * tile_rows + row) * units_;
+    }
+
+    S* memory_;
+    int units_;
+};
+
+}  // namespace fastrnn::cuda
