@@ -4,8 +4,9 @@
     python bench/cuda_counters.py --json bench/results/cuda_counters.json --beside PROGRAM
 
 A virtual GPU runs the kernels and counts; it knows nothing of time. What ATen does is counted by
-its calls, with the bytes that its operands have. The loads by which a block waits at a grid barrier
-are counted apart (cuda_polls.cpp): how many there are is up to the schedule.
+its calls, with the bytes that its operands have, and so are products and copies. The loads by which
+a block waits at a grid barrier are counted apart (cuda_polls.cpp): how many there are is up to the
+schedule.
 
 PROGRAM is another implementation of a layer in float32, called as `PROGRAM cell T B H pass` on the
 virtual GPU: it launches what belongs to the pass of a training step, and prints how many bytes the
@@ -38,7 +39,6 @@ PATHS = ["stepwise", "persistent"]
 PASSES = ["forward", "backward"]
 # Calls of ATen that launch nothing.
 VIEWS = {"aten::as_strided", "aten::view", "aten::_reshape_alias", "aten::detach"}
-PRODUCTS = {"aten::mm", "aten::mm.out", "aten::addmm", "aten::addmm.out"}
 
 Row = dict[str, Any]
 
@@ -59,7 +59,7 @@ def counted(call: Callable[[], object]) -> Row:
 
     program = ctypes.CDLL(None)
     program.vg_counters_json.restype = ctypes.c_char_p
-    program.cuda_polls.restype = ctypes.c_uint64
+    program.cuda_polls.restype = program.cuda_product_bytes.restype = ctypes.c_uint64
     bridge = sys.modules["vgpu.torch_bridge"]
     calls: Counter[str] = Counter()
     moved: Counter[str] = Counter()  # bytes
@@ -70,15 +70,13 @@ def counted(call: Callable[[], object]) -> Row:
         calls[name] += 1
         moved[name] += sum(t.nbytes for t in tensors)
         # The results that are not among the arguments, of those calls where they are large.
-        if name in PRODUCTS:
-            a, b = tensors[-2:]
-            moved[name] += a.size(0) * b.size(1) * a.element_size()
-        elif name == "aten::cat":
+        if name == "aten::cat":
             moved[name] += sum(t.nbytes for t in tensors)
 
     def now() -> tuple[dict[str, Row], Counter[str], int]:
         found = json.loads(program.vg_counters_json())
         host = Counter(found["host"]) + Counter(bridge.copied)
+        host["product_bytes"] = program.cuda_product_bytes()
         return found["kernels"], host, program.cuda_polls()
 
     before, host_before, polls_before = now()
@@ -93,11 +91,12 @@ def counted(call: Callable[[], object]) -> Row:
             if isinstance(value, int) and not key.startswith("last_"):
                 kernel[key] -= value
     host.subtract(host_before)
-    aten = {name: n for name, n in calls.items() if name not in VIEWS | PRODUCTS}
+    aten = {name: n for name, n in calls.items() if name not in VIEWS}
     return {
         **summary(kernels, host, polls - polls_before),
-        "products": sum(calls[name] for name in PRODUCTS),
-        "product_bytes": sum(moved[name] for name in PRODUCTS),
+        "product_bytes": host["product_bytes"],
+        "copies": host["memcpy_calls"],
+        "copied": host["memcpy_d2d_bytes"],
         "aten": sum(aten.values()),
         "aten_bytes": sum(moved[name] for name in aten),
         "aten_calls": aten,
@@ -115,6 +114,7 @@ def summary(kernels: dict[str, Row], host: Counter[str], polls: int) -> Row:
     waits = ("device_synchronize_calls", "stream_synchronize_calls")
     return {
         "launches": total("launches"),
+        "products": host["cublas_gemm_calls"],
         "memsets": host["memset_calls"],
         "blocks": x * y * z,
         "atomics": total("global_atomics"),
@@ -196,7 +196,8 @@ def theirs(vgpu: Path, program: str, row: Row) -> list[Row]:
         counters, printed = run(vgpu, [program, *arguments])
         host = Counter(counters["host"])
         counts = summary(counters["kernels"], host, polls=0)
-        counts |= {"products": host["cublas_gemm_calls"], "product_bytes": int(printed.split()[0])}
+        # Its copies are those of its arguments.
+        counts |= {"product_bytes": int(printed.split()[0]), "copies": 0, "copied": 0}
         found.append({**row, "path": "beside", "pass": name, **counts, "aten": 0, "aten_bytes": 0})
     return found
 
@@ -214,8 +215,9 @@ def derive(rows: list[Row]) -> None:
         row["load_efficiency"] = ratio(row["load_bytes"], 32 * row["load_sectors"])
         row["store_efficiency"] = ratio(row["store_bytes"], 32 * row["store_sectors"])
         row["shared_conflicts"] = ratio(row["wavefronts"], row["ideal_wavefronts"])
-        row["all_launches"] = sum(row[key] for key in ("launches", "memsets", "products", "aten"))
-        operands = row["product_bytes"] + row["aten_bytes"]
+        asked = ("launches", "memsets", "copies", "products", "aten")
+        row["all_launches"] = sum(row[key] for key in asked)
+        operands = row["product_bytes"] + row["aten_bytes"] + 2 * row["copied"]
         row["all_bytes"] = 32 * (row["load_sectors"] + row["store_sectors"]) + operands
         row["least_bytes"] = row["least_load_bytes"] + row["least_store_bytes"] + operands
         if row["path"] != "persistent":
@@ -262,11 +264,11 @@ def table(rows: list[Row]) -> Any:
 
 
 LEGEND = """\
-launches: kernels, memsets, products and calls of ATen. kB: what a launch touches, once, and the
-operands of products and calls of ATen. kB asked: of the kernels every sector of every request, of
-which a cache may answer the later ones. load, store: bytes / bytes of sectors. shared: wavefronts
-/ least. W_hh: how often it was read, with the initial states. operations: of the product with it
-and of its sums / least. No times: this GPU is virtual."""
+launches: kernels, memsets, copies, products and calls of ATen. kB: what a launch touches, once, and
+the operands of copies, products and calls of ATen. kB asked: of the kernels every sector of every
+request, of which a cache may answer the later ones. load, store: bytes / bytes of sectors. shared:
+wavefronts / least. W_hh: how often it was read, with the initial states. operations: of the product
+with it and of its sums / least. No times: this GPU is virtual."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -45,6 +45,20 @@ def on_path(monkeypatch):
     return functools.partial(monkeypatch.setenv, "FASTRNN_CUDA_PATH")
 
 
+@pytest.fixture
+def allow_tf32():
+    """Sets whether TF32 is allowed to cuDNN, and to products."""
+    settings = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def allow(*values):
+        for setting, value in zip(settings, values, strict=True):
+            setting.allow_tf32 = value
+
+    before = [setting.allow_tf32 for setting in settings]
+    yield allow
+    allow(*before)
+
+
 def forward_and_backward(layer, *args):
     """Values and gradients, of ones: `gradients` draws its random ones on the host."""
     outputs = flat(layer(*args))
@@ -147,6 +161,30 @@ def test_what_does_not_fit_goes_step_by_step():
     assert calls.of("forward_step") == 2
     assert calls.of("persistent") == 0
     torch.testing.assert_close(flat(layer(x)), flat(theirs(x)))
+
+
+def distance(a, b):
+    """The largest difference, as a part of the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("allowed", BOTH, ids=["float32", "tf32"])
+@pytest.mark.parametrize("kind", ["lstm", "lstm_proj", "gru"])
+def test_tf32_where_torch_s_layer_may(kind, allowed, on_path, allow_tf32):
+    """By the setting for cuDNN, whatever that for products says."""
+    on_path("stepwise")
+    allow_tf32(allowed, not allowed)
+    ours, theirs = pair(kind, 128, 128)
+    x = torch.randn(3, 32, 128)
+    exact = forward_and_backward(copy.deepcopy(theirs).double(), leaves(x.double()))
+    found = forward_and_backward(ours, leaves(x))
+    expected = forward_and_backward(theirs, leaves(x))
+    # TF32 keeps 11 bits of a factor, and errors of rounding partly cancel in a sum.
+    for a, b in zip(found, expected, strict=True):
+        assert distance(a, b) < (1e-2 if allowed else 1e-5)
+    rounds = allowed and not VIRTUAL and torch.cuda.get_device_capability() >= (8, 0)
+    for a, b in zip(found, exact, strict=True):
+        assert (distance(a, b) > 1e-5) == rounds
 
 
 # ---- what is asked of the device -----------------------------------------------------------------

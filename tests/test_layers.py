@@ -326,7 +326,7 @@ def test_sequence_of_none(kind, batch_first, batch):
 def assert_same_flow(ours, theirs):
     """NaN, inf and -inf at the same places, and the same finite numbers between them."""
     for our, their in zip(flat(ours), flat(theirs), strict=True):
-        if our.dtype in LOW:  # their finite numbers are compared elsewhere, against float64
+        if our.dtype in LOW:  # finite numbers are compared elsewhere, against float64
             assert torch.equal(our.isnan(), their.isnan())
         else:
             torch.testing.assert_close(our, their, equal_nan=True)
@@ -356,9 +356,12 @@ def test_nan_and_inf(kind, where, value):
                 for layer in [ours, theirs]:
                     with torch.no_grad():
                         getattr(layer, name).view(-1)[H // 2] = value
+            args = x, state
+            if dtype in LOW:  # oneDNN's products of bfloat16 carry a NaN from one row to the next
+                theirs, args = theirs.float(), mapped(args, torch.Tensor.float)
             for record in BOTH:
                 with torch.set_grad_enabled(record):
-                    assert_same_flow(ours(x, state), theirs(x, state))
+                    assert_same_flow(ours(x, state), theirs(*args))
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e20, 1e30])

@@ -39,7 +39,7 @@ def results(layer, args):
 
 def assert_equal(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
-        # On CUDA a step's products are ATen's, whose bits are not ours to promise.
+        # On CUDA a step's products are cuBLAS's, whose bits are not ours to promise.
         if device() == "cuda":
             torch.testing.assert_close(a, b)
         else:

@@ -2,6 +2,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <vector>
+
 #include "path.h"
 #include "run.h"
 #include "step.h"
@@ -28,31 +30,48 @@ Tensor reordered(const Problem& p, const Tensor& blocks, bool back) {
     return at::cat(list);
 }
 
-// One direction's memory. N rows of all steps, B batch, G gates, H hidden, R the size of h.
+// Where the gradient of a state, [B, size] of the arithmetic type, is kept from step to step: `given`
+// or zeros to begin with. The place it is wanted in, if that is of this type; else in memory of its own.
+struct StateGradient {
+    Tensor own;
+    void* data = nullptr;
+
+    void start(const Problem& p, int64_t size, const void* given, void* wanted,
+               cudaStream_t stream) {
+        const Matrices m(p);
+        const bool as_stored = p.dtype == p.arithmetic;
+        if (!as_stored || !wanted) own = m.arithmetic(p.batch, size);
+        data = own.defined() ? own.data_ptr() : wanted;
+        if (!given)
+            C10_CUDA_CHECK(
+                cudaMemsetAsync(data, 0, p.batch * size * c10::elementSize(p.arithmetic), stream));
+        else if (as_stored)
+            copy(m.at(data, p.batch, size), m.at(given, p.batch, size), stream);
+        else
+            own.copy_(m.tensor(given, {p.batch, size}));
+    }
+    void finish(const Problem& p, int64_t size, void* wanted) const {
+        if (wanted && own.defined()) Matrices(p).tensor(wanted, {p.batch, size}).copy_(own);
+    }
+};
+
+// What a direction works on. N rows of all steps, B batch, G gates, H hidden, R the size of h.
 struct BackwardTensors {
-    Tensor dh;           // [B, R] of the arithmetic type: grad_h_n or zeros to begin with
-    Tensor dc;           // [B, H] of the arithmetic type: grad_c_n or zeros to begin with
+    StateGradient dh;    // [B, R]
+    StateGradient dc;    // [B, H], of a cell with c
     Tensor dgates;       // [N, grads * H]
     Tensor prev;         // [N, R]: h_{t-1}, if W_hh's gradient is wanted
-    Tensor hh;           // W_hh [G * H, R]
-    Tensor hr;           // W_hr [P, H], if there is a projection; and then
-    Tensor projected;    // [N, P]: dL/dh_t,
+    Tensor projected;    // [N, P]: dL/dh_t, if there is a projection
     Tensor unprojected;  // [N, H]: h before the projection, if W_hr's gradient is wanted
 
-    BackwardTensors(const Problem& p, const fastrnn::BackwardDirection& user) {
+    BackwardTensors(const Problem& p, const fastrnn::BackwardDirection& user, cudaStream_t stream) {
         const Matrices m(p);
-        const int64_t B = p.batch, N = p.rows, H = p.hidden, R = p.recurrent;
-        const auto state = [&](const void* given, int64_t size) {
-            const Tensor t = m.arithmetic(B, size);
-            return given ? t.copy_(m.at(given, B, size)) : t.zero_();
-        };
-        dh = state(user.grad_h_n, R);
-        if (p.cell.has_c) dc = state(user.grad_c_n, H);
+        const int64_t N = p.rows, H = p.hidden, R = p.recurrent;
+        dh.start(p, R, user.grad_h_n, user.grad_h0, stream);
+        if (p.cell.has_c) dc.start(p, H, user.grad_c_n, user.grad_c0, stream);
         dgates = m.stored(N, p.cell.grads * H);
         if (user.grads.hh) prev = m.stored(N, R);
-        hh = m.at(user.weights.hh, p.cell.gates * H, R);
         if (p.projected) {
-            hr = m.at(user.weights.hr, R, H);
             projected = m.stored(N, R);
             if (user.grads.hr) unprojected = m.stored(N, H);
         }
@@ -65,63 +84,81 @@ struct BackwardTensors {
                 user.saved,
                 user.c,
                 user.grad_output,
-                dh.data_ptr(),
-                dc.defined() ? dc.data_ptr() : nullptr,
+                dh.data,
+                dc.data,
                 dgates.data_ptr(),
                 prev.defined() ? prev.data_ptr() : nullptr};
     }
 
     // [N, G * H]: what belongs to W_hh h + b_hh, in the order of the gates; and to W_ih x + b_ih, in
     // the order of the gradients.
-    Tensor of_h(const Problem& p) const {
-        return dgates.narrow(1, (p.cell.grads - p.cell.gates) * p.hidden, p.cell.gates * p.hidden);
+    Matrix of_h(const Problem& p) const {
+        return Matrices(p).of(dgates).some_columns((p.cell.grads - p.cell.gates) * p.hidden,
+                                                   p.cell.gates * p.hidden);
     }
-    Tensor of_x(const Problem& p) const { return dgates.narrow(1, 0, p.cell.gates * p.hidden); }
+    Matrix of_x(const Problem& p) const {
+        return Matrices(p).of(dgates).some_columns(0, p.cell.gates * p.hidden);
+    }
+};
+
+// What a direction's steps multiply.
+struct BackwardMatrices {
+    Matrix dgates;     // [N, G * H]: of_h
+    Matrix hh;         // W_hh [G * H, R]
+    Matrix r;          // [B, R]: dgates of the step handled before, times W_hh
+    Matrix projected;  // [N, P]: dL/dh_t, if there is a projection; and then
+    Matrix hr;         // W_hr [P, H],
+    Matrix dh;         // [B, H]: dL/dh_t before the projection
 };
 
 // Every step: a product a direction, and one launch. With a projection: two and two.
-void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer,
+void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const Products& products,
                   const std::vector<BackwardTensors>& tensors, const BackwardDirection* direction,
                   cudaStream_t stream) {
     const LayerSize size{p.hidden, p.recurrent, layer.output_stride, layer.grad_output_stride};
     const int directions = layer.size.directions;
+    const int64_t B = p.batch, H = p.hidden, R = p.recurrent;
     const Matrices m(p);
-    Tensor r[2];        // [B, R]: dgates of the step handled before, times W_hh
-    Tensor dh_step[2];  // [B, H]: dL/dh_t before the projection, if there is one
+    Tensor memory[2][2];  // of what is not the user's
+    BackwardMatrices matrices[2] = {};
+    void* unprojected[2] = {};
     for (int d = 0; d < directions; ++d) {
-        r[d] = m.stored(p.batch, p.recurrent);
-        if (p.projected) dh_step[d] = m.stored(p.batch, p.hidden);
+        const Weights& weights = layer.direction[d].weights;
+        BackwardMatrices& t = matrices[d];
+        t.dgates = tensors[d].of_h(p);
+        t.hh = m.at(weights.hh, p.cell.gates * H, R);
+        t.r = m.of(memory[d][0] = m.stored(B, R));
+        if (!p.projected) continue;
+        t.projected = m.of(tensors[d].projected);
+        t.hr = m.at(weights.hr, R, H);
+        t.dh = m.of(memory[d][1] = m.stored(B, H));
+        if (tensors[d].unprojected.defined()) unprojected[d] = tensors[d].unprojected.data_ptr();
     }
     // The step before the first, as it were, where nothing is left to do but grad_h0.
     const int64_t end = layer.direction[0].grad_h0 ? -1 : 0;
     for (int64_t i = p.steps - 1; i >= end; --i) {
         BackwardStep step[2];
         for (int d = 0; d < directions; ++d) {
-            const BackwardTensors& t = tensors[d];
+            const BackwardMatrices& t = matrices[d];
             const StepRows now = step_rows(layer.sequence, d, i),
                            before = step_rows(layer.sequence, d, i + 1),
                            next = step_rows(layer.sequence, d, i - 1);
-            step[d] = {now.row,     now.rows,
-                       before.rows, next.row,
-                       next.rows,   r[d].const_data_ptr(),
-                       nullptr,     t.unprojected.defined() ? t.unprojected.data_ptr() : nullptr};
-            if (before.rows > 0)
-                multiply(rows_of(r[d], 0, before.rows), rows_of(t.of_h(p), before.row, before.rows),
-                         t.hh);
+            step[d] = {now.row,   now.rows, before.rows, next.row,
+                       next.rows, t.r.data, nullptr,     unprojected[d]};
+            products.multiply(t.r.some_rows(0, before.rows),
+                              t.dgates.some_rows(before.row, before.rows), t.hh);
         }
         if (p.projected) {
             BackwardSum sum[2];
-            for (int d = 0; d < directions; ++d)
-                sum[d] = {step[d], tensors[d].projected.data_ptr()};
+            for (int d = 0; d < directions; ++d) sum[d] = {step[d], matrices[d].projected.data};
             C10_CUDA_CHECK(
                 launch_backward_sum(p.storage, size, directions, direction, sum, stream));
             if (i < 0) break;
             for (int d = 0; d < directions; ++d) {
-                const BackwardTensors& t = tensors[d];
-                step[d].dh = dh_step[d].const_data_ptr();
-                if (step[d].rows > 0)
-                    multiply(rows_of(dh_step[d], 0, step[d].rows),
-                             rows_of(t.projected, step[d].row, step[d].rows), t.hr);
+                const BackwardMatrices& t = matrices[d];
+                const auto [row, rows] = step_rows(layer.sequence, d, i);
+                step[d].dh = t.dh.data;
+                products.multiply(t.dh.some_rows(0, rows), t.projected.some_rows(row, rows), t.hr);
             }
         }
         C10_CUDA_CHECK(launch_backward_step(p.cell_index, p.storage, size, directions, direction,
@@ -130,25 +167,29 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer,
 }
 
 // The gradients of a direction's weights, each a product or a sum over all rows.
-void weights_gradients(const Problem& p, const Tensor& input, const BackwardTensors& t,
-                       const WeightGradients& grads) {
+void weights_gradients(const Problem& p, const Products& products, const Matrix& input,
+                       const BackwardTensors& t, const WeightGradients& grads) {
     const Matrices m(p);
     const int64_t H = p.hidden, gate_rows = p.cell.gates * H;
     if (grads.ih) {
-        Tensor out = m.at(grads.ih, gate_rows, input.size(1));
-        multiply(out, t.of_x(p).t(), input);
-        const Tensor ordered = reordered(p, out, /*back=*/true);
-        if (!ordered.is_same(out)) out.copy_(ordered);
+        products.multiply(m.at(grads.ih, gate_rows, input.columns), t.of_x(p).t(), input);
+        if (!in_gates_order(p.cell)) {
+            const Tensor out = m.tensor(grads.ih, {gate_rows, input.columns});
+            out.copy_(reordered(p, out, /*back=*/true));
+        }
     }
-    if (grads.hh) multiply(m.at(grads.hh, gate_rows, p.recurrent), t.of_h(p).t(), t.prev);
-    if (grads.hr) multiply(m.at(grads.hr, p.recurrent, H), t.projected.t(), t.unprojected);
+    if (grads.hh)
+        products.multiply(m.at(grads.hh, gate_rows, p.recurrent), t.of_h(p).t(), m.of(t.prev));
+    if (grads.hr)
+        products.multiply(m.at(grads.hr, p.recurrent, H), m.of(t.projected).t(),
+                          m.of(t.unprojected));
     if (grads.bias_ih || grads.bias_hh) {
         const Tensor sums = t.dgates.sum(0, /*keepdim=*/false, p.arithmetic);
         if (grads.bias_ih)
-            m.at(grads.bias_ih, gate_rows)
+            m.tensor(grads.bias_ih, {gate_rows})
                 .copy_(reordered(p, sums.narrow(0, 0, gate_rows), /*back=*/true));
         if (grads.bias_hh)
-            m.at(grads.bias_hh, gate_rows)
+            m.tensor(grads.bias_hh, {gate_rows})
                 .copy_(sums.narrow(0, sums.size(0) - gate_rows, gate_rows));
     }
 }
@@ -157,14 +198,15 @@ void weights_gradients(const Problem& p, const Tensor& input, const BackwardTens
 
 void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
     const c10::cuda::CUDAGuard guard(p.device);
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     const Matrices m(p);
+    const Products products(p.storage);
     std::vector<BackwardTensors> tensors;
     BackwardDirection direction[2];
     for (int d = 0; d < layer.size.directions; ++d) {
-        tensors.emplace_back(p, layer.direction[d]);
+        tensors.emplace_back(p, layer.direction[d], stream);
         direction[d] = tensors[d].direction(layer.direction[d]);
     }
-    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     if (const PersistentPlan plan = choose_path(Pass::backward, p); plan.fits) {
         const PersistentMemory memory(plan, p, layer.sequence, stream);
         const LayerSize size{p.hidden, p.recurrent, layer.output_stride, layer.grad_output_stride};
@@ -173,21 +215,22 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
                                                   layer.size.directions, direction, hh,
                                                   memory.workspace.data_ptr(), stream));
     } else {
-        step_by_step(p, layer, tensors, direction, stream);
+        step_by_step(p, layer, products, tensors, direction, stream);
     }
 
-    const Tensor input = m.at(layer.input, p.rows, layer.size.input);
+    const int64_t gate_rows = p.cell.gates * p.hidden, I = layer.size.input;
+    const Matrix input = m.at(layer.input, p.rows, I);
     for (int d = 0; d < layer.size.directions; ++d) {
         const fastrnn::BackwardDirection& user = layer.direction[d];
         const BackwardTensors& t = tensors[d];
-        if (user.grad_h0) m.at(user.grad_h0, p.batch, p.recurrent).copy_(t.dh);
-        if (user.grad_c0) m.at(user.grad_c0, p.batch, p.hidden).copy_(t.dc);
-        weights_gradients(p, input, t, user.grads);
+        t.dh.finish(p, p.recurrent, user.grad_h0);
+        t.dc.finish(p, p.hidden, user.grad_c0);
+        weights_gradients(p, products, input, t, user.grads);
         if (layer.grad_input) {
-            Tensor out = m.at(layer.grad_input, p.rows, layer.size.input);
-            const Tensor ih = m.at(user.weights.ih, p.cell.gates * p.hidden, layer.size.input);
-            at::addmm_out(out, out, t.of_x(p), reordered(p, ih, /*back=*/false), /*beta=*/d,
-                          /*alpha=*/1);
+            const Tensor ih =
+                reordered(p, m.tensor(user.weights.ih, {gate_rows, I}), /*back=*/false);
+            products.multiply(m.at(layer.grad_input, p.rows, I), t.of_x(p), m.of(ih),
+                              /*add=*/d > 0);
         }
     }
 }

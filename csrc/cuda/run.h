@@ -1,4 +1,4 @@
-// A GPU as a Device (../network.h): a layer's products by ATen, the rest by the kernels of this
+// A GPU as a Device (../network.h): a layer's products by cuBLAS, the rest by the kernels of this
 // folder. Nothing here waits for the GPU or brings a value back from it; all of it runs on the
 // caller's stream, in memory of torch's allocator, and can be captured in a CUDA graph.
 #pragma once

@@ -1,0 +1,53 @@
+// Products of matrices by cuBLAS, called directly: with at::mm a product takes the host longer than a
+// step may, and float32 would follow another of torch's settings than torch's layer does.
+#pragma once
+#include <cublas_v2.h>
+
+#include "../layer.h"
+
+namespace fastrnn::cuda {
+
+// Rows of the storage type in memory that is another's, to be read as they are or transposed.
+struct Matrix {
+    char* data;
+    int64_t rows, columns;  // in memory
+    int64_t stride;         // between rows, in elements; at least `columns`
+    int64_t element;        // bytes of one
+    bool transposed = false;
+
+    Matrix t() const { return {data, rows, columns, stride, element, !transposed}; }
+    // Of what is not transposed: rows, or columns, [first, first + count).
+    Matrix some_rows(int64_t first, int64_t count) const {
+        return {data + first * stride * element, count, columns, stride, element};
+    }
+    Matrix some_columns(int64_t first, int64_t count) const {
+        return {data + first * element, rows, count, stride, element};
+    }
+};
+
+// Whether products of float32 may round what they multiply to TF32: what torch's layer asks before it
+// calls cuDNN, torch.backends.cudnn.allow_tf32 or its finer successors.
+bool tf32_allowed();
+
+// The products of one call of a layer, on the current device and stream. Sums are of float (or
+// double for float64) for every type. None waits for the device, and all can be captured in a graph:
+// handle and workspace are torch's.
+class Products {
+public:
+    explicit Products(Storage storage);
+    ~Products();
+    Products(const Products&) = delete;
+    Products& operator=(const Products&) = delete;
+
+    // out = a b, or out += a b; `out` is not transposed.
+    void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool add = false) const;
+
+private:
+    cublasHandle_t handle_;
+    cublasMath_t math_mode_;  // of the handle as it was found
+    cudaStream_t stream_;
+    cudaDataType type_;
+    cublasComputeType_t compute_;
+};
+
+}  // namespace fastrnn::cuda
