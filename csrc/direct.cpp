@@ -1,7 +1,7 @@
 // Small layers run in a few microseconds; torch's dispatcher takes as long, its layers' Python three
 // times and an autograd Function in Python ten times that. A module therefore calls the kernels from
-// here where nobody else is to see the call: with plain tensors on the CPU, without autocast, tracing,
-// mode or transform. In every other case, and for everything that is wrong, these functions return
+// here where nobody else is to see the call: with plain tensors on the CPU or a GPU, without autocast,
+// tracing, mode or transform. In every other case, and for everything that is wrong, these functions return
 // None, and the module goes the long way.
 #include "direct.h"
 
@@ -31,19 +31,21 @@ bool nobody_listens() {
         {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
     const auto included = c10::impl::tls_local_dispatch_key_set().included_;
     return only(included, usual) && !at::impl::torch_function_mode_enabled() &&
-           !at::autocast::is_autocast_enabled(at::kCPU);
+           !at::autocast::is_autocast_enabled(at::kCPU) &&
+           !at::autocast::is_autocast_enabled(at::kCUDA);
 }
 
-// A torch.Tensor or Parameter itself, on the CPU, with values of its own and no tangent.
+// A torch.Tensor or Parameter itself, on the CPU or a GPU, with values of its own and no tangent.
 bool is_plain(PyObject* object) {
     if (!object || !THPVariable_CheckExact(object)) return false;
     const Tensor& t = THPVariable_Unpack(object);
     constexpr c10::DispatchKeySet usual =
         c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView,
                              c10::DispatchKey::AutogradFunctionality,
-                             c10::DispatchKey::AutocastCPU}) |
-        c10::DispatchKeySet(c10::BackendComponent::CPUBit);
-    return only(t.key_set(), usual) && t.device().is_cpu() && !t._fw_grad(/*level=*/0).defined();
+                             c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}) |
+        c10::DispatchKeySet(c10::BackendComponent::CPUBit) |
+        c10::DispatchKeySet(c10::BackendComponent::CUDABit);
+    return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
 }
 
 bool needs_gradient(const Arguments& a) {

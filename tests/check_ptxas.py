@@ -4,8 +4,9 @@
 
 Compiles csrc/cuda/*.cu and fails if a kernel spills registers or has a local array; if a block of a
 persistent kernel, all of which must be resident, needs more registers than a multiprocessor has; if
-a persistent kernel of 16 bits or TF32 has no instruction of the tensor cores, or any persistent kernel no load
-of 16 bytes. Needs nvcc, and cuobjdump in PATH or from the triton that comes with torch; no GPU.
+a persistent kernel of 16 bits or TF32 has no instruction of the tensor cores, or any persistent
+kernel no load of 16 bytes. Needs nvcc, and cuobjdump in PATH or from the triton that comes with
+torch; no GPU.
 """
 
 from __future__ import annotations

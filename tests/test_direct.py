@@ -5,25 +5,40 @@ import itertools
 import numpy
 import pytest
 import torch
-from helpers import CELLS, FULL, LAYERS, LOW, cell_pair, cell_state, flat, pair, random_state
+from helpers import (
+    CELLS,
+    FULL,
+    LAYERS,
+    LOW,
+    VIRTUAL,
+    cell_pair,
+    cell_state,
+    flat,
+    pack,
+    pair,
+    random_state,
+)
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
 from fastrnn import _C, modules
 
-pytestmark = pytest.mark.cpu("direct calls are for tensors on the CPU")
 
-
-def direct(layer, *args):
+def asked(layer, *args):
     """The direct call's results, or None; hx is None where it is not given."""
     name = type(layer).__name__.removesuffix("Cell").lower()
     if name == "rnn":
         name = f"rnn_{layer.nonlinearity}"
     call = _C.cell if isinstance(layer, nn.RNNCellBase) else _C.layer
     return call(name, layer, *args, *[None] * (2 - len(args)))
+
+
+def direct(layer, *args):
+    """The same under a default device, as the tests of CUDA are: that is a mode, which listens."""
+    with torch._C.DisableTorchFunction():
+        return asked(layer, *args)
 
 
 def long_way(layer, *args):
@@ -200,6 +215,7 @@ LISTENERS = {
 }
 
 
+@pytest.mark.cpu("under a default device somebody always listens")
 @pytest.mark.parametrize("listener", LISTENERS)
 def test_left_where_somebody_listens(listener):
     for layer, x in [
@@ -208,9 +224,18 @@ def test_left_where_somebody_listens(listener):
     ]:
         hx = None if isinstance(layer, nn.LSTM) else torch.zeros(4, 17)
         with torch.no_grad():
-            assert direct(layer, x, hx) is not None
+            assert asked(layer, x, hx) is not None
             with LISTENERS[listener]():
-                assert direct(layer, x, hx) is None
+                assert asked(layer, x, hx) is None
+
+
+@pytest.mark.cuda
+def test_left_under_autocast_of_a_gpu():
+    layer, x = fastrnn.LSTM(5, 17), torch.randn(3, 4, 5)
+    with torch.no_grad():
+        assert direct(layer, x) is not None
+        with torch.autocast("cuda"):
+            assert direct(layer, x) is None
 
 
 def test_left_inside_a_transform():
@@ -230,7 +255,7 @@ def test_left_inside_a_transform():
 LAYER = ("LSTM", 5, 17)
 LEFT = {
     "a subclass": lambda: (LAYER, torch.randn(3, 4, 5).as_subclass(Subclass), None),
-    "packed": lambda: (LAYER, pack_sequence([torch.randn(3, 5)]), None),
+    "packed": lambda: (LAYER, pack([torch.randn(3, 5)]), None),
     "meta": lambda: (LAYER, torch.randn(3, 4, 5, device="meta"), None),
     "sparse": lambda: (LAYER, torch.randn(3, 4, 5).to_sparse(), None),
     "another dtype": lambda: (LAYER, torch.randn(3, 4, 5).double(), None),
@@ -250,6 +275,8 @@ LEFT = {
 
 @pytest.mark.parametrize("case", LEFT)
 def test_left_for_anything_else(case):
+    if case == "sparse" and VIRTUAL:
+        pytest.skip("the virtual GPU has no sparse tensors")
     (name, *sizes), x, hx = LEFT[case]()
     layer = getattr(fastrnn, name)(*sizes)
     with torch.no_grad():

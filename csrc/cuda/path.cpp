@@ -1,5 +1,6 @@
 #include "path.h"
 
+#include "product.h"
 #include "run.h"
 
 #include <c10/cuda/CUDAException.h>
@@ -8,8 +9,6 @@
 #include <string_view>
 
 namespace fastrnn::cuda {
-
-bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
 PersistentPlan choose_path(Pass pass, const Problem& p) {
     const char* variable = std::getenv("FASTRNN_CUDA_PATH");
