@@ -119,17 +119,19 @@ public:
     // The warp's weights. weights_of(unit, output, k): those of a chunk from k on, of which a unit
     // has a row.
     template <class Weights, class WeightsOf>
-    __device__ __forceinline__ void load_rows(Weights& weights, WeightsOf weights_of) const {
+    __device__ __forceinline__ void load_rows(Weights& weights, WeightsOf weights_of) {
         weights.load_rows(chunks_, [&](int unit_of_tile, int output, int chunk) {
             return weights_of(first_unit_ + unit_of_tile, output, first_k_ + chunk * chunk_size);
         });
+        place_sums();
     }
     // The same where a unit has a column. weights_of(unit, k): of the unit and those after it.
     template <class Weights, class WeightsOf>
-    __device__ __forceinline__ void load_columns(Weights& weights, WeightsOf weights_of) const {
+    __device__ __forceinline__ void load_columns(Weights& weights, WeightsOf weights_of) {
         weights.load_columns(chunks_, [&](int chunk) {
             return weights_of(first_unit_, first_k_ + chunk * chunk_size);
         });
+        place_sums();
     }
 
     // Multiplies a tile of rows. The sums are complete after the next __syncthreads. That is enough
@@ -138,19 +140,19 @@ public:
     __device__ __forceinline__ void multiply(const Weights& weights, const S* exchange, int width,
                                              int row0, int count, float* sums) const {
         weights.multiply(exchange + row0 * width, width, first_k_, count - row0, chunks_,
-                         sums + turn(row0) * tiling_.sums(O) +
-                             (slice() * O * tiling_.tiles + own_tile()) * tiling_.sums_stride(),
+                         sums + turn(row0) * tiling_.sums(O) + warp_sums_,
                          tiling_.tiles * tiling_.sums_stride());
     }
 
-    // The sum of all slices, in a fixed order.
-    __device__ __forceinline__ float sum(const float* sums, int row, int output) const {
-        const int stride = tiling_.sums_stride();
-        sums += turn(row) * tiling_.sums(O) + (output * tiling_.tiles + column_ / tile) * stride +
-                row % tile_rows * tile + column_ % tile;
-        float total = 0;
-        for (int k = 0; k < tiling_.slices; ++k) total += sums[k * O * tiling_.tiles * stride];
-        return total;
+    // Adds to total [O] the sums of all slices, in a fixed order.
+    __device__ __forceinline__ void add_sums(const float* sums, int row, float* total) const {
+        const int stride = tiling_.sums_stride(), of_an_output = tiling_.tiles * stride;
+        sums += turn(row) * tiling_.sums(O) + column_ / tile * stride + row % tile_rows * tile +
+                column_ % tile;
+#pragma unroll 1
+        for (int k = 0; k < tiling_.slices; ++k)
+#pragma unroll
+            for (int output = 0; output < O; ++output, sums += of_an_output) total[output] += *sums;
     }
 
 private:
@@ -158,18 +160,23 @@ private:
     __device__ __forceinline__ int own_tile() const { return threadIdx.x / 32 % tiling_.tiles; }
     __device__ __forceinline__ int slice() const { return threadIdx.x / 32 / tiling_.tiles; }
 
+    // Not before the weights are there, whose loads take all registers.
+    __device__ __forceinline__ void place_sums() {
+        warp_sums_ = (slice() * O * tiling_.tiles + own_tile()) * tiling_.sums_stride();
+    }
+
     static __device__ __forceinline__ int turn(int row) { return row / tile_rows % 2; }
 
     const Tiling& tiling_;
     int column_;  // of the thread's unit in the block
-    int first_unit_, first_k_, chunks_, unit_row_;
+    int first_unit_, first_k_, chunks_, unit_row_, warp_sums_;
 
 public:
     const int first_unit;  // of the block
     const int first_row;   // of the group
 };
 
-// The group's rows of the exchange buffer, [2][group_rows][width]: in shared memory where the group
+// The group's rows of the exchange buffer, [2][whole tiles of rows][width]: in shared memory where the group
 // is a single block.
 template <class S, class Arguments>
 class Exchange {
@@ -194,7 +201,7 @@ public:
     }
 
 private:
-    __device__ __forceinline__ int of_group() const { return a_.tiling.group_rows * a_.width; }
+    __device__ __forceinline__ int of_group() const { return a_.tiling.whole_tiles() * a_.width; }
 
     const Arguments& a_;
     S* memory_;
@@ -274,11 +281,12 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
             for (int i = 0; i < most_elements; ++i) {
                 int row;
                 if (!part.element(row0, i, rows, row)) continue;
-                float x_sum[G], r_sum[G], h_prev{}, c{};
+                float x_sum[G], r_sum[G] = {}, h_prev{}, c{};
+                part.add_sums(sums, row, r_sum);
                 for (int g = 0; g < G; ++g) {
                     x_sum[g] = widen(inputs.value(turn, g, row - row0, part.column())) +
                                biases[part.bias_at(g)];
-                    r_sum[g] = part.sum(sums, row, g) + biases[part.bias_at(G + g)];
+                    r_sum[g] += biases[part.bias_at(G + g)];
                 }
                 if constexpr (Cell::has_c) c = c_states[part.state_at(row)];
                 if constexpr (Cell::needs_h_prev) h_prev = h_states[part.state_at(row)];
@@ -381,7 +389,11 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                 if (!part.element(row0, i, all_rows, row)) continue;
                 float dh = dh_states[part.state_at(row)], dc{};
                 if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
-                if (row < linked) dh += part.sum(sums, row, 0);
+                if (row < linked) {
+                    float sum[1] = {};
+                    part.add_sums(sums, row, sum);
+                    dh += sum[0];
+                }
                 if (row < rows) {
                     const In in([&](int kind) {
                         return inputs.value(turn, kind, row - row0, part.column());

@@ -27,7 +27,7 @@ struct PersistentArguments {
     Tiling tiling;
     int chunks;          // of the contraction: `width` values
     int width;           // H or G * H with padding: of a row of the exchange buffer
-    void* exchange;      // [2][D][groups][group_rows][width], zeros at first; in shared memory
+    void* exchange;      // [2][D][groups][whole tiles][width], zeros at first; in shared memory
                          // instead where a group is a single block
     unsigned* counters;  // [D][groups], counter_stride apart, likewise
 };

@@ -56,8 +56,9 @@ public:
           device_(device),
           batch_(batch),
           directions_(directions),
-          // What is multiplied at a time: 4 rows of float32, a whole tile on the tensor cores.
-          row_multiple_(storage == Storage::float32 && !tf32 ? 4 : tile_rows),
+          // What is multiplied at a time by multiply-adds; on the tensor cores it is a whole tile
+          // however few rows there are.
+          row_multiple_(storage == Storage::float32 && !tf32 ? 4 : 1),
           bytes_(storage == Storage::float32 ? 4 : 2),
           tiles_(divide_up(hidden, kernel.tile)),
           chunks_(divide_up(hidden, chunk_size) * kernel.inputs),
@@ -88,15 +89,17 @@ private:
         Tiling& t = plan.tiling;
         t.tile = kernel_.tile;
         t.tiles = tiles;
-        t.slices = std::max(least_slices, std::min(warps_ / tiles, chunks_));
+        t.slices = least_slices;
         t.slice = static_cast<int>(round_up(divide_up(chunks_, t.slices), step_chunks_));
         t.slices = std::max(divide_up(chunks_, t.slice), least_slices_);
         plan.unit_blocks = divide_up(tiles_, tiles);
         plan.threads = t.threads();
         plan.exchange_width = chunks_ * chunk_size;
         const int64_t blocks = int64_t(plan.unit_blocks) * directions_;
+        // So few rows that a thread has one element of a step, if that leaves no more than a tile.
         // More groups need less shared memory each, so that the number can only go down from here.
-        int64_t groups = (batch_ + row_multiple_ - 1) / row_multiple_;
+        const int64_t rows = round_up(std::min(plan.threads / t.units(), tile_rows), row_multiple_);
+        int64_t groups = (batch_ + rows - 1) / rows;
         while (true) {
             t.group_rows =
                 static_cast<int>(round_up((batch_ + groups - 1) / groups, row_multiple_));
@@ -105,7 +108,7 @@ private:
             // The kernels count in a group's part of the exchange buffer with an int.
             const bool possible =
                 bytes <= device_.shared &&
-                int64_t(t.group_rows) * plan.exchange_width <= std::numeric_limits<int>::max();
+                int64_t(t.whole_tiles()) * plan.exchange_width <= std::numeric_limits<int>::max();
             const int64_t room = possible ? resident(plan.threads, bytes) / blocks : 0;
             if (room == 0) return false;
             plan.groups = static_cast<int>(groups);
@@ -162,7 +165,7 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, bool tf32, int64_
     const int64_t value = storage == Storage::float32 ? 4 : 2;
     plan.workspace = sizeof(unsigned) * counter_stride * directions * plan.groups +
                      (plan.unit_blocks > 1) * 2 * directions * plan.groups * value *
-                         plan.tiling.group_rows * plan.exchange_width;
+                         plan.tiling.whole_tiles() * plan.exchange_width;
     plan.product = storage != Storage::float32 ? "tensor cores"
                    : tf32                      ? "tensor cores, in TF32"
                                                : "multiply-adds of float32";
@@ -179,7 +182,7 @@ int64_t shared_bytes(const PersistentPlan& plan, int value_bytes) {
     const int64_t floats = 2 * int64_t(t.sums(kernel.outputs)) +
                            int64_t(kernel.states) * t.state() + int64_t(kernel.biases) * t.units();
     const int64_t values = int64_t(t.inputs(kernel.kinds)) + (plan.unit_blocks == 1) * 2 *
-                                                                 int64_t(t.group_rows) *
+                                                                 int64_t(t.whole_tiles()) *
                                                                  plan.exchange_width;
     return floats * 4 + values * value_bytes;
 }

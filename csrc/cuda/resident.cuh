@@ -216,6 +216,8 @@ private:
         } else {
             memcpy(weights_[c][n], run, sizeof run);
         }
+        // Two of 16 bits to a register from here on: the compiler would do it once all are there.
+        for (uint32_t& word : weights_[c][n]) asm volatile("" : "+r"(word));
     }
 
     // sum [16, 8] += a [16, k] b [k, 8]; k: 16 of 16 bits, or 8 of TF32

@@ -12,26 +12,36 @@ template <class S, int kinds>
 class TileInputs {
 public:
     __device__ __forceinline__ TileInputs(void* memory, int units)
-        : memory_(static_cast<S*>(memory)), units_(units) {}
+        : memory_(static_cast<S*>(memory)), units_(units) {
+        // A thread copies a piece of the same row and units of every so many kinds.
+        const int pieces = units / piece, of_a_kind = tile_rows * pieces;
+        const int kind = threadIdx.x / of_a_kind, place = threadIdx.x % of_a_kind;
+        const int stride = blockDim.x / of_a_kind;
+        part_ = place % pieces * piece << 16 | place / pieces << 12 | stride << 6 |
+                (kind < stride ? kind : kinds);
+    }
 
     // Asks for `count` rows of a tile. source(kind, row): where the values of the block's first unit
     // and the `existing - 1` after it are, or null for zeros. The other tile's values may be read
     // meanwhile; this one's, by any thread, after `arrived` and a __syncthreads.
     template <class Source>
     __device__ __forceinline__ void ask(int turn, int count, int existing, Source source) const {
-        const int pieces = units_ / piece, of_a_kind = tile_rows * pieces;
-        int first = threadIdx.x;
-        asm volatile("" : "+r"(first));  // as in Part::forget
-        for (int i = first; i < kinds * of_a_kind; i += blockDim.x) {
-            const int kind = i / of_a_kind, row = i % of_a_kind / pieces, unit = i % pieces * piece;
-            if (row >= count) continue;
+        int part = part_;
+        asm volatile("" : "+r"(part));  // as in Part::forget
+        const int unit = part >> 16, row = part >> 12 & 15, stride = part >> 6 & 63;
+        if (row >= count) return;
+#pragma unroll 1
+        for (int kind = part & 63; kind < kinds; kind += stride) {
             S* to = place(turn, kind, row) + unit;
-            const S* from = source(kind, row);
+            int same_row = row;
+            asm volatile("" : "+r"(same_row));  // or the sources of all kinds would be worked out
+            const S* from = source(kind, same_row);
             if (from && unit + piece <= existing &&
                 reinterpret_cast<uintptr_t>(from + unit) % 16 == 0) {
                 copy16(to, from + unit);
             } else {
                 alignas(16) S some[piece];
+#pragma unroll
                 for (int k = 0; k < piece; ++k)
                     some[k] = from && unit + k < existing ? from[unit + k] : narrow<S>(0);
                 *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(some);
@@ -54,6 +64,7 @@ public:
 
 private:
     static constexpr int piece = 16 / sizeof(S);
+    static_assert(tile_rows <= 16 && kinds < 64);
 
     static __device__ __forceinline__ void copy16(S* to, const S* from) {
 #if __CUDA_ARCH__ >= 800
@@ -72,6 +83,8 @@ private:
 
     S* memory_;
     int units_;
+    int part_;  // of the copying, the thread's: unit, row, stride between kinds, first kind; in one
+                // register
 };
 
 }  // namespace fastrnn::cuda

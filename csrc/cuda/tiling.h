@@ -26,6 +26,10 @@ struct Tiling {
     int group_rows;  // rows of a group
 
     FASTRNN_FN int units() const { return tiles * tile; }
+    // The group's rows, and those that fill its last tile.
+    FASTRNN_FN int whole_tiles() const {
+        return (group_rows + tile_rows - 1) / tile_rows * tile_rows;
+    }
     FASTRNN_FN int threads() const { return tiles * slices * 32; }
 
     // Floats from one tile of sums [tile_rows][tile] to the next: such that a warp that reads
