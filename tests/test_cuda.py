@@ -209,7 +209,7 @@ def test_launches(kind, path, packed, bidirectional, on_path):
     if path == "persistent":
         assert calls.of("persistent_forward") == calls.of("persistent_backward") == layers
         assert calls.of("_step") == 0
-        assert calls.of("store_sizes") == 2 * layers * packed
+        assert calls.of("store_offsets") == 2 * layers * packed
     else:
         assert calls.of("persistent") == 0
         assert calls.of("forward_step") == layers * T

@@ -50,14 +50,14 @@ Facts explain(const Problem& p, const fastrnn::Sequence& sequence, const Dimensi
 
 PersistentMemory::PersistentMemory(const PersistentPlan& plan, const Problem& p,
                                    const fastrnn::Sequence& steps, cudaStream_t stream)
-    : sequence{nullptr, steps.steps, steps.batch, steps.rows()} {
+    : sequence{nullptr, steps.steps, steps.batch} {
     const auto options = at::TensorOptions(p.device);
     workspace = at::empty({static_cast<int64_t>(plan.workspace)}, options.dtype(at::kByte));
     if (steps.rows() == steps.steps * steps.batch) return;
-    batch_sizes = at::empty({steps.steps}, options.dtype(at::kInt));
-    sequence.batch_sizes = batch_sizes.const_data_ptr<int>();
-    C10_CUDA_CHECK(launch_store_batch_sizes(steps.batch_sizes, steps.steps,
-                                            batch_sizes.mutable_data_ptr<int>(), stream));
+    offsets = at::empty({steps.steps + 1}, options.dtype(at::kLong));
+    sequence.offsets = offsets.const_data_ptr<int64_t>();
+    C10_CUDA_CHECK(launch_store_offsets(steps.offsets, steps.steps,
+                                        offsets.mutable_data_ptr<int64_t>(), stream));
 }
 
 }  // namespace fastrnn::cuda

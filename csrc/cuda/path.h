@@ -13,8 +13,8 @@ PersistentPlan choose_path(Pass pass, const Problem& problem);
 
 // What a persistent launch needs beside its plan and the directions.
 struct PersistentMemory {
-    Tensor workspace;    // [bytes]
-    Tensor batch_sizes;  // [T] int32, of packed data
+    Tensor workspace;  // [bytes]
+    Tensor offsets;    // [T + 1] int64, of packed data
     Sequence sequence;
 
     PersistentMemory(const PersistentPlan& plan, const Problem& problem,

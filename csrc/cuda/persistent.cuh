@@ -4,8 +4,8 @@
 //   2. each warp multiplies its slice of it with its weights, and leaves sums in shared memory;
 //   3. what the next step needs beside its product is asked for;
 //   4. each thread adds up the slices for its elements, one unit of one row each, and applies the
-//      cell; the results go to the exchange buffer, and after the arrival at the next barrier, for
-//      which no other block waits, to memory.
+//      cell; the results go to the exchange buffer, and to memory: those of the first element, often
+//      the only one, after the arrival at the next barrier, since no other block waits for them.
 // An element belongs to the same thread in every step, so that its states are that thread's own.
 // Included by persistent_*.cu, one for each storage type.
 #pragma once
@@ -18,44 +18,22 @@
 
 namespace fastrnn::cuda {
 
-// The steps of a direction in the order they are handled.
-class Walk {
-public:
-    __device__ __forceinline__ Walk(const Sequence& sequence, bool ascending)
-        : rows(0),
-          sequence_(&sequence),
-          step_(ascending ? -1 : int(sequence.steps)),
-          ascending_(ascending) {
-        next_rows = rows_in(ascending ? 0 : int(sequence.steps) - 1);
-        first = ascending ? 0 : sequence.rows;
-        advance();
-    }
-
-    // After the last step there are no rows.
-    __device__ __forceinline__ void advance() {
-        first = next_first(), rows = next_rows;
-        step_ += ascending_ ? 1 : -1;
-        next_rows = rows_in(step_ + (ascending_ ? 1 : -1));
-    }
-
-    // The first row of the step handled next.
-    __device__ __forceinline__ int64_t next_first() const {
-        return ascending_ ? first + rows : first - next_rows;
-    }
-
-    int64_t first;        // row of this step in the data
-    int rows, next_rows;  // of this step, and of the one handled next
-
-private:
-    __device__ __forceinline__ int rows_in(int step) const {
-        if (step < 0 || step >= sequence_->steps) return 0;
-        return sequence_->batch_sizes ? sequence_->batch_sizes[step] : int(sequence_->batch);
-    }
-
-    const Sequence* sequence_;
-    int step_;
-    bool ascending_;
+// The rows of a step in the data, of which there are none before the first step and after the last.
+struct StepRows {
+    int64_t first;
+    int rows;
 };
+
+// Of the step that a direction, in the order of time or against it, handles as its step-th. Worked
+// out wherever it is used: there are no registers to keep it in.
+__device__ __forceinline__ StepRows rows_of(const Sequence& s, bool in_order, int step) {
+    asm volatile("" : "+r"(step));
+    if (step < 0 || step >= s.steps) return {};
+    const int64_t t = in_order ? step : s.steps - 1 - step;
+    if (!s.offsets) return {t * s.batch, int(s.batch)};
+    const int64_t first = s.offsets[t];
+    return {first, int(s.offsets[t + 1] - first)};
+}
 
 // A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit; tile:
 // units of a tile. What is counted here fits into an int: the plan sees to it.
@@ -140,19 +118,25 @@ public:
     __device__ __forceinline__ void multiply(const Weights& weights, const S* exchange, int width,
                                              int row0, int count, float* sums) const {
         weights.multiply(exchange + row0 * width, width, first_k_, count - row0, chunks_,
-                         sums + turn(row0) * tiling_.sums(O) + warp_sums_,
-                         tiling_.tiles * tiling_.sums_stride());
+                         sums + turn(row0) * tiling_.sums(O) + warp_sums_, tiling_.sums_row(O));
     }
 
     // Adds to total [O] the sums of all slices, in a fixed order.
     __device__ __forceinline__ void add_sums(const float* sums, int row, float* total) const {
-        const int stride = tiling_.sums_stride(), of_an_output = tiling_.tiles * stride;
-        sums += turn(row) * tiling_.sums(O) + column_ / tile * stride + row % tile_rows * tile +
-                column_ % tile;
+        constexpr int stored = stored_outputs(O);
+        sums += turn(row) * tiling_.sums(O) + column_ / tile * tiling_.sums_tile(O) +
+                row % tile_rows * tiling_.sums_row(O) + column_ % tile * stored;
+        const int of_a_slice = tiling_.tiles * tiling_.sums_tile(O);
 #pragma unroll 1
-        for (int k = 0; k < tiling_.slices; ++k)
+        for (int k = 0; k < tiling_.slices; ++k, sums += of_a_slice) {
+            alignas(16) float some[stored];
+            if constexpr (stored == 4)
+                *reinterpret_cast<float4*>(some) = *reinterpret_cast<const float4*>(sums);
+            else
+                memcpy(some, sums, sizeof some);
 #pragma unroll
-            for (int output = 0; output < O; ++output, sums += of_an_output) total[output] += *sums;
+            for (int output = 0; output < O; ++output) total[output] += some[output];
+        }
     }
 
 private:
@@ -162,7 +146,7 @@ private:
 
     // Not before the weights are there, whose loads take all registers.
     __device__ __forceinline__ void place_sums() {
-        warp_sums_ = (slice() * O * tiling_.tiles + own_tile()) * tiling_.sums_stride();
+        warp_sums_ = (slice() * tiling_.tiles + own_tile()) * tiling_.sums_tile(O);
     }
 
     static __device__ __forceinline__ int turn(int row) { return row / tile_rows % 2; }
@@ -219,6 +203,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     extern __shared__ float4 shared_memory[];
     const ForwardDirection& d = a.direction[blockIdx.z];
     const int H = a.size.hidden, width = a.width;
+    const bool in_order = blockIdx.z == 0;
     Part<M, G, forward_tile> part(a);
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* c_states = sums + 2 * a.tiling.sums(G);                     // [rows, units]
@@ -249,37 +234,48 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
         for (int step = 0; step < 2; ++step)
             exchange.of_step(step)[Weights::place(row, part.unit(), width)] = Weights::exchanged(h);
     });
-    const auto ask = [&](int turn, const Walk& walk, int row0) {
-        const int64_t first = walk.first + part.first_row + row0;
-        inputs.ask(turn, part.rows_among(walk.rows) - row0, H - part.first_unit,
+    const auto ask = [&](int turn, int step, int row0) {
+        const StepRows asked = rows_of(a.sequence, in_order, step);
+        const int64_t first = asked.first + part.first_row + row0;
+        inputs.ask(turn, part.rows_among(asked.rows) - row0, H - part.first_unit,
                    [&](int gate, int row) {
                        return static_cast<const S*>(d.x) + ((first + row) * G + gate) * H +
                               part.first_unit;
                    });
     };
-    Walk walk(a.sequence, blockIdx.z == 0);
-    ask(0, walk, 0);
+    ask(0, 0, 0);
     const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
     barrier.arrive();
 
     int turn = 0;  // of `inputs`
     for (int step = 0; step < a.sequence.steps; ++step) {
-        const int rows = part.rows_among(walk.rows);
+        const int rows = part.rows_among(rows_of(a.sequence, in_order, step).rows);
         barrier.wait(step + 1);
         for (int row0 = 0; row0 == 0 || row0 < rows; row0 += tile_rows, turn ^= 1) {
             const bool last = row0 + tile_rows >= rows;
+            part.forget();
             if (row0 < rows)
                 part.multiply(weights, exchange.of_step(step), width, row0, rows, sums);
             inputs.arrived();
             __syncthreads();
             part.forget();
-            Walk asked = walk;
-            if (last) asked.advance();
-            ask(turn ^ 1, asked, last ? 0 : row0 + tile_rows);
-            Packed<ForwardOutputs<Cell, S>> kept[most_elements];
+            ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);
+            const auto write = [&](int row, const ForwardOutputs<Cell, S>& out) {
+                const int b = part.first_row + row;
+                const int64_t at = rows_of(a.sequence, in_order, step).first + b,
+                              state_at = int64_t(b) * H + part.unit();
+                out.keep(d, H, at, part.unit());
+                static_cast<S*>(d.output)[at * a.size.output_stride + part.unit()] = out.h;
+                if (b >= rows_of(a.sequence, in_order, step + 1).rows) {  // its last step
+                    static_cast<S*>(d.h)[state_at] = out.h;
+                    if constexpr (Cell::has_c)
+                        static_cast<float*>(d.c)[state_at] = c_states[part.state_at(row)];
+                }
+            };
+            Packed<ForwardOutputs<Cell, S>> first;
+            int row;
 #pragma unroll
             for (int i = 0; i < most_elements; ++i) {
-                int row;
                 if (!part.element(row0, i, rows, row)) continue;
                 float x_sum[G], r_sum[G] = {}, h_prev{}, c{};
                 part.add_sums(sums, row, r_sum);
@@ -291,31 +287,19 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                 if constexpr (Cell::has_c) c = c_states[part.state_at(row)];
                 if constexpr (Cell::needs_h_prev) h_prev = h_states[part.state_at(row)];
                 const auto out = forward_element<Cell, S>(x_sum, r_sum, h_prev, c);
-                kept[i] = Packed(out);
                 const float h = widen(out.h);
                 exchange.of_step(step + 1)[Weights::place(row, part.unit(), width)] =
                     Weights::exchanged(h);
                 if constexpr (Cell::has_c) c_states[part.state_at(row)] = c;
                 if constexpr (Cell::needs_h_prev) h_states[part.state_at(row)] = h;
+                if (i == 0)
+                    first = Packed(out);
+                else
+                    write(row, out);
             }
             if (last) barrier.arrive();
-#pragma unroll
-            for (int i = 0; i < most_elements; ++i) {
-                int row;
-                if (!part.element(row0, i, rows, row)) continue;
-                const int b = part.first_row + row;
-                const int64_t at = walk.first + b, state_at = int64_t(b) * H + part.unit();
-                const auto out = kept[i].value();
-                out.keep(d, H, at, part.unit());
-                static_cast<S*>(d.output)[at * a.size.output_stride + part.unit()] = out.h;
-                if (b >= walk.next_rows) {  // its last step
-                    static_cast<S*>(d.h)[state_at] = out.h;
-                    if constexpr (Cell::has_c)
-                        static_cast<float*>(d.c)[state_at] = c_states[part.state_at(row)];
-                }
-            }
+            if (part.element(row0, 0, rows, row)) write(row, first.value());
         }
-        walk.advance();
     }
 }
 
@@ -329,6 +313,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     const BackwardDirection& d = a.direction[blockIdx.z];
     const LayerSize& z = a.size;
     const int H = z.hidden, width = a.width, gate_width = width / G;
+    const bool in_order = blockIdx.z == 1;
     Part<M, 1, backward_tile<S>> part(a);
     float* sums = reinterpret_cast<float*>(shared_memory);
     float* dh_states = sums + 2 * a.tiling.sums(1);   // what is known of dh: [rows, units]
@@ -351,73 +336,43 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
         if constexpr (Cell::has_c)
             dc_states[part.state_at(row)] = static_cast<const float*>(d.dc)[at];
     });
-    const auto ask = [&](int turn, const Walk& walk, int row0) {
-        inputs.ask(turn, part.rows_among(walk.rows) - row0, H - part.first_unit,
-                   [&](int kind, int row) {
-                       const int b = part.first_row + row0 + row;
-                       const BackwardRow at{b, walk.first + b,
-                                            b < walk.next_rows ? walk.next_first() + b : -1};
-                       const S* from = In::source(d, z, at, kind);
-                       return from ? from + part.first_unit : nullptr;
-                   });
+    const auto ask = [&](int turn, int step, int row0) {
+        const StepRows asked = rows_of(a.sequence, in_order, step),
+                       next = rows_of(a.sequence, in_order, step + 1);
+        inputs.ask(
+            turn, part.rows_among(asked.rows) - row0, H - part.first_unit, [&](int kind, int row) {
+                const int b = part.first_row + row0 + row;
+                const BackwardRow at{b, asked.first + b, b < next.rows ? next.first + b : -1};
+                const S* from = In::source(d, z, at, kind);
+                return from ? from + part.first_unit : nullptr;
+            });
     };
     // One step more than there are: the last takes the first step's gradients to the initial state.
-    Walk walk(a.sequence, blockIdx.z == 1);
-    ask(0, walk, 0);
+    ask(0, 0, 0);
     const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
     barrier.arrive();
 
     int linked = 0;  // rows that were alive in the step handled before
     int turn = 0;    // of `inputs`
     for (int step = 0; step <= a.sequence.steps; ++step) {
-        const int rows = part.rows_among(walk.rows), all_rows = max(rows, linked);
+        const int rows = part.rows_among(rows_of(a.sequence, in_order, step).rows),
+                  all_rows = max(rows, linked);
         barrier.wait(step + 1);
         for (int row0 = 0; row0 == 0 || row0 < all_rows; row0 += tile_rows, turn ^= 1) {
             const bool last = row0 + tile_rows >= all_rows;
+            part.forget();
             if (row0 < linked)
                 part.multiply(weights, exchange.of_step(step), width, row0, linked, sums);
             inputs.arrived();
             __syncthreads();
             part.forget();
-            Walk asked = walk;
-            if (last) asked.advance();
-            ask(turn ^ 1, asked, last ? 0 : row0 + tile_rows);
-            Packed<BackwardOutputs<Cell, S>> kept[most_elements];
-#pragma unroll
-            for (int i = 0; i < most_elements; ++i) {
-                int row;
-                if (!part.element(row0, i, all_rows, row)) continue;
-                float dh = dh_states[part.state_at(row)], dc{};
-                if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
-                if (row < linked) {
-                    float sum[1] = {};
-                    part.add_sums(sums, row, sum);
-                    dh += sum[0];
-                }
-                if (row < rows) {
-                    const In in([&](int kind) {
-                        return inputs.value(turn, kind, row - row0, part.column());
-                    });
-                    dh += widen(in.value[In::grad_output]);
-                    const auto out = backward_element<Cell, S>(in, dh, dc);
-                    kept[i] = Packed(out);
-                    for (int g = 0; g < G; ++g)
-                        exchange.of_step(
-                            step + 1)[Weights::place(row, g * gate_width + part.unit(), width)] =
-                            Weights::exchanged(widen(out.dgates[Cell::grads - G + g]));
-                }
-                dh_states[part.state_at(row)] = dh;
-                if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
-            }
-            if (last) barrier.arrive();
-#pragma unroll
-            for (int i = 0; i < most_elements; ++i) {
-                int row;
-                if (!part.element(row0, i, all_rows, row)) continue;
+            ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);
+            const auto write = [&](int row, const BackwardOutputs<Cell, S>& out) {
                 const int b = part.first_row + row;
-                const int64_t at = walk.first + b, state_at = int64_t(b) * H + part.unit();
+                const int64_t at = rows_of(a.sequence, in_order, step).first + b,
+                              state_at = int64_t(b) * H + part.unit();
                 if (row < rows) {
-                    kept[i].value().keep(d, H, at, part.unit());
+                    out.keep(d, H, at, part.unit());
                     if (d.prev)
                         static_cast<S*>(d.prev)[at * H + part.unit()] =
                             inputs.value(turn, In::h_prev, row - row0, part.column());
@@ -426,10 +381,42 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                     if constexpr (Cell::has_c)
                         static_cast<float*>(d.dc)[state_at] = dc_states[part.state_at(row)];
                 }
+            };
+            Packed<BackwardOutputs<Cell, S>> first;
+            int row;
+#pragma unroll
+            for (int i = 0; i < most_elements; ++i) {
+                if (!part.element(row0, i, all_rows, row)) continue;
+                float dh = dh_states[part.state_at(row)], dc{};
+                if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
+                if (row < linked) {
+                    float sum[1] = {};
+                    part.add_sums(sums, row, sum);
+                    dh += sum[0];
+                }
+                BackwardOutputs<Cell, S> out;
+                if (row < rows) {
+                    const In in([&](int kind) {
+                        return inputs.value(turn, kind, row - row0, part.column());
+                    });
+                    dh += widen(in.value[In::grad_output]);
+                    out = backward_element<Cell, S>(in, dh, dc);
+                    for (int g = 0; g < G; ++g)
+                        exchange.of_step(
+                            step + 1)[Weights::place(row, g * gate_width + part.unit(), width)] =
+                            Weights::exchanged(widen(out.dgates[Cell::grads - G + g]));
+                }
+                dh_states[part.state_at(row)] = dh;
+                if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
+                if (i == 0)
+                    first = Packed(out);
+                else
+                    write(row, out);
             }
+            if (last) barrier.arrive();
+            if (part.element(row0, 0, all_rows, row)) write(row, first.value());
         }
         linked = rows;
-        walk.advance();
     }
 }
 

@@ -10,10 +10,10 @@
 namespace fastrnn::cuda {
 
 struct Sequence {
-    const int* batch_sizes;  // [T] on the device, non-increasing; null if every step has B rows
+    const int64_t* offsets;  // [T + 1] on the device: the first row of every step, and N; null if
+                             // every step has B rows
     int64_t steps;           // T >= 1
     int64_t batch;           // B
-    int64_t rows;            // N
 };
 
 // Both take the plan of their pass and a workspace on the device, of plan.workspace bytes, aligned
@@ -30,9 +30,9 @@ cudaError_t launch_persistent_backward(const PersistentPlan& plan, const LayerSi
                                        const void* const* weight_hh, void* workspace,
                                        cudaStream_t stream);
 
-// Stores sizes [T], of the host, to device_sizes [T]. They travel as arguments of kernels: nothing
-// is read from the host's memory after the call, and a CUDA graph may hold it.
-cudaError_t launch_store_batch_sizes(const int64_t* sizes, int64_t steps, int* device_sizes,
-                                     cudaStream_t stream);
+// Stores offsets [T + 1], of the host, at `to`, on the device. They travel as arguments of kernels:
+// nothing is read from the host's memory after the call, and a CUDA graph may hold it.
+cudaError_t launch_store_offsets(const int64_t* offsets, int64_t steps, int64_t* to,
+                                 cudaStream_t stream);
 
 }  // namespace fastrnn::cuda

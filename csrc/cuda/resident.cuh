@@ -2,7 +2,7 @@
 //
 // A warp holds the weights of one tile of units, O outputs each (the gates, in the forward pass),
 // for up to C chunks of the contraction. It multiplies them with a tile of 16 rows and leaves
-// sums[O][16 rows][tile] in shared memory. How the rows lie in the exchange buffer, and which
+// sums [16 rows][tile][O] in shared memory (Tiling::sums_row). How the rows lie in the exchange buffer, and which
 // lane holds which weights, is up to the warp's type: `place` says where a value is.
 #pragma once
 #include <string.h>
@@ -151,61 +151,64 @@ public:
         }
     }
 
-    // rows: a tile of rows of the exchange buffer, `count` of which are wanted. first: the first
-    // value of the warp's slice. sums: [O][16][tile], outputs output_stride apart.
+    // rows: a tile of rows of the exchange buffer, `count` of which are wanted; what the others come
+    // to is nobody's. first: the first value of the warp's slice.
     __device__ __forceinline__ void multiply(const S* rows, int width, int first, int count,
-                                             int chunks, float* sums, int output_stride) const {
-        const int g = lane() / 4, t = lane() % 4;
+                                             int chunks, float* sums, int sums_row) const {
         const S* own = rows + first * 16 + lane() * quarter;
-        float sum[N][chains][4] = {};
+        float sum[N][4] = {};
+        // Where all is there, without questions.
+        if (chunks < C)
+            add<false>(own, chunks, count > 8, sum);
+        else
+            add<true>(own, chunks, count > 8, sum);
+        const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
-        for (int c0 = 0; c0 < C; c0 += batch) {
-            if (c0 >= chunks) break;
-            uint32_t a[batch][2][words];
+        for (int half = 0; half < 2; ++half) {
+            float* row = sums + (g + 8 * half) * sums_row;
+            const auto of = [&](int n, int i) { return sum[n][2 * half + i]; };
+            if constexpr (tile == 16) {
+                store_shared(row + 4 * t, of(0, 0), of(N - 1, 0), of(0, 1), of(N - 1, 1));
+            } else if constexpr (O == 1) {
+                store_shared(row + 2 * t, of(0, 0), of(0, 1));
+            } else {
+                static_assert(O == 3 || O == 4);
 #pragma unroll
-            for (int i = 0; i < batch; ++i)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-#pragma unroll
-                    for (int p = 0; p < P; ++p) {
-                        const uint4 four = read16(own + (c0 + i) * 512 + half * 256 + p * 8 * piece,
-                                                  c0 + i < chunks && g + 8 * half < count);
-                        memcpy(&a[i][half][4 * p], &four, sizeof four);
-                    }
-#pragma unroll
-            for (int i = 0; i < batch; ++i) {
-                if (c0 + i >= chunks) break;
-                const uint32_t *low = a[i][0], *high = a[i][1];
-#pragma unroll
-                for (int n = 0; n < N; ++n)
-#pragma unroll
-                    for (int w = 0; w < words; w += 2)
-                        mma(sum[n][w / 2 % chains], {low[w], high[w], low[w + 1], high[w + 1]},
-                            weights_[c0 + i][n] + w);
+                for (int i = 0; i < 2; ++i)
+                    store_shared(row + (2 * t + i) * 4, of(0, i), of(1, i), of(2, i), of(O - 1, i));
             }
         }
-        if constexpr (chains == 2)
-            for (int n = 0; n < N; ++n)
-                for (int i = 0; i < 4; ++i) sum[n][0][i] += sum[n][1][i];
-        float* to = sums + g * tile + t * (tile / 4);
-#pragma unroll
-        for (int o = 0; o < O; ++o, to += output_stride)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float* s = sum[o][0] + 2 * half;
-                float* row = to + 8 * half * tile;
-                if constexpr (tile == 8)
-                    store_shared(row, s[0], s[1]);
-                else
-                    store_shared(row, s[0], sum[N - 1][0][2 * half], s[1],
-                                 sum[N - 1][0][2 * half + 1]);
-            }
     }
 
 private:
-    // Chunks whose rows are read at a time: as many as there are registers for.
-    static constexpr int batch = N == 1 && P == 1 ? 4 : C < 2 ? C : 2;
-    static constexpr int chains = N == 1 ? 2 : 1;  // of additions, so that they need not wait
+    static constexpr int most_asked = N == 1 ? 4 : N == 3 ? 4 : 2;  // chunks
+
+    // Adds to sums what a tile of rows makes of the warp's weights: of all chunks or of some; of both
+    // halves of the tile or of the first 8 rows.
+    template <bool all>
+    __device__ __forceinline__ void add(const S* own, int chunks, bool both,
+                                        float (&sum)[N][4]) const {
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+            // The branch that is never taken keeps the compiler from asking for more rows at a time
+            // than there are registers for.
+            if ((!all || (c > 0 && c % most_asked == 0)) && c >= chunks) break;
+            uint32_t a[2][words];
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+#pragma unroll
+                for (int p = 0; p < P; ++p) {
+                    const uint4 four =
+                        read16(own + c * 512 + half * 256 + p * 8 * piece, half == 0 || both);
+                    memcpy(&a[half][4 * p], &four, sizeof four);
+                }
+#pragma unroll
+            for (int n = 0; n < N; ++n)
+#pragma unroll
+                for (int w = 0; w < words; w += 2)
+                    mma(sum[n], {a[0][w], a[1][w], a[0][w + 1], a[1][w + 1]}, weights_[c][n] + w);
+        }
+    }
 
     static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 
@@ -303,7 +306,7 @@ public:
     }
 
     __device__ __forceinline__ void multiply(const float* rows, int width, int first, int count,
-                                             int chunks, float* sums, int output_stride) const {
+                                             int chunks, float* sums, int sums_row) const {
         const float* own = rows + first + lane() % K * 4;
         const int length = chunks * chunk_size - lane() % K * 4;
 #pragma unroll 1
@@ -332,9 +335,14 @@ public:
                                     fmaf(a[r][i], weights_[s][o][u][i], sum[o][u * 4 + r]);
                 }
             }
-            float* to = sums + (row + lane() % 4) * 8 + lane() / 4;
+            float* to = sums + (row + lane() % 4) * sums_row + lane() / 4 * stored_outputs(O);
+            float total[O];
 #pragma unroll
-            for (int o = 0; o < O; ++o) to[o * output_stride] = add_up<K / 2>(sum[o]);
+            for (int o = 0; o < O; ++o) total[o] = add_up<K / 2>(sum[o]);
+            if constexpr (O > 2)
+                store_shared(to, total[0], total[1], total[2], total[O - 1]);
+            else
+                for (int o = 0; o < O; ++o) to[o] = total[o];
         }
     }
 

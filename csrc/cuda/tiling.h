@@ -18,6 +18,9 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }
 
+// A unit's outputs lie together, to be written and read at once.
+FASTRNN_FN constexpr int stored_outputs(int outputs) { return outputs > 2 ? 4 : outputs; }
+
 struct Tiling {
     int tile;        // units of a tile: 8, or 16 for all outputs of two tiles of 8
     int tiles;       // WU
@@ -32,13 +35,18 @@ struct Tiling {
     }
     FASTRNN_FN int threads() const { return tiles * slices * 32; }
 
-    // Floats from one tile of sums [tile_rows][tile] to the next: such that a warp that reads
-    // sums of consecutive units and rows finds them in different banks.
-    FASTRNN_FN int sums_stride() const {
-        return tile_rows * tile + (tiles == 1 ? 0 : tiles == 2 || tile == 16 ? 16 : 24);
+    // Sums of a tile are [tile_rows][tile][stored outputs]: floats from one row to the next, and from
+    // one tile to the next. Such that a warp that writes sums of several rows, or reads those of
+    // several rows and tiles, finds them in different banks.
+    FASTRNN_FN int sums_row(int outputs) const {
+        return tile * stored_outputs(outputs) + (outputs > 2 ? 4 : 0);
     }
-    // Floats of the sums of all warps: [slices][outputs][tiles], and there are two of them.
-    FASTRNN_FN int sums(int outputs) const { return slices * outputs * tiles * sums_stride(); }
+    FASTRNN_FN int sums_tile(int outputs) const {
+        const int pad = outputs > 2 || tiles == 1 ? 0 : tiles == 2 || tile == 16 ? 16 : 24;
+        return tile_rows * sums_row(outputs) + pad;
+    }
+    // Floats of the sums of all warps: [slices][tiles], and there are two of them.
+    FASTRNN_FN int sums(int outputs) const { return slices * tiles * sums_tile(outputs); }
     // Floats of a state: [group_rows][units].
     FASTRNN_FN int state() const { return group_rows * units(); }
     // Values of so many kinds that two tiles of rows need beside the product.

@@ -2,6 +2,7 @@
 // pointers. Every function returns null, or what went wrong.
 #include <cstdint>
 #include <numeric>
+#include <vector>
 
 #include "cuda/persistent.h"
 #include "cuda/persistent_kernel.h"
@@ -15,19 +16,20 @@ constexpr int directions = 2;
 // The device's memory that a launch needs beside the tensors, and the sequence in it.
 struct Memory {
     void* workspace = nullptr;
-    int* batch_sizes = nullptr;
+    int64_t* offsets = nullptr;
     cuda::Sequence sequence;
 
     Memory(const cuda::PersistentPlan& plan, int64_t steps, const int64_t* sizes) {
         cudaMalloc(&workspace, plan.workspace);
-        cudaMalloc(reinterpret_cast<void**>(&batch_sizes), steps * sizeof(int));
-        cuda::launch_store_batch_sizes(sizes, steps, batch_sizes, nullptr);
-        sequence = {batch_sizes, steps, sizes[0],
-                    std::accumulate(sizes, sizes + steps, int64_t{0})};
+        cudaMalloc(reinterpret_cast<void**>(&offsets), (steps + 1) * sizeof(int64_t));
+        std::vector<int64_t> list(steps + 1);
+        std::partial_sum(sizes, sizes + steps, list.begin() + 1);
+        cuda::launch_store_offsets(list.data(), steps, offsets, nullptr);
+        sequence = {offsets, steps, sizes[0]};
     }
     ~Memory() {
         cudaFree(workspace);
-        cudaFree(batch_sizes);
+        cudaFree(offsets);
     }
 };
 

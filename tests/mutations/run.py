@@ -68,8 +68,8 @@ BUGS = [
     Bug(
         "what is asked for has a single buffer",
         "cuda/persistent.cuh",
-        "            ask(turn ^ 1, asked, last ? 0 : row0 + tile_rows);\n            Packed<F",
-        "            ask(turn, asked, last ? 0 : row0 + tile_rows);\n            Packed<F",
+        "            ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);\n            Packed<F",
+        "            ask(turn, step + last, last ? 0 : row0 + tile_rows);\n            Packed<F",
     ),
     Bug(
         "what was asked for is not waited for",
@@ -128,8 +128,8 @@ BUGS = [
     Bug(
         "a row that joins takes another's state",
         "cuda/persistent.cuh",
-        "b < walk.next_rows ? walk.next_first() + b : -1",
-        "walk.next_first() + b",
+        "b < next.rows ? next.first + b : -1",
+        "next.first + b",
     ),
 ]
 
@@ -189,7 +189,7 @@ def main() -> None:
         where = Path(folder)
         csrc = copied(where / "right")
         parts = ["persistent_float32.cu", "persistent_bfloat16.cu", "persistent_float16.cu"]
-        parts += ["persistent_tf32.cu", "batch_sizes.cu", "plan.cpp", "persistent.cpp"]
+        parts += ["persistent_tf32.cu", "offsets.cu", "plan.cpp", "persistent.cpp"]
         sources = [csrc / "cuda" / name for name in parts] + [HERE / "library.cu"]
         objects = [where / f"{source.name}.o" for source in sources]
 
