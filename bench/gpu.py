@@ -5,8 +5,9 @@
 
 Times are the GPU's own, between two events around a block of calls; the contestants take turns, and
 a row gives medians and quartiles of the rounds' ratios: above 1, fastrnn is faster. Results are
-compared with torch's in float64 before a time counts. Needs a GPU and a fastrnn built for it. On an
-emulated GPU (its name is in the results) it runs a few toy rows, as a test of itself.
+compared with torch's in float64 before a time counts. float32 is what a user of torch gets: layers
+round products to TF32, but in the group that says otherwise. Needs a GPU and a fastrnn built for
+it. On an emulated GPU (its name is in the results) it runs a few toy rows, as a test of itself.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from typing import Any
 
 import torch
 from cases import Case
-from contestants import Contestant, Problem, difference, exact, make, of_module, problem
+from contestants import TF32, Contestant, Problem, difference, exact, make, of_module, problem
 from cpu import save, table, versions
 from figures import Row, label, ratio
-from gpu_cases import GROUPS, all_cases, quick_cases, toy_cases
+from gpu_cases import FULL, GROUPS, all_cases, quick_cases, toy_cases
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timing import quartiles, short
 
 import fastrnn
 
-BLOCK = 0.02  # seconds of the GPU's time that a block of calls takes, about
+BLOCK = 0.005  # seconds of the GPU's time that a block of calls takes, about
 MOST_CALLS = 200
 
 
@@ -183,8 +184,12 @@ def measure(case: Case, rounds: int) -> Row:
     row: Row = {"key": case.key, **case.to_json(), "operations": case.operations}
     found: dict[str, dict[str, Any]] = {}
     calls = {}
+    rounded = TF32 if case.dtype == "float32" and case.group != FULL else None
     try:
-        with torch.inference_mode(case.mode != "training"):
+        with (
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=rounded is not None),
+            torch.inference_mode(case.mode != "training"),
+        ):
             with torch.device("cuda"):  # not while the calls are timed, each of which it would see
                 given = problem(case)
             expected = exact(given)
@@ -192,7 +197,7 @@ def measure(case: Case, rounds: int) -> Row:
                 try:
                     one = contestant(name, given)
                     results = one.results()
-                    wrong = difference(results, same_names(results, expected, name))
+                    wrong = difference(results, same_names(results, expected, name), rounded)
                 except ModuleNotFoundError as error:
                     wrong = f"{error.name} is not installed"
                 except Exception as error:  # whatever a peer raises, the others are timed

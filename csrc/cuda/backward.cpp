@@ -200,7 +200,7 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
     const c10::cuda::CUDAGuard guard(p.device);
     const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     const Matrices m(p);
-    const Products products(p.storage);
+    const Products products(p);
     std::vector<BackwardTensors> tensors;
     BackwardDirection direction[2];
     for (int d = 0; d < layer.size.directions; ++d) {

@@ -105,7 +105,7 @@ void step_by_step(const Problem& p, const fastrnn::ForwardLayer& layer, const Pr
 void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
     const c10::cuda::CUDAGuard guard(p.device);
     const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-    const Products products(p.storage);
+    const Products products(p);
     std::vector<ForwardTensors> tensors;
     ForwardDirection direction[2];
     for (int d = 0; d < layer.size.directions; ++d) {

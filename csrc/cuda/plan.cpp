@@ -89,7 +89,8 @@ private:
         Tiling& t = plan.tiling;
         t.tile = kernel_.tile;
         t.tiles = tiles;
-        t.slices = least_slices;
+        // A multiprocessor has four schedulers: fewer warps leave some idle, more take turns.
+        t.slices = std::max(least_slices, std::min(divide_up(4, tiles), chunks_));
         t.slice = static_cast<int>(round_up(divide_up(chunks_, t.slices), step_chunks_));
         t.slices = std::max(divide_up(chunks_, t.slice), least_slices_);
         plan.unit_blocks = divide_up(tiles_, tiles);

@@ -20,21 +20,24 @@ cudaDataType type_of(Storage storage) {
     }
 }
 
-cublasComputeType_t compute_type(Storage storage) {
-    if (storage == Storage::float64) return CUBLAS_COMPUTE_64F;
-    if (storage == Storage::float32 && tf32_allowed()) return CUBLAS_COMPUTE_32F_FAST_TF32;
-    return CUBLAS_COMPUTE_32F;
+cublasComputeType_t compute_type(const Problem& p) {
+    if (p.storage == Storage::float64) return CUBLAS_COMPUTE_64F;
+    return tf32_allowed(p) ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
 }
 
 }  // namespace
 
-bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+bool tf32_allowed(const Problem& p) {
+    const at::Context& context = at::globalContext();
+    return p.storage == Storage::float32 &&
+           (p.steps == 1 ? context.allowTF32CuBLAS() : context.allowTF32CuDNN(at::Float32Op::RNN));
+}
 
-Products::Products(Storage storage)
+Products::Products(const Problem& p)
     : handle_(at::cuda::getCurrentCUDABlasHandle()),
       stream_(c10::cuda::getCurrentCUDAStream()),
-      type_(type_of(storage)),
-      compute_(compute_type(storage)) {
+      type_(type_of(p.storage)),
+      compute_(compute_type(p)) {
     TORCH_CUDABLAS_CHECK(cublasGetMathMode(handle_, &math_mode_));
     // Neither TF32 because at::mm may, nor parts of a sum in 16 bits.
     TORCH_CUDABLAS_CHECK(cublasSetMathMode(

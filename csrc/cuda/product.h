@@ -3,7 +3,7 @@
 #pragma once
 #include <cublas_v2.h>
 
-#include "../layer.h"
+#include "../problem.h"
 
 namespace fastrnn::cuda {
 
@@ -25,16 +25,17 @@ struct Matrix {
     }
 };
 
-// Whether products of float32 may round what they multiply to TF32: what torch's layer asks before it
-// calls cuDNN, torch.backends.cudnn.allow_tf32 or its finer successors.
-bool tf32_allowed();
+// Whether products of float32 may round what they multiply to TF32, as torch says it. What its layer
+// asks before it calls cuDNN: torch.backends.cudnn.allow_tf32 or its finer successors. For a single
+// step what its cells' products ask: torch.backends.cuda.matmul.
+bool tf32_allowed(const Problem& problem);
 
 // The products of one call of a layer, on the current device and stream. Sums are of float (or
 // double for float64) for every type. None waits for the device, and all can be captured in a graph:
 // handle and workspace are torch's.
 class Products {
 public:
-    explicit Products(Storage storage);
+    explicit Products(const Problem& problem);
     ~Products();
     Products(const Products&) = delete;
     Products& operator=(const Products&) = delete;

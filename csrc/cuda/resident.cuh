@@ -156,17 +156,22 @@ public:
     __device__ __forceinline__ void multiply(const S* rows, int width, int first, int count,
                                              int chunks, float* sums, int sums_row) const {
         const S* own = rows + first * 16 + lane() * quarter;
-        float sum[N][4] = {};
+        float sum[N][chains][4] = {};
         // Where all is there, without questions.
         if (chunks < C)
             add<false>(own, chunks, count > 8, sum);
         else
             add<true>(own, chunks, count > 8, sum);
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+            for (int k = 1; k < chains; ++k)
+                for (int i = 0; i < 4; ++i) sum[n][0][i] += sum[n][k][i];
         const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float* row = sums + (g + 8 * half) * sums_row;
-            const auto of = [&](int n, int i) { return sum[n][2 * half + i]; };
+            const auto of = [&](int n, int i) { return sum[n][0][2 * half + i]; };
             if constexpr (tile == 16) {
                 store_shared(row + 4 * t, of(0, 0), of(N - 1, 0), of(0, 1), of(N - 1, 1));
             } else if constexpr (O == 1) {
@@ -183,11 +188,14 @@ public:
 private:
     static constexpr int most_asked = N == 1 ? 4 : N == 3 ? 4 : 2;  // chunks
 
+    // Sums that are added up apart, so that fewer additions wait for one another.
+    static constexpr int chains = N == 1 ? words / 2 : 1;
+
     // Adds to sums what a tile of rows makes of the warp's weights: of all chunks or of some; of both
     // halves of the tile or of the first 8 rows.
     template <bool all>
     __device__ __forceinline__ void add(const S* own, int chunks, bool both,
-                                        float (&sum)[N][4]) const {
+                                        float (&sum)[N][chains][4]) const {
 #pragma unroll
         for (int c = 0; c < C; ++c) {
             // The branch that is never taken keeps the compiler from asking for more rows at a time
@@ -203,10 +211,11 @@ private:
                     memcpy(&a[half][4 * p], &four, sizeof four);
                 }
 #pragma unroll
-            for (int n = 0; n < N; ++n)
+            for (int w = 0; w < words; w += 2)
 #pragma unroll
-                for (int w = 0; w < words; w += 2)
-                    mma(sum[n], {a[0][w], a[1][w], a[0][w + 1], a[1][w + 1]}, weights_[c][n] + w);
+                for (int n = 0; n < N; ++n)
+                    mma(sum[n][w / 2 % chains], {a[0][w], a[1][w], a[0][w + 1], a[1][w + 1]},
+                        weights_[c][n] + w);
         }
     }
 

@@ -68,8 +68,8 @@ BUGS = [
     Bug(
         "what is asked for has a single buffer",
         "cuda/persistent.cuh",
-        "            ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);\n            Packed<F",
-        "            ask(turn, step + last, last ? 0 : row0 + tile_rows);\n            Packed<F",
+        "ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);",
+        "ask(turn, step + last, last ? 0 : row0 + tile_rows);",
     ),
     Bug(
         "what was asked for is not waited for",
