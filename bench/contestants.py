@@ -132,7 +132,7 @@ def ours(given: Problem, dtype: torch.dtype, recompute: bool = False) -> Contest
     layer = getattr(fastrnn, case.cell)(case.I, case.H, **options)
     layer.load_state_dict(theirs.state_dict())
     x, grad = given.x.to(dtype), given.grad.to(dtype)
-    return of_module(layer.to(dtype), Problem(case, layer, x, grad, given.batch_sizes))
+    return of_module(layer.to(x), Problem(case, layer, x, grad, given.batch_sizes))
 
 
 def make(name: str, given: Problem) -> Contestant:
