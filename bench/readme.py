@@ -1,4 +1,4 @@
-"""Writes the figures of README.md from the files in bench/results.
+"""Writes the figures of README.md and docs/cuda.md from the files in bench/results.
 
 python bench/readme.py [--check]     --check: only say whether it would change anything
 """
@@ -131,33 +131,86 @@ def speed(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS = {"memory": memory, "cpu": speed}
-
-
-def written(readme: str, results: Path) -> str:
-    """The text of README.md with the figures of the files that the folder `results` has."""
-    for name, make in PARTS.items():
-        path = results / f"{name}.json"
-        if not path.exists():
+def on_a_gpu(text: str) -> str:
+    """The section on a GPU, of bench/results/gpu_grid.txt."""
+    heading, *lines = text.splitlines()
+    found = {}
+    for line in lines:
+        if line.startswith("#"):
             continue
-        text = make(json.loads(path.read_text()))
-        pattern = rf"(?<=<!-- {name} -->\n).*?(?= *<!-- end of {name} -->)"
-        readme, count = re.subn(pattern, lambda _, text=text: f"{text}\n", readme, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"README.md has no place for the figures of {name}")
-    return readme
+        mode, cell, dtype, H, B, _, *words = line.split()
+        for how, times in [("eager", words[:3]), ("graph", words[5:8])]:
+            found[mode, how, cell, dtype, int(H), int(B)] = times
+    table = [
+        "| | dtype | H | B | persistent | torch | stepwise | in graphs: torch | training: torch |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def over(times: list[str], which: int) -> str:
+        return f"{float(times[0]) / float(times[which]):.2f}" if times[which] != "None" else ""
+
+    for cell in ["LSTM", "GRU"]:
+        for dtype in ["float16", "float32"]:
+            for H in [64, 128, 256, 512, 1024]:
+                for B in [1, 32, 64]:
+                    eager, graph, training = (
+                        found[mode, how, cell, dtype, H, B]
+                        for mode, how in [
+                            ("infer", "eager"),
+                            ("infer", "graph"),
+                            ("train", "eager"),
+                        ]
+                    )
+                    stepwise = over([eager[2], eager[1]], 1) if eager[2] != "None" else ""
+                    cells = [cell, dtype, str(H), str(B), f"{float(eager[1]):.0f} µs"]
+                    cells += [over(eager, 1), stepwise, over(graph, 1), over(training, 1)]
+                    table.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            f"Of {heading.removeprefix('# ')}:",
+            "inference on the persistent path, and how many times as long torch's layer (cuDNN) and "
+            "our",
+            "stepwise path take; the same for calls replayed from a CUDA graph, which shows the GPU's",
+            "time alone, and for a training step. float32 in TF32.",
+            "",
+            *table,
+            "",
+            "All sizes are in [gpu_grid.txt](../bench/results/gpu_grid.txt), which",
+            "[bench/gpu_grid.py](../bench/gpu_grid.py) wrote.",
+        ]
+    )
+
+
+# What stands in which file, of which file of results.
+PARTS = [
+    ("README.md", "memory", "memory.json", lambda text: memory(json.loads(text))),
+    ("README.md", "cpu", "cpu.json", lambda text: speed(json.loads(text))),
+    ("docs/cuda.md", "gpu", "gpu_grid.txt", on_a_gpu),
+]
+
+
+def written(page: str, name: str, text: str) -> str:
+    """A page with the text of a part in its place."""
+    pattern = rf"(?<=<!-- {name} -->\n).*?(?= *<!-- end of {name} -->)"
+    page, count = re.subn(pattern, lambda _: f"{text}\n", page, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"there is no place for the figures of {name}")
+    return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="fail if README.md is not up to date")
+    parser.add_argument("--check", action="store_true", help="fail if one is not up to date")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = written(old, ROOT / "bench/results")
-    if args.check and new != old:
-        raise SystemExit("README.md is not what bench/results say: run bench/readme.py")
-    path.write_text(new)
+    for file, name, results, make in PARTS:
+        source, path = ROOT / "bench/results" / results, ROOT / file
+        if not source.exists():
+            continue
+        old = path.read_text()
+        new = written(old, name, make(source.read_text()))
+        if args.check and new != old:
+            raise SystemExit(f"{file} is not what bench/results say: run bench/readme.py")
+        path.write_text(new)
 
 
 if __name__ == "__main__":

@@ -308,17 +308,32 @@ def test_growth(tmp_path):
     assert pictures == sorted(f"growth_{axis}.png" for axis in cases.GROWTH_AXES)
 
 
-def test_readme(tmp_path):
+def test_readme():
     text = "before\n<!-- cpu -->\nold\n<!-- end of cpu -->\nafter\n"
-    assert readme.written(text, tmp_path) == text  # there are no results
-    (tmp_path / "cpu.json").write_text(json.dumps(synthetic({})))
-    new = readme.written(text, tmp_path)
+    found = readme.speed(synthetic({}))
+    new = readme.written(text, "cpu", found)
     assert new.startswith("before\n<!-- cpu -->\n")
     assert new.endswith("\n<!-- end of cpu -->\nafter\n")
     assert "old" not in new
     assert "| LSTM | 16 | 256 | 1.0 ms |" in new
     assert new.count("| GRU |") == len(readme.SIZES) * len(readme.BATCHES)
     assert "Of the 4 rows drawn at random" in new
-    assert readme.written(new, tmp_path) == new
+    assert readme.written(new, "cpu", found) == new
     with pytest.raises(SystemExit, match="no place"):
-        readme.written("nothing", tmp_path)
+        readme.written("nothing", "cpu", found)
+
+
+def test_the_page_on_gpus():
+    rows = [
+        f"{mode} {cell} {dtype} {H} {B} eager 900.0 300.0 {None if H == 64 else 450.0} 3.0 "
+        + ("graph 60.0 None 30.0 2.0" if mode == "infer" else "graph None None None -")
+        for mode in ["infer", "train"]
+        for cell in ["LSTM", "GRU"]
+        for dtype in ["float16", "float32"]
+        for H in [64, 128, 256, 512, 1024, 2048]
+        for B in [1, 8, 32, 64, 256]
+    ]
+    page = readme.on_a_gpu("\n".join(["# A GPU, torch 9", "# names", *rows]))
+    assert page.startswith("Of A GPU, torch 9:\n")
+    assert "| GRU | float32 | 512 | 32 | 300 µs | 3.00 | 1.50 |  | 3.00 |" in page
+    assert "| GRU | float32 | 64 | 32 | 300 µs | 3.00 |  |  | 3.00 |" in page
