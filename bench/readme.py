@@ -168,10 +168,9 @@ def on_a_gpu(text: str) -> str:
     return "\n".join(
         [
             f"Of {heading.removeprefix('# ')}:",
-            "inference on the persistent path, and how many times as long torch's layer (cuDNN) and "
-            "our",
-            "stepwise path take; the same for calls replayed from a CUDA graph, which shows the GPU's",
-            "time alone, and for a training step. float32 in TF32.",
+            "inference on the persistent path, and how many times as long torch's layer (cuDNN)",
+            "and our stepwise path take; the same for calls replayed from a CUDA graph, which show",
+            "the GPU's time alone, and for a training step. float32 in TF32.",
             "",
             *table,
             "",

@@ -41,8 +41,8 @@ bool is_plain(PyObject* object) {
     const Tensor& t = THPVariable_Unpack(object);
     constexpr c10::DispatchKeySet usual =
         c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView,
-                             c10::DispatchKey::AutogradFunctionality,
-                             c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}) |
+                             c10::DispatchKey::AutogradFunctionality, c10::DispatchKey::AutocastCPU,
+                             c10::DispatchKey::AutocastCUDA}) |
         c10::DispatchKeySet(c10::BackendComponent::CPUBit) |
         c10::DispatchKeySet(c10::BackendComponent::CUDABit);
     return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
