@@ -180,11 +180,37 @@ def on_a_gpu(text: str) -> str:
     )
 
 
+def counters(results: dict[str, Any]) -> str:
+    """The table of bench/results/cuda_counters.json: float32, beside haste."""
+    rows = {}
+    for row in results["rows"]:
+        if row["dtype"] == "float32":
+            key = row["cell"], row["pass"], row["H"], row["B"]
+            rows.setdefault(key, {})[row["path"]] = row
+    lines = [
+        "| | pass | H | B | launches: persistent | stepwise | haste "
+        "| MB: persistent | stepwise | haste |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (cell, name, H, B), found in sorted(rows.items()):
+        three = [found[path] for path in ("persistent", "stepwise", "beside") if path in found]
+        cells = [cell, name, str(H), str(B), *(str(row["all_launches"]) for row in three)]
+        cells += [f"{row['all_bytes'] / 2**20:.2f}" for row in three]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 # What stands in which file, of which file of results.
 PARTS = [
     ("README.md", "memory", "memory.json", lambda text: memory(json.loads(text))),
     ("README.md", "cpu", "cpu.json", lambda text: speed(json.loads(text))),
     ("docs/cuda.md", "gpu", "gpu_grid.txt", on_a_gpu),
+    (
+        "docs/cuda.md",
+        "counters",
+        "cuda_counters.json",
+        lambda text: counters(json.loads(text)),
+    ),
 ]
 
 

@@ -337,3 +337,14 @@ def test_the_page_on_gpus():
     assert page.startswith("Of A GPU, torch 9:\n")
     assert "| GRU | float32 | 512 | 32 | 300 µs | 3.00 | 1.50 |  | 3.00 |" in page
     assert "| GRU | float32 | 64 | 32 | 300 µs | 3.00 |  |  | 3.00 |" in page
+
+
+def test_the_table_of_counters():
+    rows = [
+        {"cell": "GRU", "pass": "forward", "H": 64, "B": 8, "dtype": dtype, "path": path,
+         "all_launches": launches, "all_bytes": launches * 2**20}
+        for dtype in ["float32", "float16"]
+        for path, launches in [("stepwise", 44), ("persistent", 4), ("beside", 42)]
+    ]  # fmt: skip
+    table = readme.counters({"rows": rows}).splitlines()
+    assert table[2:] == ["| GRU | forward | 64 | 8 | 4 | 44 | 42 | 4.00 | 44.00 | 42.00 |"]
