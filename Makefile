@@ -1,4 +1,5 @@
 # make demo   forecasts the S&P 500's closes with torch.nn.LSTM and fastrnn.LSTM, and compares them
+# make examples  runs the examples in full; their words and pictures stand in examples/results
 # make test   runs the tests
 # make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
 #             on the virtual GPU at VGPU
@@ -37,10 +38,16 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # What lies outside the environment is not part of it.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test test-cuda on-a-gpu a-gpu cuda-all bench lint clean FORCE
+.PHONY: demo examples test test-cuda on-a-gpu a-gpu cuda-all bench lint clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
+
+results := examples/results
+examples: $(VENV)/built
+	@mkdir -p $(results)
+	$(python) examples/simple_rnn.py --both-times --out $(results)/simple_rnn.png \
+	    | tee $(results)/simple_rnn.txt
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)

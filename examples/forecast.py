@@ -9,15 +9,12 @@ same dropout masks. What differs is the kernel: its time is printed beside what 
 
 from __future__ import annotations
 
-import argparse
 import copy
-import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -27,14 +24,16 @@ from torch.utils.data import DataLoader
 import fastrnn
 
 if __package__:
+    from . import common
     from .prices import PriceLSTM, PriceWindows, Scaling, load_closes, split_windows
 else:  # run as a script, which puts this folder, not the one above it, on the path
+    import common
     from prices import PriceLSTM, PriceWindows, Scaling, load_closes, split_windows
 
 __all__ = ["PriceLSTM", "PriceWindows", "Scaling", "load_closes", "split_windows", "train"]
 
 LAYERS: dict[str, type[nn.LSTM]] = {"torch.nn.LSTM": nn.LSTM, "fastrnn.LSTM": fastrnn.LSTM}
-PICTURE = Path(__file__).resolve().parent / "out" / "forecast.png"
+PICTURE = common.OUT / "forecast.png"
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
@@ -228,49 +227,30 @@ def draw(
         axes["loss"].xaxis.get_major_locator().set_params(integer=True)
         axes["loss"].set(title="Loss", xlabel="epoch", ylabel="scaled MSE")
         axes["loss"].legend()
-        # Under its own name only once it is whole.
-        part = out.with_name(f".{out.stem}.part{out.suffix}")
-        figure.savefig(part, dpi=130)
+        common.save_picture(figure, out)
         plt.close(figure)
-    os.replace(part, out)
 
 
 # --- command line --------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
-
-
-def whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and least <= int(text[:20]) < 2**31):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
-        return int(text)
-
-    return parse
-
-
-def device(text: str) -> torch.device:
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {str(error).splitlines()[0]}") from None
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="forecast.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=whole(1), help="default: 20, with --quick 2")
-    parser.add_argument("--window", type=whole(1), default=10, help="days a forecast sees (10)")
-    parser.add_argument("--batch-size", type=whole(1), default=64, help="windows a step (64)")
-    parser.add_argument("--seed", type=whole(0), default=0, help="weights, batches, dropout (0)")
-    parser.add_argument("--device", type=device, default="cpu", help="cpu")
+    parser = common.Parser(prog="forecast.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--epochs", type=common.whole(1), help="default: 20, with --quick 2")
+    parser.add_argument(
+        "--window", type=common.whole(1), default=10, help="days a forecast sees (10)"
+    )
+    parser.add_argument(
+        "--batch-size", type=common.whole(1), default=64, help="windows a step (64)"
+    )
+    parser.add_argument(
+        "--seed", type=common.whole(0), default=0, help="weights, batches, dropout (0)"
+    )
+    parser.add_argument("--device", type=common.device, default="cpu", help="cpu")
     parser.add_argument("--out", type=Path, default=PICTURE, help="the picture (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="2013 to 2015 only: a smoke test")
     args = parser.parse_args(argv)
     try:
-        import matplotlib.figure
         import rich.progress
 
         dates, closes = load_closes()
@@ -281,11 +261,8 @@ def main(argv: list[str] | None = None) -> None:
         kept = (years >= 2013) & (years <= 2015)
         dates, closes = dates[kept], closes[torch.from_numpy(kept)]
     # What would fail at the end fails here, before the minutes of training.
-    kinds = matplotlib.figure.FigureCanvasBase.get_supported_filetypes()
-    if args.out.suffix.lower().lstrip(".") not in kinds or args.out.is_dir():
-        parser.error(f"--out: {args.out} is no name for a picture such as forecast.png")
+    common.check_picture(parser, args.out)
     try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(args.seed)
         data = split_windows(dates, closes, args.window)
     except (OSError, ValueError, RuntimeError) as error:
