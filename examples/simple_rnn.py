@@ -133,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv)
     try:
         import rich
+        from rich.console import Console
         from rich.progress import track
         from rich.table import Table
 
@@ -161,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
         state = saved
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    for epoch in track(range(state["epochs"] + 1, args.epochs + 1), description="training"):
+    to_do = range(state["epochs"] + 1, args.epochs + 1)
+    for epoch in track(to_do, description="training", console=Console(stderr=True)):
         step(model, optimizer, x[:training], y[:training])
         with torch.no_grad():
             loss = nn.functional.mse_loss(model(x[training:known]), y[training:known]).item()
