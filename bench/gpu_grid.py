@@ -11,13 +11,13 @@ bench/gpu.py is the thorough one: it takes turns, compares the results, and know
 
 from __future__ import annotations
 
+import functools
 import itertools
-import os
 import statistics
 from collections.abc import Callable
 
 import torch
-from gpu import seconds
+from gpu import path, seconds
 
 import fastrnn
 
@@ -28,7 +28,7 @@ PATHS = ["", "persistent", "stepwise"]  # "": torch's layer
 def microseconds(call: Callable[[], object]) -> float:
     for _ in range(2):
         call()
-    calls = max(1, min(30, int(5e-3 / seconds(call, 2))))
+    calls = max(1, min(30, int(5e-3 / max(seconds(call, 2), 1e-7))))
     return round(statistics.median(seconds(call, calls) for _ in range(3)) * 1e6, 1)
 
 
@@ -62,15 +62,15 @@ def line(mode: str, cell: str, dtype: torch.dtype, H: int, B: int) -> str:
 
     called: list[float | None] = []
     replayed: list[float | None] = []
-    for path in PATHS:
-        os.environ["FASTRNN_CUDA_PATH"] = path
-        run = lambda layer=layers[path != ""]: call(layer)  # noqa: E731
-        try:
-            called.append(microseconds(run))
-            replayed.append(microseconds(recorded(run)) if mode == "infer" else None)
-        except NotImplementedError:  # it does not fit
-            called.append(None)
-            replayed.append(None)
+    for name in PATHS:
+        run = functools.partial(call, layers[name != ""])
+        with path(name):
+            try:
+                called.append(microseconds(run))
+                replayed.append(microseconds(recorded(run)) if mode == "infer" else None)
+            except NotImplementedError:  # it does not fit
+                called.append(None)
+                replayed.append(None)
     words = [mode, cell, str(dtype).removeprefix("torch."), H, B]
     words += ["eager", *called, ratio(called), "graph", *replayed, ratio(replayed)]
     return " ".join(map(str, words))

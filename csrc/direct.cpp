@@ -35,7 +35,8 @@ bool nobody_listens() {
            !at::autocast::is_autocast_enabled(at::kCUDA);
 }
 
-// A torch.Tensor or Parameter itself, on the CPU or a GPU, with values of its own and no tangent.
+// A torch.Tensor or Parameter itself, on a device with kernels, with values of its own and no tangent.
+// Where a GPU has none in this build, the module's long way calls torch's layer.
 bool is_plain(PyObject* object) {
     if (!object || !THPVariable_CheckExact(object)) return false;
     const Tensor& t = THPVariable_Unpack(object);
@@ -43,8 +44,10 @@ bool is_plain(PyObject* object) {
         c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView,
                              c10::DispatchKey::AutogradFunctionality, c10::DispatchKey::AutocastCPU,
                              c10::DispatchKey::AutocastCUDA}) |
-        c10::DispatchKeySet(c10::BackendComponent::CPUBit) |
-        c10::DispatchKeySet(c10::BackendComponent::CUDABit);
+#ifdef FASTRNN_HAS_CUDA
+        c10::DispatchKeySet(c10::BackendComponent::CUDABit) |
+#endif
+        c10::DispatchKeySet(c10::BackendComponent::CPUBit);
     return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
 }
 

@@ -7,7 +7,7 @@
 //      cell; the results go to the exchange buffer, and to memory: those of the first element, often
 //      the only one, after the arrival at the next barrier, since no other block waits for them.
 // An element belongs to the same thread in every step, so that its states are that thread's own.
-// Included by persistent_*.cu, one for each storage type.
+// Included by persistent_*.cu, one for each type that products are of.
 #pragma once
 #include "../cells/registry.h"
 #include "element.cuh"
@@ -160,8 +160,8 @@ public:
     const int first_row;   // of the group
 };
 
-// The group's rows of the exchange buffer, [2][whole tiles of rows][width]: in shared memory where the group
-// is a single block.
+// The group's rows of the exchange buffer, [2][whole tiles of rows][width]: in shared memory where
+// the group is a single block.
 template <class S, class Arguments>
 class Exchange {
 public:
