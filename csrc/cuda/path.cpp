@@ -11,9 +11,9 @@
 namespace fastrnn::cuda {
 namespace {
 
-// A group's tiles of rows take their turns, where a product of all rows does not. On an H100 a step
-// of five tiles and more took longer than a product and a launch, inference and training, H = 512
-// and 1024, with values of 16 bits and in TF32.
+// A group's tiles of rows take their turns, where a product of all rows does not. On an H100
+// (bench/results/gpu_grid.txt), by the GPU's own time, groups of 4 tiles were faster than a product
+// and a launch a step, but for TF32 at H = 1024; those of 8 or 16 were slower, but for one as fast.
 constexpr int most_group_rows = 4 * tile_rows;
 
 }  // namespace
