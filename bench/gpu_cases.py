@@ -28,7 +28,9 @@ def grid() -> Iterator[Case]:
                     if dtype == "bfloat16" and H not in (256, 1024):
                         continue  # the kernels are float16's
                     for B in BATCHES:
-                        yield square(mode, cell, mode, 100, B, H, dtype=dtype, peers=peers)
+                        # Beside both paths where it is close which of them is faster.
+                        both = ("fastrnn persistent",) if B >= 64 else ()
+                        yield square(mode, cell, mode, 100, B, H, dtype=dtype, peers=peers + both)
                         if dtype == "float32" and H <= 512 and B in (1, 32):
                             yield square(FULL, cell, mode, 100, B, H, peers=peers)
         for H in [128, 512]:
@@ -73,7 +75,15 @@ def quick_cases() -> list[Case]:
 def toy_cases() -> list[Case]:
     """A row of each kind, small enough for an emulated GPU: to try the benchmark, not the speed."""
     return [
-        square("inference", "LSTM", "inference", 3, 2, 16, peers=INFERENCE_PEERS),
+        square(
+            "inference",
+            "LSTM",
+            "inference",
+            3,
+            2,
+            16,
+            peers=(*INFERENCE_PEERS, "fastrnn persistent"),
+        ),
         square("training", "GRU", "training", 3, 2, 16, dtype="float16", peers=TRAINING_PEERS),
         square("streaming", "LSTM", "streaming", 1, 1, 16),
         square("streaming", "GRUCell", "streaming", 1, 1, 16),

@@ -34,6 +34,7 @@ GROUPS = {
 }
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "JAX": "jax"}
 PACKAGES["TensorFlow"] = "tensorflow-cpu"
+OURS_IN_A_GRAPH = "fastrnn in a graph"
 
 
 def memory(results: dict[str, Any]) -> str:
@@ -131,51 +132,44 @@ def speed(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def on_a_gpu(text: str) -> str:
-    """The section on a GPU, of bench/results/gpu_grid.txt."""
-    heading, *lines = text.splitlines()
-    found = {}
-    for line in lines:
-        if line.startswith("#"):
-            continue
-        mode, cell, dtype, H, B, _, *words = line.split()
-        for how, times in [("eager", words[:3]), ("graph", words[5:8])]:
-            found[mode, how, cell, dtype, int(H), int(B)] = times
+def on_a_gpu(results: dict[str, Any]) -> str:
+    """The section on a GPU, of bench/results/gpu.json."""
+    rows = {
+        (row["group"], row["cell"], row["dtype"], row["H"], row["B"]): row
+        for row in results["rows"]
+    }
     table = [
-        "| | dtype | H | B | persistent | torch | stepwise | in graphs: torch | training: torch |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | dtype | H | B | fastrnn | torch | in graphs: torch | stepwise | persistent "
+        "| training: torch |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-
-    def over(times: list[str], which: int) -> str:
-        return f"{float(times[0]) / float(times[which]):.2f}" if times[which] != "None" else ""
-
     for cell in ["LSTM", "GRU"]:
         for dtype in ["float16", "float32"]:
-            for H in [64, 128, 256, 512, 1024]:
-                for B in [1, 32, 64]:
-                    eager, graph, training = (
-                        found[mode, how, cell, dtype, H, B]
-                        for mode, how in [
-                            ("infer", "eager"),
-                            ("infer", "graph"),
-                            ("train", "eager"),
-                        ]
-                    )
-                    stepwise = over([eager[2], eager[1]], 1) if eager[2] != "None" else ""
-                    cells = [cell, dtype, str(H), str(B), f"{float(eager[1]):.0f} µs"]
-                    cells += [over(eager, 1), stepwise, over(graph, 1), over(training, 1)]
-                    table.append(f"| {' | '.join(cells)} |")
+            for H in [64, 128, 256, 512, 1024, 2048]:
+                for B in [1, 32, 64, 256]:
+                    row = rows["inference", cell, dtype, H, B]
+                    trained = rows["training", cell, dtype, H, B]
+                    graphs = [ratio(row, name) for name in ("torch in a graph", OURS_IN_A_GRAPH)]
+                    cells = [cell, dtype, str(H), str(B), duration(ours(row))]
+                    cells += [times(ratio(row, "torch"))]
+                    cells += [times({"median": graphs[0]["median"] / graphs[1]["median"]})]
+                    cells += [times(ratio(row, f"fastrnn {p}")) for p in ("stepwise", "persistent")]
+                    table.append(f"| {' | '.join([*cells, times(ratio(trained, 'torch'))])} |")
+    machine = results["machine"]
     return "\n".join(
         [
-            f"Of {heading.removeprefix('# ')}:",
-            "inference on the persistent path, and how many times as long torch's layer (cuDNN)",
-            "and our stepwise path take; the same for calls replayed from a CUDA graph, which show",
-            "the GPU's time alone, and for a training step. float32 in TF32.",
+            f"{machine['gpu']}, torch {results['versions']['torch']}, CUDA {machine['cuda']},",
+            f"cuDNN {machine['cudnn']}, {results['date']}: inference, and how many times as long",
+            "torch's layer (cuDNN) takes; the same where both are replayed from a CUDA graph, that",
+            "is the GPU's time alone; how many times as long ours takes when forced onto either",
+            "path; and torch's for a training step. T = 100, I = H, float32 in TF32.",
             "",
             *table,
             "",
-            "All sizes are in [gpu_grid.txt](../bench/results/gpu_grid.txt), which",
-            "[bench/gpu_grid.py](../bench/gpu_grid.py) wrote.",
+            "All rows are in [gpu.json](../bench/results/gpu.json), which",
+            "[bench/gpu.py](../bench/gpu.py) wrote:",
+            "",
+            "![Times of cuDNN over those of fastrnn](../bench/results/gpu.png)",
         ]
     )
 
@@ -204,7 +198,7 @@ def counters(results: dict[str, Any]) -> str:
 PARTS = [
     ("README.md", "memory", "memory.json", lambda text: memory(json.loads(text))),
     ("README.md", "cpu", "cpu.json", lambda text: speed(json.loads(text))),
-    ("docs/cuda.md", "gpu", "gpu_grid.txt", on_a_gpu),
+    ("docs/cuda.md", "gpu", "gpu.json", lambda text: on_a_gpu(json.loads(text))),
     (
         "docs/cuda.md",
         "counters",

@@ -1,7 +1,6 @@
-"""bench/gpu.py without a GPU says so; with one (or an emulated one) rows run, and gpu_grid.py's."""
+"""bench/gpu.py without a GPU says so; with one (or an emulated one) rows run."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import gpu
 import gpu_cases
-import gpu_grid
 
 pytestmark = pytest.mark.once
 
@@ -55,16 +53,3 @@ def test_toy_rows_end_to_end(tmp_path, monkeypatch, capsys):
     assert results["machine"]["emulated"] == ("emulated" in torch.cuda.get_device_name())
     assert ("its clock says nothing" in capsys.readouterr().out) == gpu.emulated()
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize(("dtype", "persistent"), [(torch.float16, True), (torch.float64, False)])
-def test_a_line_of_the_grid(dtype, persistent, monkeypatch):
-    monkeypatch.setattr(gpu_grid, "T", 3)
-    monkeypatch.setenv("FASTRNN_CUDA_PATH", "stepwise")
-    with torch.device("cpu"):
-        words = gpu_grid.line("train", "GRU", dtype, 16, 2).split()
-    assert os.environ["FASTRNN_CUDA_PATH"] == "stepwise"
-    assert words[:6] == ["train", "GRU", str(dtype)[6:], "16", "2", "eager"]
-    assert [word != "None" for word in words[6:9]] == [True, persistent, True]
-    assert words[10:] == ["graph", "None", "None", "None", "-"]

@@ -11,12 +11,14 @@ namespace fastrnn::cuda {
 template <class S, int kinds>
 class TileInputs {
 public:
-    __device__ __forceinline__ TileInputs(void* memory, int units)
+    // rows: of a tile that can be asked for.
+    __device__ __forceinline__ TileInputs(void* memory, int units, int rows)
         : memory_(static_cast<S*>(memory)), units_(units) {
-        // A thread copies a piece of the same row and units of every so many kinds.
-        const int pieces = units / piece, of_a_kind = tile_rows * pieces;
+        // A thread copies a piece of the same row and units of every so many kinds: the fewer rows,
+        // the fewer kinds in turn.
+        const int pieces = units / piece, of_a_kind = rows * pieces;
         const int kind = threadIdx.x / of_a_kind, place = threadIdx.x % of_a_kind;
-        const int stride = blockDim.x / of_a_kind;
+        const int stride = min(int(blockDim.x) / of_a_kind, kinds);
         part_ = place % pieces * piece << 16 | place / pieces << 12 | stride << 6 |
                 (kind < stride ? kind : kinds);
     }
