@@ -288,8 +288,8 @@ private:
                 product_of_few<T>(plan_.hh, blocks, step_weights(), dgates, plan_.stride, linked,
                                   plan_.sums_of(rank_), add);
             else
-                product<Plain<T>>(plan_.hh, h_panels_, hh_, nullptr, dgates, plan_.stride, linked,
-                                  add);
+                product<Plain<T>>(plan_.hh, h_panels_, t % 2 != 0, hh_, nullptr, dgates,
+                                  plan_.stride, linked, add);
         }
         for (int64_t row = linked > 0 ? linked : 0; row < rows; ++row)
             for (int64_t block = blocks.first; block < blocks.last; ++block)
@@ -297,12 +297,12 @@ private:
         if (!projected || rows <= 0) return;
 
         share_.barrier->wait();  // every unit of dh_total is there
-        product<Plain<T>>(plan_.hr, m_panels_, hr_, nullptr, own_.dh_total + slot(t, b0) * R_, R_,
-                          rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
-                              const int64_t unit = block * L;
-                              through_cell(t, b0 + row, unit,
-                                           static_cast<int>(minimum(L, H_ - unit)), sums[0]);
-                          });
+        product<Plain<T>>(
+            plan_.hr, m_panels_, t % 2 != 0, hr_, nullptr, own_.dh_total + slot(t, b0) * R_, R_,
+            rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                const int64_t unit = block * L;
+                through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)), sums[0]);
+            });
     }
 
     // Writes the gate gradients; returns the part of the gradient of h_{t-1} that does not pass

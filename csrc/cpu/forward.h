@@ -245,15 +245,15 @@ private:
 
     // The product of the step with weights that are packed, or not if there is only one step.
     template <class Q, class Epilogue>
-    FASTRNN_INLINE void multiply(const Panels& panels, Span span, const typename Q::Packed* packed,
-                                 const void* weights, int64_t depth, const T* bias,
-                                 const typename Q::Row* a, int64_t a_stride, int64_t rows,
-                                 const Epilogue& epilogue) {
+    FASTRNN_INLINE void multiply(const Panels& panels, Span span, bool backwards,
+                                 const typename Q::Packed* packed, const void* weights,
+                                 int64_t depth, const T* bias, const typename Q::Row* a,
+                                 int64_t a_stride, int64_t rows, const Epilogue& epilogue) {
         if (plan_.one_step)
             unpacked_product<T>(panels, blocks_of(panels, span), static_cast<const S*>(weights),
                                 depth, bias, a, a_stride, rows, epilogue);
         else
-            product<Q>(panels, span, packed, bias, a, a_stride, rows, epilogue);
+            product<Q>(panels, span, backwards, packed, bias, a, a_stride, rows, epilogue);
     }
 
     // x: W_ih x + b_ih of this step, by row of the batch.
@@ -265,8 +265,9 @@ private:
         const bool projected = layer_.size.projected;
 
         multiply<P>(
-            plan_.hh, my_panels_, hh_, user_.weights.hh, R_, bias_hh_, h_prev + b0 * plan_.h_stride,
-            plan_.h_stride, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+            plan_.hh, my_panels_, t % 2 != 0, hh_, user_.weights.hh, R_, bias_hh_,
+            h_prev + b0 * plan_.h_stride, plan_.h_stride, rows,
+            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 const int n = static_cast<int>(minimum(L, H_ - unit));
                 const int64_t b = b0 + row, at_h = b * plan_.h_stride + unit,
@@ -298,8 +299,9 @@ private:
 
         share_.barrier->wait();  // every unit of m is there
         multiply<Plain<T>>(
-            plan_.hr, my_outputs_, hr_, user_.weights.hr, H_, nullptr, own_.m + b0 * plan_.c_stride,
-            plan_.c_stride, rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+            plan_.hr, my_outputs_, t % 2 != 0, hr_, user_.weights.hr, H_, nullptr,
+            own_.m + b0 * plan_.c_stride, plan_.c_stride, rows,
+            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 const int n = static_cast<int>(minimum(L, R_ - unit));
                 store<T>(h_next + (b0 + row) * plan_.h_stride + unit, rounded_to<T, S>(sums[0]), n);

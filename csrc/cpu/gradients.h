@@ -122,8 +122,9 @@ private:
     void multiply(Span panels, const T* packed, Span rows) const {
         // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
         for (int64_t first = rows.first; first < rows.last; first += cpu::input_rows)
-            product<Plain<T>>(plan_.ih, panels, packed, nullptr, own_.dgates + first * plan_.stride,
-                              plan_.stride, minimum(cpu::input_rows, rows.last - first),
+            product<Plain<T>>(plan_.ih, panels, false, packed, nullptr,
+                              own_.dgates + first * plan_.stride, plan_.stride,
+                              minimum(cpu::input_rows, rows.last - first),
                               put_input(chunk_.row + first));
     }
 
@@ -182,7 +183,7 @@ private:
                 for (int64_t m = mine.first; m < mine.last; m += at_once) {
                     T* to = out + (g * U + m) * panels.units;
                     product<Plain<T>, true>(
-                        panels, {0, panels.count()}, packed, nullptr,
+                        panels, {0, panels.count()}, false, packed, nullptr,
                         grad + first * grad_stride + column[g] * U + m, grad_stride,
                         minimum(at_once, mine.last - m),
                         [&](int64_t row, int64_t block, const Vec<T>* sums) {

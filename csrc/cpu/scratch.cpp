@@ -12,7 +12,7 @@ namespace {
 constexpr size_t huge_page = 2 << 20;
 
 void* allocate(size_t bytes) {
-    const bool huge = bytes >= 2 * huge_page;
+    const bool huge = bytes >= huge_page;
     const size_t alignment = huge ? huge_page : 64;
     void* data = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
     TORCH_CHECK(data, "fastrnn: could not allocate ", bytes, " bytes of scratch memory");
