@@ -50,6 +50,8 @@ examples: $(VENV)/built
 	    | tee $(results)/simple_rnn.txt
 	$(python) examples/classify_text.py --both-times --out $(results)/classify_text.png \
 	    | tee $(results)/classify_text.txt
+	$(python) examples/tag_sequence.py --both-times --out $(results)/tag_sequence.png \
+	    | tee $(results)/tag_sequence.txt
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)

@@ -23,7 +23,8 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
-# What examples/ needs, and the tests of them: the data come with arch and pyspellchecker.
+# What examples/ needs, and the tests of them: the data come with arch, pyspellchecker and
+# pycantonese.
 DEMO = [
     "arch>=7",
     "matplotlib>=3.8",
@@ -31,6 +32,7 @@ DEMO = [
     "numpy>=1.26",
     "scikit-learn>=1.4",
     "pyspellchecker>=0.9",
+    "pycantonese>=5",
 ]
 
 # -O3 takes twice as long to compile and is no faster: the kernels say themselves what to unroll and

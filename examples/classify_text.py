@@ -185,12 +185,12 @@ def draw(
     left.set_yticks(range(len(languages)), languages)
     left.set(xlabel="told", ylabel="language", title="Test words of each language, %: the LSTM")
 
-    capped = np.minimum(lengths, 12)
+    capped = np.clip(lengths, 3, 12)  # few are shorter or longer
     at = sorted(set(capped.tolist()))
     for name, found in right.items():
         shares = [100 * np.mean(np.array(found)[capped == length]) for length in at]
         axes.plot(at, shares, marker="o", label=name)
-    axes.set_xticks(at, [f"{length} and more" if length == 12 else str(length) for length in at])
+    axes.set_xticks(at, [{3: "≤ 3", 12: "≥ 12"}.get(length, str(length)) for length in at])
     axes.set(xlabel="letters of the word", ylabel="told right, %", title="By length")
     axes.legend()
     common.save_picture(figure, to)
