@@ -105,6 +105,11 @@ def corpus() -> list[Sentence]:
     ]
 
 
+def split(sentences: list[Sentence]) -> dict[str, list[Sentence]]:
+    """Those of "training", "validation" and "test": a talk is in one of them alone."""
+    return common.split(sentences, key=lambda sentence: sentence.talk)
+
+
 class Numbers:
     """The words, characters and tags that a model knows, by number.
 
@@ -220,7 +225,7 @@ def draw(
     left.set_yticks(np.arange(len(shown)) + 0.2, [f"{tags[i]}, {counts[i]}" for i in shown])
     left.invert_yaxis()
     left.set(xlabel="told right, %", ylabel="tag, and its words in the test", title="By tag")
-    left.legend(loc="lower left")
+    figure.legend(loc="outside lower left", ncols=2)
 
     image = axes.imshow(probabilities.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for place, tag in enumerate(sentence.tags):
@@ -258,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{error}; pip install 'fastrnn[demo]' brings what this example needs")
     common.check_picture(parser, args.out)
     tags = sorted({tag for sentence in sentences for tag in sentence.tags if tag})
-    parts = common.split(sentences[:: args.every], key=lambda sentence: sentence.talk)
+    parts = split(sentences[:: args.every])
     for name, found in parts.items():
         if not found:
             parser.error(f"--every: {args.every} leaves no sentence for the {name} part")
@@ -319,8 +324,9 @@ def main(argv: list[str] | None = None) -> None:
         )
         said = ", ".join(f"{layer} {found:.2f} ms" for layer, found in times.items())
         rich.print(f"A training step of {len(batch.lengths)} sentences: {said}")
-    # The first of about this length, or what comes nearest.
-    row = min(range(len(parts["test"])), key=lambda i: abs(len(parts["test"][i].words) - 12))
+    # One of about this length that matplotlib's own font has all signs of.
+    shown = [(not "".join(s.sounds).isascii(), abs(len(s.words) - 12)) for s in parts["test"]]
+    row = shown.index(min(shown))
     with torch.no_grad():
         batch = collate([data["test"][row]])
         told = model(batch.words, batch.characters, batch.lengths)[0].softmax(1).numpy()

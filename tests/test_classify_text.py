@@ -119,9 +119,10 @@ def test_both_directions_are_read_at_their_ends():
 def test_the_baseline_and_the_confusion_matrix():
     training = [("bcb", "x"), ("cbc", "x"), ("aeae", "y"), ("eae", "y")]
     assert classify_text.ngrams(training, ["bcbc", "aea", "cb"]) == ["x", "y", "x"]
-    # The begin of a word is an n-gram too: the same letters, elsewhere.
-    training = [("abbb", "x"), ("abb", "x"), ("bba", "y"), ("bbba", "y")]
-    assert classify_text.ngrams(training, ["abbbb", "bbbba"]) == ["x", "y"]
+    # What a word begins and ends with counts: the same letters, the other way round.
+    ends = [(a + b, "x") for a in "ab" for b in "cdefg"]
+    training = [*ends, *((word[::-1], "y") for word, _ in ends)]
+    assert classify_text.ngrams(training, ["ah", "ha", "bk", "kb"]) == ["x", "y", "x", "y"]
     found = classify_text.confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 1]), 3)
     assert found.tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
 

@@ -39,12 +39,12 @@ def test_the_corpus():
 
 def test_the_split_keeps_talks_together():
     sentences = tag_sequence.corpus()
-    parts = common.split(sentences, key=lambda found: found.talk)
+    parts = tag_sequence.split(sentences)
     talks = {name: {found.talk for found in part} for name, part in parts.items()}
     assert sum(map(len, talks.values())) == len({found.talk for found in sentences})
     assert "FC-005" in talks["training"]  # of two files, a and b
     assert talks["validation"] == {"FC-056", "FC-107"}  # in every run, on every machine
-    for name, part in common.split(sentences[::40], key=lambda found: found.talk).items():
+    for name, part in tag_sequence.split(sentences[::40]).items():
         assert {found.talk for found in part} <= talks[name]
 
 
@@ -108,7 +108,7 @@ def test_padding_counts_for_nothing(library):
     pad = nn.functional.pad
     wider = tag_sequence.Batch(
         pad(some.words, (0, 5), value=7),  # whatever stands there
-        pad(some.characters, (0, 0, 0, 5), value=7),
+        pad(pad(some.characters, (0, 2)), (0, 0, 0, 5), value=7),  # words are padded too
         pad(some.tags, (0, 5), value=NO_TAG),
         some.lengths,
     )
@@ -190,7 +190,7 @@ def test_it_learns(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "A training step of 64 sentences: torch" in printed
     (row,) = (row.split("│") for row in printed.splitlines() if "GRU" in row)
-    parts = common.split(tag_sequence.corpus()[::20], key=lambda found: found.talk)
+    parts = tag_sequence.split(tag_sequence.corpus()[::20])
     tags = [tag for _, tag in tag_sequence.tagged_words(parts["test"])]
     always_one = max(np.unique(tags, return_counts=True)[1]) / len(tags)
     assert float(row[2][:-2]) > 100 * 2 * always_one
