@@ -48,6 +48,10 @@ examples: $(VENV)/built
 	@mkdir -p $(results)
 	$(python) examples/simple_rnn.py --both-times --out $(results)/simple_rnn.png \
 	    | tee $(results)/simple_rnn.txt
+	$(python) examples/classify_text.py --both-times --out $(results)/classify_text.png \
+	    | tee $(results)/classify_text.txt
+	$(python) examples/tag_sequence.py --both-times --out $(results)/tag_sequence.png \
+	    | tee $(results)/tag_sequence.txt
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)

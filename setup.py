@@ -23,6 +23,17 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
+# What examples/ needs, and the tests of them: the data come with arch, pyspellchecker and
+# pycantonese.
+DEMO = [
+    "arch>=7",
+    "matplotlib>=3.8",
+    "rich>=13",
+    "numpy>=1.26",
+    "scikit-learn>=1.4",
+    "pyspellchecker>=0.9",
+    "pycantonese>=5",
+]
 
 # -O3 takes twice as long to compile and is no faster: the kernels say themselves what to unroll and
 # to vectorise. GCC 12 gives -W(maybe-)uninitialized in its own AVX-512 headers (PR 105593).
@@ -212,16 +223,8 @@ if __name__ == "__main__":
                 "rich>=13",
                 "matplotlib>=3.8",
             ],
-            "demo": ["arch>=7", "matplotlib>=3.8", "rich>=13", "numpy>=1.26"],
-            "test": [
-                "pytest>=8",
-                "pytest-xdist>=3.5",
-                "hypothesis>=6.100",
-                "numpy>=1.26",
-                "arch>=7",
-                "matplotlib>=3.8",
-                "rich>=13",
-            ],
+            "demo": DEMO,
+            "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", *DEMO],
             "lint": [
                 "ruff==0.17.6",
                 "clang-format==23.1.5",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
-from collections.abc import Callable
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +19,7 @@ import fastrnn
 
 LIBRARIES: dict[str, Any] = {"torch": nn, "fastrnn": fastrnn}
 OUT = Path(__file__).resolve().parent / "out"
+Item = TypeVar("Item")
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,10 +55,14 @@ def check_picture(parser: Parser, path: Path) -> None:
     kinds = matplotlib.figure.FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lower().lstrip(".") not in kinds or path.is_dir():
         parser.error(f"--out: {path} is no name for a picture such as picture.png")
+    _make_folder(parser, "--out", path)
+
+
+def _make_folder(parser: Parser, option: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"--out: {error}")
+        parser.error(f"{option}: {error}")
 
 
 def _whole_or_not(path: Path, write: Callable[[Path], None]) -> None:
@@ -76,16 +85,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What save_checkpoint saved at `path`; None if nothing is there.
+    """What save_checkpoint saved at `path`; None, and its folder made, if nothing is there.
 
     Ends the program if it is no checkpoint, or of a run with other options than `asked`: its
     "options".
     """
     if not path.exists():
+        _make_folder(parser, "--checkpoint", path)
         return None
     try:
         state = torch.load(path, weights_only=True)
-        options = state["options"]
+        options = dict(state["options"])
     except Exception as error:  # whatever a damaged file makes of torch.load
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         parser.error(f"--checkpoint: {path} is none: {reason}")
@@ -93,3 +103,82 @@ def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[s
     for name, value in other.items():
         parser.error(f"--checkpoint: {path} has {name} {options.get(name)}, not {value}")
     return dict(state)
+
+
+def split(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:
+    """The items of "training", "validation" and "test", in order.
+
+    The key alone says which, by its hash: one in ten is for validation, one in ten for the test.
+    What else there is moves no item into another part, and those of one key stay together.
+    """
+    parts: dict[str, list[Item]] = {"training": [], "validation": [], "test": []}
+    names = ["test", "validation", *["training"] * 8]
+    for item in items:
+        parts[names[zlib.crc32(key(item).encode()) % 10]].append(item)
+    return parts
+
+
+def fit(
+    parser: Parser,
+    args: argparse.Namespace,
+    asked: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: Callable[[], None],
+    judge: Callable[[], float],
+) -> dict[str, Any]:
+    """Trains to args.epochs, on from args.checkpoint, which is saved after every epoch, if given.
+
+    The model ends with the weights for which `judge`, the loss in validation, was lowest, in
+    evaluation mode. `epoch` draws its random numbers from torch's own generator, whose state is
+    saved too: a run in parts gives the bits of a whole one.
+
+    Returns:
+        "epochs" trained, the "best" loss, its "best_epoch", and more that the checkpoint holds.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    state = {"epochs": 0, "best": float("inf"), "best_epoch": 0}
+    state["kept"] = copy.deepcopy(model.state_dict())
+    saved = args.checkpoint and load_checkpoint(parser, args.checkpoint, asked)
+    if saved:
+        try:
+            state = {name: saved[name] for name in state}
+            model.load_state_dict(saved["kept"])
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            torch.set_rng_state(saved["random"])
+        except Exception as error:  # whatever another program's checkpoint makes of these
+            reason = " ".join(str(error).split())[:100]
+            parser.error(f"--checkpoint: {args.checkpoint} is of another model: {reason}")
+    to_do = range(state["epochs"] + 1, args.epochs + 1)
+    for number in track(to_do, description="training", console=Console(stderr=True)):
+        model.train()
+        epoch()
+        model.eval()
+        with torch.no_grad():
+            loss = judge()
+        state["epochs"] = number
+        if loss < state["best"]:
+            kept = copy.deepcopy(model.state_dict())
+            state |= {"best": loss, "best_epoch": number, "kept": kept}
+        if args.checkpoint:
+            now = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            now |= {"random": torch.get_rng_state(), "options": asked}
+            save_checkpoint(args.checkpoint, state | now)
+    model.load_state_dict(state["kept"])
+    model.eval()
+    return state
+
+
+def step_times(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median milliseconds of each of the steps, which take turns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(60):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn >= 10:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(found) for name, found in times.items()}

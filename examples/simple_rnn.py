@@ -14,9 +14,7 @@ ways without a network: the value of eleven years ago, and a linear autoregressi
 from __future__ import annotations
 
 import argparse
-import copy
-import statistics
-import time
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +60,11 @@ def windows(values: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
     return series.unfold(0, length, 1)[:-1, :, None], series[length:]
 
 
-def step(model: SimpleRNN, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+def step(model: SimpleRNN, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
     optimizer.zero_grad()
-    loss = nn.functional.mse_loss(model(x), y)
-    loss.backward()
+    nn.functional.mse_loss(model(x), y).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return loss.item()
 
 
 def autoregression(values: np.ndarray, count: int, order: int) -> np.ndarray:
@@ -81,22 +77,6 @@ def autoregression(values: np.ndarray, count: int, order: int) -> np.ndarray:
 
 def rmse(forecast: np.ndarray, actual: np.ndarray) -> float:
     return float(np.sqrt(np.mean((forecast - actual) ** 2)))
-
-
-def step_times(library_names: list[str], hidden: int, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Median milliseconds of a training step with each library's layer, taking turns."""
-    runs = {}
-    for name in library_names:
-        model = SimpleRNN(common.LIBRARIES[name], hidden)
-        runs[name] = model, torch.optim.Adam(model.parameters())
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(60):
-        for name, (model, optimizer) in runs.items():
-            start = time.perf_counter()
-            step(model, optimizer, x, y)
-            if turn >= 10:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def draw(years: np.ndarray, values: np.ndarray, forecasts: dict[str, np.ndarray], to: Path) -> None:
@@ -133,8 +113,6 @@ def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv)
     try:
         import rich
-        from rich.console import Console
-        from rich.progress import track
         from rich.table import Table
 
         years, values = sunspots()
@@ -152,28 +130,22 @@ def main(argv: list[str] | None = None) -> None:
     x, y = windows((values - mean) / std, args.window)
     # Windows whose next year is before the years of validation, and before those of the test.
     training, known = (int((years < y).sum()) - args.window for y in (VALIDATION_FROM, TEST_FROM))
+
+    def make(layer: str) -> tuple[SimpleRNN, torch.optim.Optimizer]:
+        model = SimpleRNN(common.LIBRARIES[layer], args.hidden)
+        return model, torch.optim.Adam(model.parameters(), lr=3e-3)
+
     torch.manual_seed(args.seed)
-    model = SimpleRNN(common.LIBRARIES[args.layer], args.hidden)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    options = {name: getattr(args, name) for name in ("layer", "hidden", "window", "seed")}
-    state: dict[str, Any] = {"epochs": 0, "best": float("inf"), "best_epoch": 0}
-    saved = args.checkpoint and common.load_checkpoint(parser, args.checkpoint, options)
-    if saved:
-        state = saved
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    to_do = range(state["epochs"] + 1, args.epochs + 1)
-    for epoch in track(to_do, description="training", console=Console(stderr=True)):
+    model, optimizer = make(args.layer)
+
+    def epoch() -> None:
         step(model, optimizer, x[:training], y[:training])
-        with torch.no_grad():
-            loss = nn.functional.mse_loss(model(x[training:known]), y[training:known]).item()
-        state["epochs"] = epoch
-        if loss < state["best"]:
-            state |= {"best": loss, "best_epoch": epoch, "kept": copy.deepcopy(model.state_dict())}
-    if args.checkpoint:
-        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        common.save_checkpoint(args.checkpoint, state | {"options": options})
-    model.load_state_dict(state["kept"])
+
+    def judge() -> float:
+        return nn.functional.mse_loss(model(x[training:known]), y[training:known]).item()
+
+    options = {name: getattr(args, name) for name in ("layer", "hidden", "window", "seed")}
+    state = common.fit(parser, args, options, model, optimizer, epoch, judge)
 
     with torch.no_grad():
         network = model(x[known:]).double().numpy() * std + mean
@@ -193,7 +165,11 @@ def main(argv: list[str] | None = None) -> None:
         table,
     )
     if args.both_times:
-        times = step_times(list(common.LIBRARIES), args.hidden, x[:training], y[:training])
+        steps = {
+            layer: functools.partial(step, *make(layer), x[:training], y[:training])
+            for layer in common.LIBRARIES
+        }
+        times = common.step_times(steps)
         said = ", ".join(f"{name} {found:.2f} ms" for name, found in times.items())
         rich.print(f"A training step: {said}")
     draw(years, values, forecasts, args.out)

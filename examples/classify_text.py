@@ -1,0 +1,288 @@
+"""Tells the language of a word with a bidirectional LSTM over its letters.
+
+    y = w [h_T forwards; h_1 backwards] + b
+
+The words are the most frequent ones of nine languages in Latin letters. They are of many lengths: a
+batch is packed, so that both directions begin and end at the letters of each word and never see
+what pads it. Of all epochs the weights are kept that were best in validation. Beside it stands a
+logistic regression of the letters' n-grams.
+
+    python examples/classify_text.py                  # two minutes
+    python examples/classify_text.py --layer torch    # the same with torch.nn.LSTM
+    python examples/classify_text.py --both-times     # and how long a step takes with either
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
+
+if __package__:
+    from . import common
+else:  # run as a script, which puts this folder, not the one above it, on the path
+    import common
+
+LANGUAGES = {
+    "en": "English",
+    "de": "German",
+    "nl": "Dutch",
+    "fr": "French",
+    "es": "Spanish",
+    "pt": "Portuguese",
+    "it": "Italian",
+    "lv": "Latvian",
+    "eu": "Basque",
+}
+PADDING, UNKNOWN = 0, 1  # letters have the numbers from 2 on
+BATCH = 128
+DECAY = 0.85  # of the learning rate, an epoch
+
+
+class TextClassifier(nn.Module):
+    """The last state of both directions of an LSTM, read out by a Linear.
+
+    Takes letters [B, T], int64, and lengths [B] from 1 to T; gives logits [B, classes].
+    """
+
+    def __init__(self, library: Any, letters: int, classes: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(letters, 64, padding_idx=PADDING)
+        self.lstm = library.LSTM(64, hidden, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(0.3)
+        self.out = nn.Linear(2 * hidden, classes)
+
+    def forward(self, letters: Tensor, lengths: Tensor) -> Tensor:
+        x = self.dropout(self.embedding(letters))
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        _, (h_n, _) = self.lstm(packed)
+        return self.out(self.dropout(torch.cat([h_n[0], h_n[1]], dim=1)))
+
+
+@functools.cache
+def frequencies(language: str) -> collections.Counter[str]:
+    """How often a corpus has each word of the list of pyspellchecker."""
+    import spellchecker
+
+    return spellchecker.SpellChecker(language).word_frequency.dictionary
+
+
+def choose(
+    lists: dict[str, collections.Counter[str]], count: int
+) -> tuple[list[tuple[str, str]], int]:
+    """The `count` most frequent words of each list that are in no other one.
+
+    Words of letters alone: most of what has other signs is a name, or no word.
+
+    Returns:
+        Pairs of a word and the name of its list; how many words more frequent than the last chosen
+        of a list were left out, for they are in another.
+    """
+    lists_with = collections.Counter(word for words in lists.values() for word in words)
+    chosen, left_out = [], 0
+    for name, words in lists.items():
+        own: list[tuple[str, str]] = []
+        for word in sorted(filter(str.isalpha, words), key=words.__getitem__, reverse=True):
+            if len(own) == count:
+                break
+            if lists_with[word] == 1:
+                own.append((word, name))
+            else:
+                left_out += 1
+        chosen += own
+    return chosen, left_out
+
+
+class Words(NamedTuple):
+    """Words as numbers: letters [N, longest], padded; lengths [N]; languages [N]."""
+
+    letters: Tensor
+    lengths: Tensor
+    languages: Tensor
+
+    def batch(self, rows: Tensor) -> Words:
+        """These rows, padded to the longest of them."""
+        lengths = self.lengths[rows]
+        return Words(self.letters[rows, : lengths.max()], lengths, self.languages[rows])
+
+
+def encode(pairs: list[tuple[str, str]], alphabet: str, languages: list[str]) -> Words:
+    """Pairs of a word and its language as numbers: the places in `alphabet` and `languages`."""
+    number = {letter: i for i, letter in enumerate(alphabet, UNKNOWN + 1)}
+    rows = [torch.tensor([number.get(letter, UNKNOWN) for letter in word]) for word, _ in pairs]
+    return Words(
+        pad_sequence(rows, batch_first=True, padding_value=PADDING),
+        torch.tensor([len(row) for row in rows]),
+        torch.tensor([languages.index(language) for _, language in pairs]),
+    )
+
+
+def step(model: TextClassifier, optimizer: torch.optim.Optimizer, batch: Words) -> None:
+    optimizer.zero_grad()
+    logits = model(batch.letters, batch.lengths)
+    nn.functional.cross_entropy(logits, batch.languages).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+@torch.no_grad()
+def predict(model: TextClassifier, words: Words) -> Tensor:
+    """Logits [N, classes] of all words."""
+    rows = torch.arange(len(words.lengths)).split(1024)
+    batches = [words.batch(some) for some in rows]
+    return torch.cat([model(batch.letters, batch.lengths) for batch in batches])
+
+
+def ngrams(training: list[tuple[str, str]], words: list[str]) -> list[str]:
+    """Languages of `words` by logistic regressions on how often each n-gram of letters is there.
+
+    n is 1 to 4, and a space stands before and after each word. One language against the others
+    each, fitted by stochastic gradient descent; alpha was chosen in validation.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(
+        CountVectorizer(analyzer="char_wb", ngram_range=(1, 4), lowercase=False),
+        SGDClassifier(loss="log_loss", alpha=1e-5, random_state=0),
+    )
+    texts, languages = zip(*training, strict=True)
+    return model.fit(texts, languages).predict(words).tolist()
+
+
+def confusion(actual: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """How many of each class (row) were taken for each (column): [classes, classes]."""
+    return torch.bincount(actual * classes + predicted, minlength=classes**2).view(classes, -1)
+
+
+def draw(
+    table: Tensor, right: dict[str, list[bool]], lengths: list[int], languages: list[str], to: Path
+) -> None:
+    """The confusion matrix [classes, classes], and how many words of each length were told right.
+
+    `right` has for each way whether it was, word by word, and `lengths` their lengths.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, axes) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
+    percent = (100 * table / table.sum(1, keepdim=True).clamp(min=1)).numpy()
+    left.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(percent):
+        colour = "white" if value > 50 else "black"
+        left.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour)
+    left.set_xticks(range(len(languages)), languages, rotation=45, ha="right")
+    left.set_yticks(range(len(languages)), languages)
+    left.set(xlabel="told", ylabel="language", title="Test words of each language, %: the LSTM")
+
+    capped = np.clip(lengths, 3, 12)  # few are shorter or longer
+    at = sorted(set(capped.tolist()))
+    for name, found in right.items():
+        shares = [100 * np.mean(np.array(found)[capped == length]) for length in at]
+        axes.plot(at, shares, marker="o", label=name)
+    axes.set_xticks(at, [{3: "≤ 3", 12: "≥ 12"}.get(length, str(length)) for length in at])
+    axes.set(xlabel="letters of the word", ylabel="told right, %", title="By length")
+    axes.legend()
+    common.save_picture(figure, to)
+    plt.close(figure)
+
+
+def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
+    parser = common.Parser(prog="classify_text.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--layer", choices=common.LIBRARIES, default="fastrnn")
+    parser.add_argument("--epochs", type=common.whole(1), default=12)
+    parser.add_argument("--hidden", type=common.whole(1), default=128, help="units each way (128)")
+    parser.add_argument(
+        "--words", type=common.whole(1), default=5000, help="of each language (5000)"
+    )
+    parser.add_argument("--seed", type=common.whole(0), default=0)
+    parser.add_argument("--out", type=Path, default=common.OUT / "classify_text.png")
+    parser.add_argument("--checkpoint", type=Path, help="where to save it, and to go on from")
+    parser.add_argument("--both-times", action="store_true", help="of a step with either layer")
+    return parser, parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser, args = parse(argv)
+    try:
+        import rich
+        import sklearn  # noqa: F401  before the minutes of training
+        from rich.table import Table
+
+        lists = {language: frequencies(language) for language in LANGUAGES}
+    except ImportError as error:
+        parser.error(f"{error}; pip install 'fastrnn[demo]' brings what this example needs")
+    common.check_picture(parser, args.out)
+    pairs, left_out = choose(lists, args.words)
+    parts = common.split(pairs, key=lambda pair: pair[0])
+    for name, found in parts.items():
+        if not found:
+            parser.error(f"--words: {args.words} of each language leave none for the {name} part")
+    alphabet = "".join(sorted({letter for word, _ in parts["training"] for letter in word}))
+    data = {name: encode(found, alphabet, list(LANGUAGES)) for name, found in parts.items()}
+
+    def make(layer: str) -> tuple[TextClassifier, torch.optim.Optimizer]:
+        letters = UNKNOWN + 1 + len(alphabet)
+        model = TextClassifier(common.LIBRARIES[layer], letters, len(LANGUAGES), args.hidden)
+        return model, torch.optim.Adam(model.parameters(), lr=4e-3)
+
+    torch.manual_seed(args.seed)
+    model, optimizer = make(args.layer)
+
+    def epoch() -> None:
+        for rows in torch.randperm(len(parts["training"])).split(BATCH):
+            step(model, optimizer, data["training"].batch(rows))
+        for group in optimizer.param_groups:  # saved with the optimizer
+            group["lr"] *= DECAY
+
+    def judge() -> float:
+        known = data["validation"]
+        return nn.functional.cross_entropy(predict(model, known), known.languages).item()
+
+    options = {name: getattr(args, name) for name in ("layer", "hidden", "words", "seed")}
+    state = common.fit(parser, args, options, model, optimizer, epoch, judge)
+
+    test = data["test"]
+    told = predict(model, test).argmax(1)
+    baseline = ngrams(parts["training"], [word for word, _ in parts["test"]])
+    right = {
+        f"LSTM, {args.layer}": (told == test.languages).tolist(),
+        "logistic regression of n-grams": [
+            a == language for a, (_, language) in zip(baseline, parts["test"], strict=True)
+        ],
+    }
+    table = Table("way", title=f"The language of {len(told)} test words, one of {len(LANGUAGES)}")
+    table.add_column("told right", justify="right")
+    for name, found in right.items():
+        table.add_row(name, f"{100 * np.mean(found):.1f} %")
+    rich.print(
+        f"{len(pairs)} words, without {left_out} as frequent ones that are in several lists: "
+        f"{len(parts['training'])} to train on, {len(parts['validation'])} for validation, which "
+        f"was best after epoch {state['best_epoch']} of {state['epochs']}",
+        table,
+    )
+    if args.both_times:
+        batch = data["training"].batch(torch.randperm(len(parts["training"]))[:BATCH])
+        runs = {layer: make(layer) for layer in common.LIBRARIES}
+        times = common.step_times(
+            {layer: functools.partial(step, *run, batch) for layer, run in runs.items()}
+        )
+        said = ", ".join(f"{layer} {found:.2f} ms" for layer, found in times.items())
+        rich.print(f"A training step of {len(batch.lengths)} words: {said}")
+    matrix = confusion(test.languages, told, len(LANGUAGES))
+    draw(matrix, right, test.lengths.tolist(), list(LANGUAGES.values()), args.out)
+    rich.print(f"Picture: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
