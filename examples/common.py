@@ -79,9 +79,11 @@ def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[s
     """What save_checkpoint saved at `path`; None if nothing is there.
 
     Ends the program if it is no checkpoint, or of a run with other options than `asked`: its
-    "options".
+    "options". Or if none could be saved there, since there is no such folder.
     """
     if not path.exists():
+        if not path.parent.is_dir():
+            parser.error(f"--checkpoint: there is no folder {path.parent}")
         return None
     try:
         state = torch.load(path, weights_only=True)
