@@ -343,7 +343,7 @@ def train(args: argparse.Namespace, data: Pairs, parts: dict[str, Dictionary], r
         steps = -(-len(data) // args.batch)
         task = progress.add_task("training", total=steps * args.epochs)
         for epoch in range(len(run.history) + 1, args.epochs + 1):
-            if args.minutes and spent and spent + longest > args.minutes:
+            if args.minutes and spent + longest > args.minutes:
                 break
             start = time.perf_counter()
             progress.update(task, completed=steps * (epoch - 1))

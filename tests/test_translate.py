@@ -181,6 +181,16 @@ def test_a_word_does_not_see_the_padding_of_its_batch():
         torch.testing.assert_close(weights[row, :, :length], its_weights[0])
 
 
+def test_the_decoder_starts_from_the_last_of_each_direction():
+    model = a_model()
+    memory, _, (h, c) = model.encode(LETTERS)
+    last = (LETTERS > 0).sum(1) - 1
+    forward, backward = memory.chunk(2, 2)
+    expected = torch.cat([forward[range(6), last], backward[:, 0]], 1)
+    torch.testing.assert_close(h[1], expected)
+    assert h.shape == c.shape == (2, 6, 16)
+
+
 def test_all_steps_at_once_are_one_after_the_other():
     model, given = a_model(), torch.randint(0, 6, (6, 7))
     at_once, _ = model(LETTERS, given)
@@ -343,16 +353,19 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path, capsys):
     assert "has layer torch, not fastrnn" in says(capsys, tmp_path, "--checkpoint", str(path))
 
 
-@pytest.mark.parametrize("layer", ["torch", "fastrnn"])
-def test_the_prompt(tmp_path, capsys, monkeypatch, layer):
+def test_the_prompt(tmp_path, capsys, monkeypatch):
     path = tmp_path / "state.pt"
-    run(tmp_path, "--epochs", "1", "--layer", "torch", "--checkpoint", str(path))
+    run(tmp_path, "--epochs", "1", "--checkpoint", str(path))
     before = path.read_bytes()
     capsys.readouterr()
-    asked = ["--checkpoint", str(path), "--prompt", "--layer", layer]
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hello it\u2019s\n\nnaïve a.m.\ncat\n"))
-    run(tmp_path, *asked)
-    lines = capsys.readouterr().out.splitlines()
+    asked = ["--checkpoint", str(path), "--prompt"]
+    answers = {}
+    for layer in ["fastrnn", "torch"]:  # either, whichever it was trained with
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hello it\u2019s\n\nnaïve a.m.\ncat\n"))
+        run(tmp_path, *asked, "--layer", layer)
+        answers[layer] = capsys.readouterr().out
+    lines = answers["fastrnn"].splitlines()
+    assert answers["torch"].splitlines() == lines
     assert [line.split(":")[0] for line in lines] == ["Hello", "it\u2019s", "naïve", "a.m.", "cat"]
     for line in lines[2:4]:
         assert line.endswith(": not a word of the letters a to z and the apostrophe")
