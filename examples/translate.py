@@ -257,6 +257,7 @@ def draw(
     for name, label in [("wer", "words wrong"), ("per", "phonemes wrong")]:
         axes[0].plot(epochs, [row[name] for row in history], marker=".", label=label)
     axes[0].set(xlabel="epoch", ylabel="%, validation words, greedy", ylim=(0, None))
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_title("Learning")
     axes[0].legend()
     for plot, (word, (said, weights)) in zip(axes[1:], seen.items(), strict=True):
@@ -299,7 +300,7 @@ def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
     parser = common.Parser(prog="translate.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--layer", choices=common.LIBRARIES, default="fastrnn")
-    add("--epochs", type=common.whole(1), default=20, help="the learning rate falls over them (20)")
+    add("--epochs", type=common.whole(1), default=18, help="the learning rate falls over them (18)")
     add("--minutes", type=minutes, help="begin no epoch that would end later, but train one")
     add("--hidden", type=common.whole(2), default=256, help="units, an even number (256)")
     add("--batch", type=common.whole(1), default=128, help="pronunciations of a step (128)")
