@@ -52,6 +52,8 @@ examples: $(VENV)/built
 	    | tee $(results)/classify_text.txt
 	$(python) examples/tag_sequence.py --both-times --out $(results)/tag_sequence.png \
 	    | tee $(results)/tag_sequence.txt
+	$(python) examples/translate.py --minutes 30 --both-times --out $(results)/translate.png \
+	    | tee $(results)/translate.txt
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)

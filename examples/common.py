@@ -172,10 +172,10 @@ def fit(
     return state
 
 
-def step_times(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median milliseconds of each of the steps, which take turns."""
+def step_times(steps: dict[str, Callable[[], object]], turns: int = 60) -> dict[str, float]:
+    """Median milliseconds of each of the steps, which take turns, the first ten for warming up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(60):
+    for turn in range(turns):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
