@@ -48,6 +48,8 @@ examples: $(VENV)/built
 	@mkdir -p $(results)
 	$(python) examples/simple_rnn.py --both-times --out $(results)/simple_rnn.png \
 	    | tee $(results)/simple_rnn.txt
+	$(python) examples/generate.py --both-times --out $(results)/generate.png \
+	    | tee $(results)/generate.txt
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,10 +52,14 @@ def check_picture(parser: Parser, path: Path) -> None:
     kinds = matplotlib.figure.FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lower().lstrip(".") not in kinds or path.is_dir():
         parser.error(f"--out: {path} is no name for a picture such as picture.png")
+    _make_folder(parser, "--out", path)
+
+
+def _make_folder(parser: Parser, option: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"--out: {error}")
+        parser.error(f"{option}: {error}")
 
 
 def _whole_or_not(path: Path, write: Callable[[Path], None]) -> None:
@@ -76,16 +82,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What save_checkpoint saved at `path`; None if nothing is there.
+    """What save_checkpoint saved at `path`; None, and its folder made, if nothing is there.
 
     Ends the program if it is no checkpoint, or of a run with other options than `asked`: its
     "options".
     """
     if not path.exists():
+        _make_folder(parser, "--checkpoint", path)
         return None
     try:
         state = torch.load(path, weights_only=True)
-        options = state["options"]
+        options = dict(state["options"])
     except Exception as error:  # whatever a damaged file makes of torch.load
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         parser.error(f"--checkpoint: {path} is none: {reason}")
@@ -93,3 +100,15 @@ def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[s
     for name, value in other.items():
         parser.error(f"--checkpoint: {path} has {name} {options.get(name)}, not {value}")
     return dict(state)
+
+
+def step_times(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median milliseconds of each of the steps, which take turns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(60):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn >= 10:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(found) for name, found in times.items()}

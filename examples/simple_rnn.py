@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +82,14 @@ def rmse(forecast: np.ndarray, actual: np.ndarray) -> float:
     return float(np.sqrt(np.mean((forecast - actual) ** 2)))
 
 
-def step_times(library_names: list[str], hidden: int, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Median milliseconds of a training step with each library's layer, taking turns."""
-    runs = {}
-    for name in library_names:
-        model = SimpleRNN(common.LIBRARIES[name], hidden)
-        runs[name] = model, torch.optim.Adam(model.parameters())
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(60):
-        for name, (model, optimizer) in runs.items():
-            start = time.perf_counter()
-            step(model, optimizer, x, y)
-            if turn >= 10:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(found) for name, found in times.items()}
+def step_times(hidden: int, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Median milliseconds of a training step with each library's layer."""
+    steps = {}
+    for name, library in common.LIBRARIES.items():
+        model = SimpleRNN(library, hidden)
+        optimizer = torch.optim.Adam(model.parameters())
+        steps[name] = functools.partial(step, model, optimizer, x, y)
+    return common.step_times(steps)
 
 
 def draw(years: np.ndarray, values: np.ndarray, forecasts: dict[str, np.ndarray], to: Path) -> None:
@@ -193,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         table,
     )
     if args.both_times:
-        times = step_times(list(common.LIBRARIES), args.hidden, x[:training], y[:training])
+        times = step_times(args.hidden, x[:training], y[:training])
         said = ", ".join(f"{name} {found:.2f} ms" for name, found in times.items())
         rich.print(f"A training step: {said}")
     draw(years, values, forecasts, args.out)
