@@ -50,6 +50,8 @@ examples: $(VENV)/built
 	    | tee $(results)/simple_rnn.txt
 	$(python) examples/generate.py --both-times --out $(results)/generate.png \
 	    | tee $(results)/generate.txt
+	$(python) examples/forecast.py --layer fastrnn --cell gru --horizon 5 --series sp500 nasdaq \
+	    --folds 4 --both-times --out $(results)/forecast.png | tee $(results)/forecast.txt
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)
