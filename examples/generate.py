@@ -212,7 +212,7 @@ def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
     parser = common.Parser(prog="generate.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--layer", choices=common.LIBRARIES, default="fastrnn")
     parser.add_argument("--text", type=Path, help="a file to learn (Python's documentation)")
-    parser.add_argument("--epochs", type=common.whole(1), default=10)
+    parser.add_argument("--epochs", type=common.whole(1), default=16)
     parser.add_argument("--hidden", type=common.whole(1), default=256, help="units (256)")
     parser.add_argument("--layers", type=common.whole(1), default=1, help="LSTMs in a stack (1)")
     parser.add_argument("--window", type=common.whole(1), default=64, help="bytes a step (64)")
