@@ -90,7 +90,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
     run = Run(model)
     if saved:
-        run = Run(model, saved["train_loss"], saved["test_loss"], saved["forecast"], saved)
+        run = Run(model, saved["train_loss"], saved["test_loss"], saved["forecast"])
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         dropout.set_rng_state(saved["dropout"])

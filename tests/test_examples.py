@@ -65,6 +65,7 @@ def test_split_is_chronological_and_scaled_on_the_training_years_only():
     assert torch.equal(other.inputs, train.inputs)
 
 
+@pytest.mark.once
 def test_windows_of_several_series_and_days_ahead():
     closes = torch.stack([torch.arange(100, 120), torch.arange(900, 860, -2)], 1).double()
     data = PriceWindows(closes, window=5, horizon=3)
@@ -82,6 +83,7 @@ def test_windows_of_several_series_and_days_ahead():
     torch.testing.assert_close(seen.std((0, 1)), torch.ones(2))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("horizon", "folds"), [(1, 1), (1, 4), (5, 4), (3, 7)])
 def test_a_fold_trains_on_what_is_before_its_origin_alone(horizon, folds):
     dates = np.concatenate([days(2014, 60), days(2015, 45)])
@@ -108,6 +110,7 @@ def test_a_fold_trains_on_what_is_before_its_origin_alone(horizon, folds):
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.once
 def test_errors_of_tomorrow_equals_today_by_series_fold_and_day_ahead():
     dates = np.concatenate([days(2014, 60), days(2015, 43)])
     rising = torch.arange(103, dtype=torch.float64)
@@ -224,6 +227,7 @@ def small(tmp_path, *arguments):
     )
 
 
+@pytest.mark.once
 def test_folds_and_the_same_in_two_parts(tmp_path, capsys):
     whole, parts = tmp_path / "new" / "whole.pt", tmp_path / "parts.pt"
     small(tmp_path, "--epochs", "2", "--checkpoint", str(whole), "--both-times")
@@ -263,6 +267,7 @@ def says(capsys, tmp_path, *arguments):
     return err
 
 
+@pytest.mark.once
 def test_a_checkpoint_of_something_else_is_refused_and_left_alone(tmp_path, capsys):
     path = tmp_path / "state.pt"
     path.write_bytes(b"no checkpoint")
