@@ -190,7 +190,7 @@ def draw(curves: dict[str, list[float]], lines: dict[str, float], to: Path) -> N
         style = ["-", "--"][i % 2]
         axes.axhline(value, color=f"C{2 + i // 2}", linestyle=style, linewidth=1, label=name)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="epoch", ylabel="bits a byte", title="The held-out tenth of the text")
+    axes.set(xlabel="epoch", ylabel="bits a byte", title="Bits that a byte takes")
     axes.grid(alpha=0.25)
     axes.legend()
     common.save_picture(figure, to)
