@@ -161,7 +161,7 @@ def test_a_run_learns_and_the_same_in_two_parts(tmp_path, capsys):
     assert len(a["test_bits"]) == 3
     for name, value in a["model"].items():
         assert torch.equal(value, b["model"][name])
-    # A byte of chance takes 8 bits, and one drawn by how often each comes about 4.
+    # A byte of chance takes 8 bits, and one that is known by how often each comes 3.86.
     assert a["test_bits"][2] < 3.5
     assert a["test_bits"][2] < a["test_bits"][0]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
