@@ -54,6 +54,10 @@ examples: $(VENV)/built
 	    | tee $(results)/tag_sequence.txt
 	$(python) examples/translate.py --minutes 30 --both-times --out $(results)/translate.png \
 	    | tee $(results)/translate.txt
+	$(python) examples/generate.py --both-times --out $(results)/generate.png \
+	    | tee $(results)/generate.txt
+	$(python) examples/forecast.py --layer fastrnn --cell gru --horizon 5 --series sp500 nasdaq \
+	    --folds 4 --both-times --out $(results)/forecast.png | tee $(results)/forecast.txt
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)

@@ -5,18 +5,23 @@ same dropout masks. What differs is the kernel: its time is printed beside what 
 
     python examples/forecast.py              # windows of 10 days, about half a minute
     python examples/forecast.py --window 60
+    python examples/forecast.py --cell gru --horizon 5 --series sp500 nasdaq --folds 4
+
+The last line trains GRUs that say the next five closes of two indices at once, four times: each
+time on all days up to an origin, which moves on by a quarter of the test years.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -25,19 +30,18 @@ import fastrnn
 
 if __package__:
     from . import common
-    from .prices import PriceLSTM, PriceWindows, Scaling, load_closes, split_windows
+    from .forecast_report import Results, draw, report
+    from .prices import SERIES, PriceNetwork, PriceWindows, load_closes, split_windows
 else:  # run as a script, which puts this folder, not the one above it, on the path
     import common
-    from prices import PriceLSTM, PriceWindows, Scaling, load_closes, split_windows
+    from forecast_report import Results, draw, report
+    from prices import SERIES, PriceNetwork, PriceWindows, load_closes, split_windows
 
-__all__ = ["PriceLSTM", "PriceWindows", "Scaling", "load_closes", "split_windows", "train"]
-
-LAYERS: dict[str, type[nn.LSTM]] = {"torch.nn.LSTM": nn.LSTM, "fastrnn.LSTM": fastrnn.LSTM}
 PICTURE = common.OUT / "forecast.png"
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
-    """One step on x: [B, T, 1], y: [B]. Returns the batch's mean squared error, a scalar."""
+    """One step on x: [B, T, S], y: [B, horizon, S]. Returns the batch's mean squared error."""
     optimizer.zero_grad()
     loss = nn.functional.mse_loss(model(x), y)
     loss.backward()
@@ -47,24 +51,25 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y:
 
 @torch.no_grad()
 def predict(model: nn.Module, data: PriceWindows, device: torch.device) -> Tensor:
-    """Scaled forecasts of all windows, without dropout: [windows], on the CPU."""
+    """Scaled forecasts of all windows, without dropout: [windows, horizon, S], on the CPU."""
     model.eval()
     return torch.cat([model(x.to(device)).cpu() for x in data.inputs.split(1024)])
 
 
 @dataclass
 class Run:
-    """What one training left: the model, its losses by epoch (scaled MSE) and its test forecasts
-    ([windows], scaled)."""
+    """What one training left: the model, its losses by epoch (scaled MSE), its test forecasts
+    ([windows, horizon, S], scaled) and what it takes to go on from there."""
 
-    model: PriceLSTM
+    model: PriceNetwork
     train_loss: list[float] = field(default_factory=list)
     test_loss: list[float] = field(default_factory=list)
     forecast: Tensor = field(default_factory=lambda: torch.empty(0))
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
-    model: PriceLSTM,
+    model: PriceNetwork,
     data: tuple[PriceWindows, PriceWindows],
     *,
     epochs: int,
@@ -72,34 +77,41 @@ def train(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[float], None] = lambda loss: None,
+    saved: dict[str, Any] | None = None,
 ) -> Run:
     """Trains in place on data = (training windows, test windows); the seed fixes the order of the
-    batches and the dropout masks. `on_epoch` gets each epoch's training loss."""
+    batches and the dropout masks. `on_epoch` gets each epoch's training loss. `saved`, the state of
+    an earlier run of fewer epochs, is gone on from."""
     train_set, test_set = data
     torch.manual_seed(seed)
+    dropout: Any = torch.cuda if device.type == "cuda" else torch
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(train_set, batch_size, shuffle=True, generator=order)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
     run = Run(model)
-    for _ in range(epochs):
+    if saved:
+        run = Run(model, saved["train_loss"], saved["test_loss"], saved["forecast"])
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        dropout.set_rng_state(saved["dropout"])
+        order.set_state(saved["order"])
+    for _ in range(len(run.train_loss), epochs):
         model.train()
         total = torch.zeros((), device=device)
         for x, y in loader:
             total += len(y) * train_step(model, optimizer, x.to(device), y.to(device))
         run.forecast = predict(model, test_set, device)
         run.train_loss.append(total.item() / len(train_set))
-        run.test_loss.append(mse(run.forecast, test_set.targets))
+        run.test_loss.append(nn.functional.mse_loss(run.forecast, test_set.targets).item())
         on_epoch(run.train_loss[-1])
+    run.state = {name: getattr(run, name) for name in ("train_loss", "test_loss", "forecast")}
+    run.state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    run.state |= {"dropout": dropout.get_rng_state(), "order": order.get_state()}
     return run
 
 
-def mse(a: Tensor, b: Tensor) -> float:
-    """Mean squared difference of two [windows]."""
-    return (a - b).square().mean().item()
-
-
 def time_steps(
-    models: dict[str, PriceLSTM],
+    models: dict[str, PriceNetwork],
     data: PriceWindows,
     *,
     batch_size: int,
@@ -131,129 +143,40 @@ def time_steps(
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-# --- report --------------------------------------------------------------------------------------
-
-
-def report(runs: dict[str, Run], test_set: PriceWindows, step_ms: dict[str, float]) -> None:
-    """Prints the losses, the errors and the times of both runs as tables."""
-    from rich import print
-    from rich.table import Table
-
-    losses = Table("epoch", title="Loss by epoch (scaled MSE)")
-    for name in runs:
-        losses.add_column(f"{name}\ntrain", justify="right")
-        losses.add_column("\ntest", justify="right")
-    columns = [loss for run in runs.values() for loss in (run.train_loss, run.test_loss)]
-    for epoch, row in enumerate(zip(*columns, strict=True), 1):
-        losses.add_row(str(epoch), *(f"{loss:.6f}" for loss in row))
-
-    forecasts = {"tomorrow = today": test_set.naive()} | {n: r.forecast for n, r in runs.items()}
-    actual = test_set.to_points(test_set.targets)
-    rmse = {name: mse(test_set.to_points(f), actual) ** 0.5 for name, f in forecasts.items()}
-    errors = Table("forecast", title="Test error")
-    errors.add_column("RMSE, index points", justify="right")
-    errors.add_column("MSE, scaled", justify="right")
-    for name, forecast in forecasts.items():
-        errors.add_row(name, f"{rmse[name]:.3f}", f"{mse(forecast, test_set.targets):.6f}")
-
-    times = Table("layer", title="Time of a training step (median)")
-    times.add_column("ms", justify="right")
-    times.add_column("torch / this", justify="right")
-    reference, ours = step_ms
-    for name, ms in step_ms.items():
-        times.add_row(name, f"{ms:.2f}", f"{step_ms[reference] / ms:.2f}x")
-
-    a, b = (run.forecast for run in runs.values())
-    apart = (test_set.to_points(a) - test_set.to_points(b)).abs().max().item()
-    naive = rmse["tomorrow = today"]
-    percent = 100 * (rmse[ours] / naive - 1)
-    print(losses, errors, times, sep="\n")
-    print(
-        f"Largest difference between the two layers' forecasts: {apart:.2g} index points "
-        f"({(a - b).abs().max().item():.2g} scaled)."
-    )
-    print(
-        f"Each forecast is of the next day's close. The RMSE of {ours} is {abs(percent):.1f} % "
-        f"{'above' if percent > 0 else 'below'} that of 'tomorrow = today'; daily closes alone say "
-        "next to nothing about the next one, and no model of them should be traded on."
-    )
-
-
-def draw(
-    runs: dict[str, Run], dates: np.ndarray, closes: Tensor, test_set: PriceWindows, out: Path
-) -> None:
-    """Saves the picture: prices [days] and forecasts, the last 60 days enlarged, and the losses."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    styles = ({"color": "#1f6fb4", "lw": 1.6}, {"color": "#e8710a", "lw": 1.6, "ls": (0, (2, 2))})
-    test_dates = dates[-len(test_set) :]
-    points = {name: test_set.to_points(run.forecast) for name, run in runs.items()}
-
-    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
-    with plt.rc_context(look | {"grid.alpha": 0.25, "legend.frameon": False, "font.size": 10}):
-        figure = plt.figure(figsize=(11, 7.5), layout="constrained")
-        axes = figure.subplot_mosaic([["all", "all"], ["last", "loss"]], height_ratios=[1.15, 1])
-        figure.suptitle("S&P 500: the next close, forecast by two LSTMs", fontsize=15)
-        last = min(60, len(test_set))
-        for key, count in (("all", len(dates)), ("last", last)):
-            ax = axes[key]
-            ax.plot(dates[-count:], closes[-count:], color="0.35", lw=1.2, label="close")
-            for style, (name, forecast) in zip(styles, points.items(), strict=True):
-                ax.plot(test_dates[-count:], forecast[-count:], label=name, **style)
-            locator = AutoDateLocator()
-            ax.xaxis.set_major_locator(locator)
-            ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
-            ax.set(xlabel="trading day", ylabel="index points")
-        axes["all"].axvspan(test_dates[0], dates[-1], color="0.5", alpha=0.1, lw=0, label="test")
-        axes["all"].margins(x=0.01)
-        axes["all"].set_title("Daily close, and forecasts in the test years")
-        axes["all"].legend(loc="upper left")
-        axes["last"].set_title(f"The {last} trading days to {dates[-1].astype('datetime64[D]')}")
-
-        epochs = range(1, len(next(iter(runs.values())).train_loss) + 1)
-        for style, (name, run) in zip(styles, runs.items(), strict=True):
-            axes["loss"].plot(epochs, run.train_loss, label=f"{name}, train", **style)
-            faint = style | {"alpha": 0.45}
-            axes["loss"].plot(epochs, run.test_loss, label=f"{name}, test", **faint)
-        axes["loss"].set_yscale("log")
-        axes["loss"].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes["loss"].yaxis.set_major_formatter("{x:g}")
-        axes["loss"].yaxis.set_minor_formatter(NullFormatter())
-        axes["loss"].xaxis.get_major_locator().set_params(integer=True)
-        axes["loss"].set(title="Loss", xlabel="epoch", ylabel="scaled MSE")
-        axes["loss"].legend()
-        common.save_picture(figure, out)
-        plt.close(figure)
-
-
 # --- command line --------------------------------------------------------------------------------
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
     parser = common.Parser(prog="forecast.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=common.whole(1), help="default: 20, with --quick 2")
+    whole = common.whole
+    parser.add_argument("--layer", choices=[*common.LIBRARIES, "both"], default="both")
+    parser.add_argument("--cell", choices=["lstm", "gru", "rnn"], default="lstm")
+    parser.add_argument("--epochs", type=whole(1), help="default: 20, with --quick 2")
+    parser.add_argument("--window", type=whole(1), default=10, help="days a forecast sees (10)")
+    parser.add_argument("--horizon", type=whole(1), default=1, help="days it says at once (1)")
     parser.add_argument(
-        "--window", type=common.whole(1), default=10, help="days a forecast sees (10)"
+        "--series", nargs="+", choices=SERIES, default=["sp500"], help="what it sees and says"
     )
-    parser.add_argument(
-        "--batch-size", type=common.whole(1), default=64, help="windows a step (64)"
-    )
-    parser.add_argument(
-        "--seed", type=common.whole(0), default=0, help="weights, batches, dropout (0)"
-    )
+    parser.add_argument("--folds", type=whole(1), default=1, help="origins to train up to (1)")
+    parser.add_argument("--batch-size", type=whole(1), default=64, help="windows a step (64)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="weights, batches, dropout (0)")
     parser.add_argument("--device", type=common.device, default="cpu", help="cpu")
     parser.add_argument("--out", type=Path, default=PICTURE, help="the picture (%(default)s)")
+    parser.add_argument("--checkpoint", type=Path, help="where to save it, and to go on from")
+    parser.add_argument(
+        "--both-times", action="store_true", help="of a step with either layer; --layer both has it"
+    )
     parser.add_argument("--quick", action="store_true", help="2013 to 2015 only: a smoke test")
-    args = parser.parse_args(argv)
+    return parser, parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser, args = parse(argv)
+    args.series = list(dict.fromkeys(args.series))
     try:
         import rich.progress
 
-        dates, closes = load_closes()
+        dates, closes = load_closes(args.series)
     except ImportError as error:
         parser.error(f"{error}; pip install 'fastrnn[demo]' brings what this example needs")
     if args.quick:
@@ -264,46 +187,83 @@ def main(argv: list[str] | None = None) -> None:
     common.check_picture(parser, args.out)
     try:
         torch.manual_seed(args.seed)
-        data = split_windows(dates, closes, args.window)
+        data = split_windows(dates, closes, args.window, horizon=args.horizon, folds=args.folds)
     except (OSError, ValueError, RuntimeError) as error:
         parser.error(f"{error}")
     epochs = args.epochs or (2 if args.quick else 20)
+    names = ("layer", "cell", "window", "horizon", "series", "folds", "batch_size", "seed", "quick")
+    options = {name: getattr(args, name) for name in names}
+    states: dict[str, dict[str, Any]] = {}
+    saved = args.checkpoint and common.load_checkpoint(parser, args.checkpoint, options)
+    if saved:
+        states = saved["runs"]
+        most = max(len(state["train_loss"]) for state in states.values())
+        if most > epochs:
+            parser.error(f"--checkpoint: {args.checkpoint} has {most} epochs, more than {epochs}")
 
+    ahead = "" if args.horizon == 1 else f", {args.horizon} days ahead"
+    folds = "" if args.folds == 1 else f" in the first of {args.folds} folds"
     rich.print(
         f"torch {torch.__version__}, fastrnn {fastrnn.__version__}, {args.device}, "
-        f"{torch.get_num_threads()} threads: {len(data[0])} training and {len(data[1])} test "
-        f"windows of {args.window} days"
+        f"{torch.get_num_threads()} threads: {len(data[0][0])} training and {len(data[0][1])} test "
+        f"windows of {args.window} days{ahead}{folds}"
     )
-    initial = PriceLSTM().state_dict()
-    runs: dict[str, Run] = {}
+    cell = args.cell.upper()
+    layers = {f"torch.nn.{cell}": getattr(nn, cell), f"fastrnn.{cell}": getattr(fastrnn, cell)}
+    asked = [name for name in layers if args.layer == "both" or name.startswith(args.layer)]
+    sizes = len(args.series), args.horizon
+    initial = PriceNetwork(layers[asked[0]], *sizes).state_dict()
+
+    def network(name: str) -> PriceNetwork:
+        model = PriceNetwork(layers[name], *sizes).to(args.device)
+        model.load_state_dict(initial)
+        return model
+
+    runs: dict[str, list[Run]] = {name: [] for name in asked}
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(), "{task.fields[loss]}", transient=False
     )
     with bar:
-        for name, layer in LAYERS.items():
-            task = bar.add_task(f"{name:14}", total=epochs, loss="")
-            model = PriceLSTM(layer).to(args.device)
-            model.load_state_dict(initial)
-            runs[name] = train(
-                model,
-                data,
-                epochs=epochs,
-                batch_size=args.batch_size,
-                seed=args.seed,
-                device=args.device,
-                on_epoch=lambda loss, task=task: bar.update(
-                    task, advance=1, loss=f"loss {loss:.4f}"
-                ),
-            )
-    step_ms = time_steps(
-        {name: run.model for name, run in runs.items()},
-        data[0],
-        batch_size=args.batch_size,
-        device=args.device,
-        blocks=2 if args.quick else 20,
+        for name in asked:
+            task = bar.add_task(f"{name:14}", total=epochs * len(data), loss="")
+            for fold, sets in enumerate(data, 1):
+                key = f"{name} {fold}"
+                bar.advance(task, len(states[key]["train_loss"]) if key in states else 0)
+                run = train(
+                    network(name),
+                    sets,
+                    epochs=epochs,
+                    batch_size=args.batch_size,
+                    seed=args.seed,
+                    device=args.device,
+                    on_epoch=lambda loss, task=task: bar.update(
+                        task, advance=1, loss=f"loss {loss:.4f}"
+                    ),
+                    saved=states.get(key),
+                )
+                runs[name].append(run)
+                states[key] = run.state
+                if args.checkpoint:
+                    common.save_checkpoint(args.checkpoint, {"runs": states, "options": options})
+    step_ms: dict[str, float] = {}
+    if args.both_times or args.layer == "both":
+        step_ms = time_steps(
+            {name: runs[name][0].model if name in runs else network(name) for name in layers},
+            data[0][0],
+            batch_size=args.batch_size,
+            device=args.device,
+            blocks=2 if args.quick else 20,
+        )
+    results = Results(
+        [SERIES[name][1:] for name in args.series],
+        dates,
+        closes,
+        [test for _, test in data],
+        {name: [run.forecast for run in found] for name, found in runs.items()},
+        {name: [(run.train_loss, run.test_loss) for run in found] for name, found in runs.items()},
     )
-    report(runs, data[1], step_ms)
-    draw(runs, dates, closes, data[1], args.out)
+    report(results, step_ms)
+    draw(results, args.out)
     rich.print(f"Picture: {args.out}")
 
 

@@ -1,46 +1,61 @@
-"""The S&P 500's daily closes as a data set, and the LSTM that forecasts the next one."""
+"""Daily closes as a data set, and the network that forecasts the next ones."""
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-TEST_YEAR = 2015  # the first year of the test set; everything before it trains
+TEST_YEAR = 2015  # the first year of the test; everything before it trains
+# What arch.data ships of daily prices: its column, its name, its unit.
+SERIES = {
+    "sp500": ("Close", "S&P 500", "index points"),
+    "nasdaq": ("Close", "NASDAQ", "index points"),
+    "vix": ("vix", "VIX", "index points"),
+    "wti": ("DCOILWTICO", "crude oil (WTI)", "dollars a barrel"),
+}
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Mean and standard deviation of the relative closes that a network is trained on."""
+    """Mean and standard deviation, both [S] float64, of the relative closes that a network is
+    trained on."""
 
-    mean: float
-    std: float
+    mean: Tensor
+    std: Tensor
 
 
 class PriceWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Windows of daily closes, each with the close of the day after.
+    """Windows of daily closes of S series, each with the closes of the `horizon` days after.
 
     A close enters as its change against the first close of its window, standardised: levels would
-    take the network far outside its training range as soon as the index passes its old peak.
+    take the network far outside its training range as soon as an index passes its old peak.
 
-    closes:  [days] float64, index points, oldest first
+    closes:  [days] or [days, S] float64, oldest first
     scaling: None fits it on these closes; a test set is given its training set's
-    item i:  (inputs [window, 1], target []), float32, scaled
+    item i:  (inputs [window, S], targets [horizon, S]), float32, scaled
     """
 
-    def __init__(self, closes: Tensor, window: int, scaling: Scaling | None = None) -> None:
-        if len(closes) <= window:
-            raise ValueError(f"{len(closes)} closes hold no window of {window} days and a next day")
-        days = closes.unfold(0, window + 1, 1)  # [windows, window + 1], index points
+    def __init__(
+        self, closes: Tensor, window: int, horizon: int = 1, scaling: Scaling | None = None
+    ) -> None:
+        if len(closes) < window + horizon:
+            after = "a next day" if horizon == 1 else f"{horizon} more"
+            raise ValueError(f"{len(closes)} closes hold no window of {window} days and {after}")
+        series = closes.view(len(closes), -1)
+        days = series.unfold(0, window + horizon, 1).mT  # [windows, window + horizon, S]
         relative = days / days[:, :1] - 1
-        self.scaling = scaling or Scaling(relative.mean().item(), relative.std().item())
+        self.scaling = scaling or Scaling(relative.mean((0, 1)), relative.std((0, 1)))
         scaled = ((relative - self.scaling.mean) / self.scaling.std).float()
-        self.base = days[:, 0]  # [windows], index points: the close that each window is relative to
-        self.inputs = scaled[:, :-1, None]  # [windows, window, 1]
-        self.targets = scaled[:, -1]  # [windows]
+        self.base = days[:, :1]  # [windows, 1, S]: the closes that each window is relative to
+        self.inputs = scaled[:, :window]  # [windows, window, S]
+        self.targets = scaled[:, window:]  # [windows, horizon, S]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -49,48 +64,77 @@ class PriceWindows(Dataset[tuple[Tensor, Tensor]]):
         return self.inputs[index], self.targets[index]
 
     def to_points(self, scaled: Tensor) -> Tensor:
-        """scaled: [windows] -> [windows] float64, index points."""
+        """[windows, horizon, S] scaled -> the same in the units of the series, float64."""
         return (scaled.double() * self.scaling.std + self.scaling.mean + 1) * self.base
 
     def naive(self) -> Tensor:
-        """The forecast 'tomorrow = today', scaled: [windows]."""
-        return self.inputs[:, -1, 0]
+        """The forecast 'tomorrow = today', and so on, scaled: [windows, horizon, S]."""
+        return self.inputs[:, -1:].expand_as(self.targets)
 
 
-def load_closes() -> tuple[np.ndarray, Tensor]:
-    """The S&P 500 from 1999 to 2018: dates [days] (datetime64), closes [days] in index points."""
-    from arch.data import sp500
+def load_closes(names: list[str] | None = None) -> tuple[np.ndarray, Tensor]:
+    """Closes of SERIES on the days that all of them have; without names the S&P 500's.
 
-    frame = sp500.load()
-    return frame.index.to_numpy(), torch.tensor(frame["Close"].to_numpy(), dtype=torch.float64)
+    Returns dates [days] (datetime64), closes [days, S] float64.
+    """
+    import pandas as pd
+
+    names = names or ["sp500"]
+    columns = [
+        importlib.import_module(f"arch.data.{name}").load()[SERIES[name][0]] for name in names
+    ]
+    frame = pd.concat(columns, axis=1, join="inner").dropna().sort_index()
+    return frame.index.to_numpy(), torch.tensor(frame.to_numpy(), dtype=torch.float64)
 
 
 def split_windows(
-    dates: np.ndarray, closes: Tensor, window: int, test_year: int = TEST_YEAR
-) -> tuple[PriceWindows, PriceWindows]:
-    """Training windows of the years before `test_year`, and test windows from there on.
+    dates: np.ndarray,
+    closes: Tensor,
+    window: int,
+    test_year: int = TEST_YEAR,
+    horizon: int = 1,
+    folds: int = 1,
+) -> list[tuple[PriceWindows, PriceWindows]]:
+    """For each of `folds` origins the windows to train on, and those to test on.
 
-    The first test windows reach back into training days for their inputs, never for a target.
+    The days from `test_year` on are cut into `folds` stretches of as many days. The origin of a
+    fold is the first day of its stretch: the closes before it train and fit the scaling, and every
+    forecast whose first day is in the stretch is tested. So no target of training is at or after
+    the origin, and no day is forecast by a network that has seen it; test windows reach back
+    before the origin for their inputs, and the last forecasts of a stretch ahead into the next.
     """
     first = int(np.searchsorted(dates, np.datetime64(f"{test_year}-01-01")))
     if window >= first:
         raise ValueError(f"a window of {window} days is longer than the {first} training days")
-    train = PriceWindows(closes[:first], window)
-    return train, PriceWindows(closes[first - window :], window, train.scaling)
+    if window + horizon > first:
+        said = f"a window of {window} days and {horizon} ahead"
+        raise ValueError(f"{said} are more than the {first} training days")
+    starts = len(dates) - horizon + 1 - first  # forecasts that end by the last day
+    if starts < folds:
+        raise ValueError(f"{folds} folds are more than the {max(starts, 0)} forecasts of the test")
+    origins = [first + starts * fold // folds for fold in range(folds + 1)]
+    found = []
+    for origin, end in itertools.pairwise(origins):
+        train = PriceWindows(closes[:origin], window, horizon)
+        seen = closes[origin - window : end + horizon - 1]
+        found.append((train, PriceWindows(seen, window, horizon, train.scaling)))
+    return found
 
 
-class PriceLSTM(nn.Module):
-    """A stacked LSTM and a linear layer on its last step.
+class PriceNetwork(nn.Module):
+    """A stacked LSTM, GRU or RNN and a linear layer on its last step, which says all days ahead.
 
     `layer` is nn.LSTM or any class with its constructor.
     """
 
-    def __init__(self, layer: type[nn.LSTM] = nn.LSTM, hidden: int = 64) -> None:
+    def __init__(
+        self, layer: Any = nn.LSTM, series: int = 1, horizon: int = 1, hidden: int = 64
+    ) -> None:
         super().__init__()
-        self.lstm = layer(1, hidden, num_layers=2, dropout=0.2, batch_first=True)
-        self.head = nn.Linear(hidden, 1)
+        self.rnn = layer(series, hidden, num_layers=2, dropout=0.2, batch_first=True)
+        self.head = nn.Linear(hidden, horizon * series)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T, 1] -> [B], both scaled."""
-        steps, _ = self.lstm(x)
-        return self.head(steps[:, -1]).squeeze(-1)
+        """x: [B, T, S] -> [B, horizon, S], both scaled."""
+        steps, _ = self.rnn(x)
+        return self.head(steps[:, -1]).unflatten(1, (-1, x.shape[-1]))
