@@ -285,7 +285,7 @@ def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
     parser = common.Parser(prog="translate.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--layer", choices=common.LIBRARIES, default="fastrnn")
-    add("--epochs", type=common.whole(1), default=18, help="the learning rate falls over them (18)")
+    add("--epochs", type=common.whole(1), default=12, help="the learning rate falls over them (12)")
     add("--minutes", type=minutes, help="begin no epoch that would end later, but train one")
     add("--hidden", type=common.whole(2), default=256, help="units, an even number (256)")
     add("--batch", type=common.whole(1), default=128, help="pronunciations of a step (128)")
