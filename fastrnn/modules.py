@@ -165,6 +165,26 @@ def _within_bounds(permute: _Forward) -> _Forward:
     return cast(_Forward, permute_hidden)
 
 
+def _known_at_run_time(check: _Forward) -> _Forward:
+    """Return torch's ``check_hidden_size``, which a compiler can take into its graph.
+
+    The batch of a PackedSequence is a value of its ``batch_sizes``: a compiler knows no more than
+    a name for it, and the comparison has to wait for the call.
+    """
+
+    @functools.wraps(check)
+    def check_hidden_size(
+        self: nn.Module, hx: Any, expected_hidden_size: Any, *message: str
+    ) -> None:
+        if torch.compiler.is_compiling() and hx.dim() == len(expected_hidden_size):
+            for size, expected in zip(hx.size(), expected_hidden_size, strict=True):
+                torch._check(size == expected, lambda: "Expected hidden size of layer and input")
+        else:
+            check(self, hx, expected_hidden_size, *message)
+
+    return cast(_Forward, check_hidden_size)
+
+
 def _torch_twin(self: _Module) -> _Module:
     """Return torch's layer on the same parameters: what torch.jit.script compiles."""
     cls = type(self)
@@ -202,6 +222,7 @@ class RNN(nn.RNN):
         nn.RNN.forward,
     )
     permute_hidden = _within_bounds(nn.RNN.permute_hidden)
+    check_hidden_size = _known_at_run_time(nn.RNN.check_hidden_size)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -227,6 +248,7 @@ class LSTM(nn.LSTM):
     extra_repr = _with_options(nn.LSTM.extra_repr)
     forward = _directly(functools.partial(_C.layer, "lstm"), nn.LSTM.forward)
     permute_hidden = _within_bounds(nn.LSTM.permute_hidden)
+    check_hidden_size = _known_at_run_time(nn.LSTM.check_hidden_size)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -251,6 +273,7 @@ class GRU(nn.GRU):
     extra_repr = _with_options(nn.GRU.extra_repr)
     forward = _directly(functools.partial(_C.layer, "gru"), nn.GRU.forward)
     permute_hidden = _within_bounds(nn.GRU.permute_hidden)
+    check_hidden_size = _known_at_run_time(nn.GRU.check_hidden_size)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 

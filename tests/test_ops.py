@@ -52,8 +52,12 @@ def backward_arguments(arguments, wanted=True):
     return cell, *grads, x, h0, c0, weights, sizes, *network, *kept, flags
 
 
-# There is no autograd kernel to test: fastrnn.autograd wraps the operators in Python.
-UTILITIES = ["test_schema", "test_faketensor", "test_aot_dispatch_static"]
+UTILITIES = [
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+]
 
 
 @pytest.mark.once
@@ -67,7 +71,7 @@ def check_one(arguments):
     for keep in [False, True]:
         # Tracing compares two runs, which draw different dropout masks.
         random = arguments[-1] and arguments[-2] > 0
-        utilities = UTILITIES[:2] if random else UTILITIES
+        utilities = UTILITIES[:3] if random else UTILITIES
         torch.library.opcheck(ops.forward, (*arguments, keep), test_utils=utilities)
     torch.library.opcheck(ops.backward, backward_arguments(arguments), test_utils=UTILITIES)
 
@@ -131,10 +135,23 @@ def test_one_call_is_the_whole_network(kind):
     assert torch.equal(direct[0], output)
 
 
-def test_the_bare_operator_is_not_differentiable_in_silence():
-    """Gradients are for fastrnn.functional and the modules: torch warns of an operator without."""
-    arguments = sample("gru")
-    arguments[1].requires_grad_()
-    output = ops.forward(*arguments, False)[0]
-    with pytest.warns(UserWarning, match="autograd kernel was not registered"):
-        output.sum().backward()
+@pytest.mark.once
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_bare_operators_are_differentiable(cell):
+    """The same gradients as the module's, of which it is a call; and those of `backward`'s own."""
+    ours, _ = pair(cell, 5, 17)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    h0 = torch.zeros(1, 3, 17)
+    c0 = torch.zeros_like(h0) if CELLS[cell]["states"] == 2 else None
+    found = []
+    for output in [
+        ours(x)[0],
+        ops.forward(cell, x, h0, c0, ours._flat_weights, None, True, 1, False, 0.0, False, False)[
+            0
+        ],
+    ]:
+        wanted = [x, *ours.parameters()]
+        first = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
+        found.append([*first, *torch.autograd.grad(first[0].square().sum(), wanted)])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
