@@ -204,6 +204,10 @@ struct NetworkBackwardBackward : public NetworkNode {
     }
 };
 
+c10::DispatchKeySet below_autograd(c10::DispatchKeySet keys) {
+    return keys & c10::after_ADInplaceOrView_keyset;
+}
+
 template <class Made>
 auto new_node(const Arguments& a) {
 #if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 13
@@ -213,7 +217,7 @@ auto new_node(const Arguments& a) {
 #endif
 }
 
-ForwardTensors forward(const std::string& cell, const Tensor& input, const Tensor& h0,
+ForwardTensors forward(c10::DispatchKeySet keys, const std::string& cell, const Tensor& input, const Tensor& h0,
                        const OptionalTensor& c0, at::TensorList weights,
                        const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
                        bool bidirectional, double dropout, bool train, bool keep, bool recompute) {
@@ -224,7 +228,7 @@ ForwardTensors forward(const std::string& cell, const Tensor& input, const Tenso
     ForwardTensors tensors;
     {
         at::AutoDispatchBelowADInplaceOrView guard;
-        tensors = forward_operator().call(cell, input, h0, c0, weights, batch_sizes, has_biases,
+        tensors = forward_operator().redispatch(below_autograd(keys), cell, input, h0, c0, weights, batch_sizes, has_biases,
                                           num_layers, bidirectional, dropout, train,
                                           keep || differentiable || forward_mode, recompute);
     }
@@ -241,7 +245,7 @@ ForwardTensors forward(const std::string& cell, const Tensor& input, const Tenso
     return tensors;
 }
 
-BackwardResult backward(const std::string& cell, const OptionalTensor& grad_output,
+BackwardResult backward(c10::DispatchKeySet keys, const std::string& cell, const OptionalTensor& grad_output,
                         const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
                         const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
                         at::TensorList weights, const OptionalTensor& batch_sizes, bool has_biases,
@@ -256,7 +260,7 @@ BackwardResult backward(const std::string& cell, const OptionalTensor& grad_outp
     BackwardResult result;
     {
         at::AutoDispatchBelowADInplaceOrView guard;
-        result = backward_operator().call(cell, grad_output, grad_h_n, grad_c_n, input, h0, c0,
+        result = backward_operator().redispatch(below_autograd(keys), cell, grad_output, grad_h_n, grad_c_n, input, h0, c0,
                                           weights, batch_sizes, has_biases, num_layers,
                                           bidirectional, dropout, hidden, saved, c, noise, wanted);
     }

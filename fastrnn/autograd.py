@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.eager_transforms import enable_inplace_requires_grad
 
 from fastrnn import ops, reference
 
@@ -81,9 +82,15 @@ def gradients(
     grads: _Tensors,
     tensors: _Tensors,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the tensors where `wanted`, else None: those of the operator `backward`."""
+    """Gradients of the tensors where `wanted`, else None: those of the operator `backward`.
+
+    With their tangents. The operator itself asks for them, and no transform can begin in there: by
+    autograd as it is around it, which carries tangents along.
+    """
+    with torch.enable_grad(), enable_inplace_requires_grad(True):
+        tensors = [None if t is None else _variable(t) for t in tensors]
     return _pulled_back(
-        lambda given: results(options, batch_sizes, noise, given), tensors, wanted, grads
+        lambda given: results(options, batch_sizes, noise, given), tensors, wanted, grads, _by_graph
     )
 
 
@@ -96,13 +103,43 @@ def second_gradients(
     variables: _Tensors,
     grads: _Tensors,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the arguments of `gradients`, `grads` and then `tensors`, where `needed`."""
-    return _pulled_back(
-        lambda given: gradients(options, batch_sizes, noise, wanted, given[:3], given[3:]),
-        variables,
-        needed,
-        grads,
-    )
+    """Gradients of the arguments of `backward`, `grads` and then `tensors`, where `needed`."""
+
+    def first(given: list[Any]) -> tuple[Tensor | None, ...]:
+        return _pulled_back(
+            lambda tensors: results(options, batch_sizes, noise, tensors),
+            given[3:], wanted, given[:3], _by_transform,
+        )  # fmt: skip
+
+    return _pulled_back(first, variables, needed, grads, _by_transform)
+
+
+_Function = Callable[..., list[Tensor]]
+
+
+def _by_transform(
+    function: _Function, variables: list[Tensor], grads: list[Tensor]
+) -> Sequence[Tensor]:
+    """The product of grads and Jacobian, at any depth of derivatives."""
+    pull: Callable[[list[Tensor]], tuple[Tensor, ...]] = torch.func.vjp(function, *variables)[1]
+    return pull(grads)
+
+
+def _by_graph(
+    function: _Function, variables: list[Tensor], grads: list[Tensor]
+) -> Sequence[Tensor]:
+    """The same of what _variable gives."""
+    with torch.enable_grad():
+        found: Sequence[Tensor] = torch.autograd.grad(
+            function(*variables), variables, grads, create_graph=True, materialize_grads=True
+        )
+    return found
+
+
+def _variable(t: Tensor) -> Tensor:
+    """The same values as a variable of its own, connected to `t` if that is one."""
+    view = t.view_as(t)
+    return view if view.requires_grad else view.requires_grad_()
 
 
 def _pulled_back(
@@ -110,6 +147,7 @@ def _pulled_back(
     variables: _Tensors,
     wanted: _Flags,
     grads: _Tensors,
+    product: Callable[[_Function, list[Tensor], list[Tensor]], Sequence[Tensor]],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the variables where `wanted`, from those of the results of `function`."""
     asked = [yes and v is not None for yes, v in zip(wanted, variables, strict=True)]
@@ -123,9 +161,5 @@ def _pulled_back(
         )
         return [f for f, g in zip(found, grads, strict=True) if f is not None and g is not None]
 
-    if given:
-        pull: Callable[[list[Tensor]], tuple[Tensor, ...]] = torch.func.vjp(of_own, *own)[1]
-        found = iter(pull(given))
-    else:
-        found = iter(tuple(map(torch.zeros_like, own)))
+    found = iter(product(of_own, own, given) if given else [torch.zeros_like(v) for v in own])
     return tuple(next(found) if yes else None for yes in asked)
