@@ -75,8 +75,11 @@ struct Options {
     double dropout;
 
     explicit Options(const Arguments& a)
-        : cell(a.cell), has_biases(a.has_biases), bidirectional(a.bidirectional),
-          num_layers(a.num_layers), dropout(a.dropout) {}
+        : cell(a.cell),
+          has_biases(a.has_biases),
+          bidirectional(a.bidirectional),
+          num_layers(a.num_layers),
+          dropout(a.dropout) {}
 };
 
 // Calls a function of fastrnn/autograd.py: derivatives by the formulas of reference.py.
@@ -102,8 +105,9 @@ variable_list by_formulas(const char* name, const Options& o, const Tensor& batc
     options["num_layers"] = o.num_layers;
     options["bidirectional"] = o.bidirectional;
     options["dropout"] = o.dropout;
-    const py::tuple found = py::module_::import("fastrnn.autograd")
-                                .attr(name)(options, wrap(batch_sizes), wrap(noise), object(args)...);
+    const py::tuple found =
+        py::module_::import("fastrnn.autograd")
+            .attr(name)(options, wrap(batch_sizes), wrap(noise), object(args)...);
     variable_list result;
     for (const py::handle t : found)
         result.push_back(t.is_none() ? Tensor() : THPVariable_Unpack(t.ptr()));
@@ -112,7 +116,8 @@ variable_list by_formulas(const char* name, const Options& o, const Tensor& batc
 
 // A node with tensors that it keeps, and an edge for each that it is to give a gradient of.
 struct NetworkNode : public torch::autograd::Node {
-    explicit NetworkNode(const Arguments& a) : options(a), batch_sizes(tensor(a.batch_sizes), false) {}
+    explicit NetworkNode(const Arguments& a)
+        : options(a), batch_sizes(tensor(a.batch_sizes), false) {}
 
     void connect(const variable_list& variables) {
         torch::autograd::edge_list edges;
@@ -217,20 +222,20 @@ auto new_node(const Arguments& a) {
 #endif
 }
 
-ForwardTensors forward(c10::DispatchKeySet keys, const std::string& cell, const Tensor& input, const Tensor& h0,
-                       const OptionalTensor& c0, at::TensorList weights,
+ForwardTensors forward(c10::DispatchKeySet keys, const std::string& cell, const Tensor& input,
+                       const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
                        const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
                        bool bidirectional, double dropout, bool train, bool keep, bool recompute) {
-    const Arguments a{
-        cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
+    const Arguments a{cell,       input,         h0,     c0, weights, batch_sizes, has_biases,
+                      num_layers, bidirectional, dropout};
     const variable_list all = tensors_of(a);
     const bool differentiable = any_requires_grad(all), forward_mode = any_tangent(all);
     ForwardTensors tensors;
     {
         at::AutoDispatchBelowADInplaceOrView guard;
-        tensors = forward_operator().redispatch(below_autograd(keys), cell, input, h0, c0, weights, batch_sizes, has_biases,
-                                          num_layers, bidirectional, dropout, train,
-                                          keep || differentiable || forward_mode, recompute);
+        tensors = forward_operator().redispatch(
+            below_autograd(keys), cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers,
+            bidirectional, dropout, train, keep || differentiable || forward_mode, recompute);
     }
     auto& [output, h_n, c_n, hidden, saved, c, noise] = tensors;
     if (forward_mode) {
@@ -245,24 +250,26 @@ ForwardTensors forward(c10::DispatchKeySet keys, const std::string& cell, const 
     return tensors;
 }
 
-BackwardResult backward(c10::DispatchKeySet keys, const std::string& cell, const OptionalTensor& grad_output,
-                        const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-                        const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
-                        at::TensorList weights, const OptionalTensor& batch_sizes, bool has_biases,
-                        int64_t num_layers, bool bidirectional, double dropout,
-                        const Tensor& hidden, const Tensor& saved, const Tensor& c,
-                        const Tensor& noise, c10::List<bool> wanted) {
-    const Arguments a{
-        cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
+BackwardResult backward(c10::DispatchKeySet keys, const std::string& cell,
+                        const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                        const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0,
+                        const OptionalTensor& c0, at::TensorList weights,
+                        const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
+                        bool bidirectional, double dropout, const Tensor& hidden,
+                        const Tensor& saved, const Tensor& c, const Tensor& noise,
+                        c10::List<bool> wanted) {
+    const Arguments a{cell,       input,         h0,     c0, weights, batch_sizes, has_biases,
+                      num_layers, bidirectional, dropout};
     const variable_list grads = {tensor(grad_output), tensor(grad_h_n), tensor(grad_c_n)};
     variable_list all = grads;
     for (const Tensor& t : tensors_of(a)) all.push_back(t);
     BackwardResult result;
     {
         at::AutoDispatchBelowADInplaceOrView guard;
-        result = backward_operator().redispatch(below_autograd(keys), cell, grad_output, grad_h_n, grad_c_n, input, h0, c0,
-                                          weights, batch_sizes, has_biases, num_layers,
-                                          bidirectional, dropout, hidden, saved, c, noise, wanted);
+        result = backward_operator().redispatch(below_autograd(keys), cell, grad_output, grad_h_n,
+                                                grad_c_n, input, h0, c0, weights, batch_sizes,
+                                                has_biases, num_layers, bidirectional, dropout,
+                                                hidden, saved, c, noise, wanted);
     }
     auto& [grad_input, grad_h0, grad_c0, grad_weights] = result;
     std::vector<Tensor*> found = {&grad_input, &grad_h0, &grad_c0};

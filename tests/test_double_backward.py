@@ -45,7 +45,8 @@ def test_error_of_second_gradients(kind, dtype, packed):
     pool = []
     for options in [{}, {"num_layers": 2, "bidirectional": True}]:
         ours, theirs = pair(kind, 5, 17, dtype=dtype, **options)
-        avoid_corners(kind, ours, theirs)
+        if dtype in LOW:
+            avoid_corners(kind, ours, theirs)
         args = arguments(theirs, packed, dtype)
         exact = penalty_gradients(copy.deepcopy(theirs).double(), mapped(args, torch.Tensor.double))
         found = [penalty_gradients(layer, args) for layer in [ours, theirs]]
