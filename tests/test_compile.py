@@ -255,6 +255,12 @@ def test_it_can_be_turned_off(monkeypatch):
         call_compiled(fastrnn.LSTM(5, 17))
 
 
+def test_one_layer_can_be_left_out():
+    model = nn.Sequential(torch.compiler.disable(fastrnn.GRU(5, 17)))
+    with pytest.raises(Unsupported, match="disable"):
+        call_compiled(model)
+
+
 def in_a_new_process(program):
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
