@@ -51,15 +51,6 @@ bool is_plain(PyObject* object) {
     return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
 }
 
-bool needs_gradient(const Arguments& a) {
-    if (!at::GradMode::is_enabled()) return false;
-    if (a.input.requires_grad() || a.h0.requires_grad() || (a.c0 && a.c0->requires_grad()))
-        return true;
-    for (const Tensor& weight : a.weights)
-        if (weight.requires_grad()) return true;
-    return false;
-}
-
 // A module's attributes, without the search through its classes.
 class Attributes {
 public:
@@ -148,7 +139,7 @@ std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool re
                          : recompute     ? Keep::outputs
                                          : Keep::gates);
     }
-    if (differentiable) attach_backward(arguments, train, result);
+    if (differentiable) attach_backward(arguments, result);
     return result;
 }
 

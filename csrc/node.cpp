@@ -1,11 +1,14 @@
 #include "node.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
 #include <torch/version.h>
 
 namespace fastrnn {
@@ -16,6 +19,10 @@ using at::Tensor;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
+using ForwardTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using ForwardOperator = ForwardTensors(const std::string&, const Tensor&, const Tensor&,
+                                       const OptionalTensor&, at::TensorList, const OptionalTensor&,
+                                       bool, int64_t, bool, double, bool, bool, bool);
 using BackwardOperator = BackwardResult(const std::string&, const OptionalTensor&,
                                         const OptionalTensor&, const OptionalTensor&, const Tensor&,
                                         const Tensor&, const OptionalTensor&, at::TensorList,
@@ -23,112 +30,282 @@ using BackwardOperator = BackwardResult(const std::string&, const OptionalTensor
                                         const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                         c10::List<bool>);
 
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+c10::TypedOperatorHandle<ForwardOperator> forward_operator() {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("fastrnn::forward", "")
+                               .typed<ForwardOperator>();
+    return op;
+}
 
-struct NetworkBackward : public torch::autograd::Node {
+c10::TypedOperatorHandle<BackwardOperator> backward_operator() {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("fastrnn::backward", "")
+                               .typed<BackwardOperator>();
+    return op;
+}
+
+OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+Tensor tensor(const OptionalTensor& t) { return t ? *t : Tensor(); }
+
+// input, h0, c0 (undefined if there is none), weights
+variable_list tensors_of(const Arguments& a) {
+    variable_list list = {a.input, a.h0, tensor(a.c0)};
+    list.insert(list.end(), a.weights.begin(), a.weights.end());
+    return list;
+}
+
+bool any_requires_grad(const variable_list& list) {
+    if (!at::GradMode::is_enabled()) return false;
+    for (const Tensor& t : list)
+        if (t.defined() && t.requires_grad()) return true;
+    return false;
+}
+
+bool any_tangent(const variable_list& list) {
+    for (const Tensor& t : list)
+        if (t.defined() && t._fw_grad(/*level=*/0).defined()) return true;
+    return false;
+}
+
+// What a network is, beside its tensors.
+struct Options {
     std::string cell;
-    bool has_biases, bidirectional, train;
+    bool has_biases, bidirectional;
     int64_t num_layers;
     double dropout;
-    std::vector<SavedVariable> inputs;  // input, h0, c0 (undefined if there is none), weights
-    std::vector<SavedVariable> kept;    // hidden, saved, c, noise
 
-    std::string name() const override { return "FastrnnBackward"; }
+    explicit Options(const Arguments& a)
+        : cell(a.cell),
+          has_biases(a.has_biases),
+          bidirectional(a.bidirectional),
+          num_layers(a.num_layers),
+          dropout(a.dropout) {}
+};
+
+// Calls a function of fastrnn/autograd.py: derivatives by the formulas of reference.py.
+template <class... Args>
+variable_list by_formulas(const char* name, const Options& o, const Tensor& batch_sizes,
+                          const Tensor& noise, const Args&... args) {
+    py::gil_scoped_acquire gil;
+    const auto wrap = [](const Tensor& t) {
+        return py::reinterpret_steal<py::object>(THPVariable_Wrap(t));
+    };
+    const auto object = [&](const auto& list) {
+        py::tuple result(list.size());
+        for (size_t i = 0; i < list.size(); ++i)
+            if constexpr (std::is_same_v<std::decay_t<decltype(list)>, variable_list>)
+                result[i] = wrap(list[i]);
+            else
+                result[i] = py::bool_(list[i]);
+        return result;
+    };
+    py::dict options;
+    options["cell"] = o.cell;
+    options["has_biases"] = o.has_biases;
+    options["num_layers"] = o.num_layers;
+    options["bidirectional"] = o.bidirectional;
+    options["dropout"] = o.dropout;
+    const py::tuple found =
+        py::module_::import("fastrnn.autograd")
+            .attr(name)(options, wrap(batch_sizes), wrap(noise), object(args)...);
+    variable_list result;
+    for (const py::handle t : found)
+        result.push_back(t.is_none() ? Tensor() : THPVariable_Unpack(t.ptr()));
+    return result;
+}
+
+// A node with tensors that it keeps, and an edge for each that it is to give a gradient of.
+struct NetworkNode : public torch::autograd::Node {
+    explicit NetworkNode(const Arguments& a)
+        : options(a), batch_sizes(tensor(a.batch_sizes), false) {}
+
+    void connect(const variable_list& variables) {
+        torch::autograd::edge_list edges;
+        for (const Tensor& t : variables) {
+            edges.push_back(t.defined() && t.requires_grad()
+                                ? torch::autograd::impl::gradient_edge(t)
+                                : torch::autograd::Edge());
+            inputs.emplace_back(t, /*is_output=*/false);
+        }
+        set_next_edges(std::move(edges));
+    }
+
+    void keep(std::initializer_list<Tensor> tensors) {
+        for (const Tensor& t : tensors) kept.emplace_back(t, /*is_output=*/false);
+    }
 
     void release_variables() override {
         std::lock_guard<std::mutex> lock(mutex_);
         for (auto* list : {&inputs, &kept})
             for (SavedVariable& variable : *list) variable.reset_data();
+        batch_sizes.reset_data();
     }
 
     variable_list apply(variable_list&& grads) override {
         variable_list in, held;
+        Tensor sizes;
         {
             std::lock_guard<std::mutex> lock(mutex_);
             for (const SavedVariable& variable : inputs) in.push_back(variable.unpack());
             for (const SavedVariable& variable : kept) held.push_back(variable.unpack());
+            sizes = batch_sizes.unpack();
         }
-        std::vector<bool> wanted;
-        for (size_t i = 0; i < in.size(); ++i) wanted.push_back(task_should_compute_output(i));
+        std::vector<bool> needed;
+        for (size_t i = 0; i < in.size(); ++i) needed.push_back(task_should_compute_output(i));
         bool none = true;
         for (const Tensor& g : grads) none &= !g.defined();
         if (none) return variable_list(in.size());
-        return at::GradMode::is_enabled() ? with_graph(grads, in, held, wanted)
-                                          : without_graph(grads, in, held, wanted);
-    }
-
-private:
-    variable_list without_graph(const variable_list& grads, const variable_list& in,
-                                const variable_list& held, const std::vector<bool>& wanted) const {
-        static const auto op = c10::Dispatcher::singleton()
-                                   .findSchemaOrThrow("fastrnn::backward", "")
-                                   .typed<BackwardOperator>();
-        c10::List<bool> list;
-        for (const bool yes : wanted) list.push_back(yes);
-        auto [grad_input, grad_h0, grad_c0, grad_weights] =
-            op.call(cell, optional(grads[0]), optional(grads[1]), optional(grads[2]), in[0], in[1],
-                    optional(in[2]), at::TensorList(in).slice(3), std::nullopt, has_biases,
-                    num_layers, bidirectional, dropout, held[0], held[1], held[2], held[3], list);
-        variable_list result = {grad_input, grad_h0, grad_c0};
-        result.insert(result.end(), grad_weights.begin(), grad_weights.end());
+        variable_list result = gradients(grads, in, held, sizes, needed);
         for (size_t i = 0; i < result.size(); ++i)
-            if (!wanted[i]) result[i] = Tensor();
+            if (!needed[i]) result[i] = Tensor();
         return result;
     }
 
-    // A gradient that is itself to be differentiated: by the formulas of reference.py.
-    variable_list with_graph(const variable_list& grads, const variable_list& in,
-                             const variable_list& held, const std::vector<bool>& wanted) const {
-        py::gil_scoped_acquire gil;
-        const auto list = [](const variable_list& tensors) {
-            py::tuple result(tensors.size());
-            for (size_t i = 0; i < tensors.size(); ++i)
-                result[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors[i]));
-            return result;
-        };
-        const py::object module = py::module_::import("fastrnn.autograd");
-        const py::object network =
-            module.attr("Network")(cell, has_biases, num_layers, dropout, train, bidirectional);
-        const py::tuple found = module.attr("gradients")(network, wanted, py::none(), list(held),
-                                                         list(grads), list(in));
-        variable_list result;
-        for (const py::handle g : found)
-            result.push_back(g.is_none() ? Tensor() : THPVariable_Unpack(g.ptr()));
+    virtual variable_list gradients(const variable_list& grads, const variable_list& in,
+                                    const variable_list& held, const Tensor& sizes,
+                                    const std::vector<bool>& needed) const = 0;
+
+    Options options;
+
+private:
+    SavedVariable batch_sizes;
+    std::vector<SavedVariable> inputs;  // what gradients are of
+    std::vector<SavedVariable> kept;
+};
+
+// Of `forward`: inputs are input, h0, c0 and the weights; hidden, saved, c and noise are kept.
+struct NetworkBackward : public NetworkNode {
+    using NetworkNode::NetworkNode;
+
+    std::string name() const override { return "FastrnnBackward"; }
+
+    variable_list gradients(const variable_list& grads, const variable_list& in,
+                            const variable_list& held, const Tensor& sizes,
+                            const std::vector<bool>& needed) const override {
+        c10::List<bool> wanted;
+        for (const bool yes : needed) wanted.push_back(yes);
+        const Options& o = options;
+        auto [grad_input, grad_h0, grad_c0, grad_weights] = backward_operator().call(
+            o.cell, optional(grads[0]), optional(grads[1]), optional(grads[2]), in[0], in[1],
+            optional(in[2]), at::TensorList(in).slice(3), optional(sizes), o.has_biases,
+            o.num_layers, o.bidirectional, o.dropout, held[0], held[1], held[2], held[3], wanted);
+        variable_list result = {grad_input, grad_h0, grad_c0};
+        result.insert(result.end(), grad_weights.begin(), grad_weights.end());
         return result;
     }
 };
 
-#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 13
-std::shared_ptr<NetworkBackward> new_node() {
-    return {new NetworkBackward, torch::autograd::deleteNode};
+// Of `backward`: inputs are grad_output, grad_h_n, grad_c_n and then as above; noise is kept.
+struct NetworkBackwardBackward : public NetworkNode {
+    using NetworkNode::NetworkNode;
+    std::vector<bool> wanted;
+
+    std::string name() const override { return "FastrnnBackwardBackward"; }
+
+    variable_list gradients(const variable_list& grads, const variable_list& in,
+                            const variable_list& held, const Tensor& sizes,
+                            const std::vector<bool>& needed) const override {
+        return by_formulas("second_gradients", options, sizes, held[0], wanted, needed, in, grads);
+    }
+};
+
+c10::DispatchKeySet below_autograd(c10::DispatchKeySet keys) {
+    return keys & c10::after_ADInplaceOrView_keyset;
 }
+
+template <class Made>
+auto new_node(const Arguments& a) {
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 13
+    return std::shared_ptr<Made>(new Made(a), torch::autograd::deleteNode);
 #else
-c10::intrusive_ptr<NetworkBackward> new_node() { return c10::make_intrusive<NetworkBackward>(); }
+    return c10::make_intrusive<Made>(a);
 #endif
+}
+
+ForwardTensors forward(c10::DispatchKeySet keys, const std::string& cell, const Tensor& input,
+                       const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                       const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
+                       bool bidirectional, double dropout, bool train, bool keep, bool recompute) {
+    const Arguments a{cell,       input,         h0,     c0, weights, batch_sizes, has_biases,
+                      num_layers, bidirectional, dropout};
+    const variable_list all = tensors_of(a);
+    const bool differentiable = any_requires_grad(all), forward_mode = any_tangent(all);
+    ForwardTensors tensors;
+    {
+        at::AutoDispatchBelowADInplaceOrView guard;
+        tensors = forward_operator().redispatch(
+            below_autograd(keys), cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers,
+            bidirectional, dropout, train, keep || differentiable || forward_mode, recompute);
+    }
+    auto& [output, h_n, c_n, hidden, saved, c, noise] = tensors;
+    if (forward_mode) {
+        const variable_list found =
+            by_formulas("results", Options(a), tensor(batch_sizes), noise, all);
+        output = found[0], h_n = found[1];
+        if (c0) c_n = found[2];
+    } else if (differentiable) {
+        ForwardResult r{output, h_n, c0 ? c_n : Tensor(), hidden, saved, c, noise};
+        attach_backward(a, r);
+    }
+    return tensors;
+}
+
+BackwardResult backward(c10::DispatchKeySet keys, const std::string& cell,
+                        const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                        const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0,
+                        const OptionalTensor& c0, at::TensorList weights,
+                        const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
+                        bool bidirectional, double dropout, const Tensor& hidden,
+                        const Tensor& saved, const Tensor& c, const Tensor& noise,
+                        c10::List<bool> wanted) {
+    const Arguments a{cell,       input,         h0,     c0, weights, batch_sizes, has_biases,
+                      num_layers, bidirectional, dropout};
+    const variable_list grads = {tensor(grad_output), tensor(grad_h_n), tensor(grad_c_n)};
+    variable_list all = grads;
+    for (const Tensor& t : tensors_of(a)) all.push_back(t);
+    BackwardResult result;
+    {
+        at::AutoDispatchBelowADInplaceOrView guard;
+        result = backward_operator().redispatch(below_autograd(keys), cell, grad_output, grad_h_n,
+                                                grad_c_n, input, h0, c0, weights, batch_sizes,
+                                                has_biases, num_layers, bidirectional, dropout,
+                                                hidden, saved, c, noise, wanted);
+    }
+    auto& [grad_input, grad_h0, grad_c0, grad_weights] = result;
+    std::vector<Tensor*> found = {&grad_input, &grad_h0, &grad_c0};
+    for (Tensor& g : grad_weights) found.push_back(&g);
+    const std::vector<bool> flags(wanted.begin(), wanted.end());
+    if (any_tangent(all)) {
+        const variable_list formulas = by_formulas("gradients", Options(a), tensor(batch_sizes),
+                                                   noise, flags, grads, tensors_of(a));
+        for (size_t i = 0; i < found.size(); ++i)
+            if (formulas[i].defined()) *found[i] = formulas[i];
+    } else if (any_requires_grad(all)) {
+        const auto node = new_node<NetworkBackwardBackward>(a);
+        node->wanted = flags;
+        node->connect(all);
+        node->keep({noise});
+        for (size_t i = 0; i < found.size(); ++i)  // the empty ones keep their place
+            torch::autograd::set_history(flags[i] && (i != 2 || c0) ? *found[i] : Tensor(), node);
+    }
+    return result;
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
+    m.impl("forward", forward);
+    m.impl("backward", backward);
+}
 
 }  // namespace
 
-void attach_backward(const Arguments& a, bool train, ForwardResult& r) {
-    const auto node = new_node();
-    node->cell = a.cell;
-    node->has_biases = a.has_biases;
-    node->bidirectional = a.bidirectional;
-    node->train = train;
-    node->num_layers = a.num_layers;
-    node->dropout = a.dropout;
-    torch::autograd::edge_list edges;
-    const auto add = [&](const Tensor& t) {
-        edges.push_back(t.defined() && t.requires_grad() ? torch::autograd::impl::gradient_edge(t)
-                                                         : torch::autograd::Edge());
-        node->inputs.emplace_back(t, /*is_output=*/false);
-    };
-    add(a.input);
-    add(a.h0);
-    add(a.c0 ? *a.c0 : Tensor());
-    for (const Tensor& weight : a.weights) add(weight);
-    node->set_next_edges(std::move(edges));
-    for (const Tensor& t : {r.hidden, r.saved, r.c, r.noise})
-        node->kept.emplace_back(t, /*is_output=*/false);
+bool needs_gradient(const Arguments& a) {
+    return at::GradMode::is_enabled() && any_requires_grad(tensors_of(a));
+}
+
+void attach_backward(const Arguments& a, ForwardResult& r) {
+    const auto node = new_node<NetworkBackward>(a);
+    node->connect(tensors_of(a));
+    node->keep({r.hidden, r.saved, r.c, r.noise});
     for (Tensor* t : {&r.output, &r.h_n, &r.c_n}) torch::autograd::set_history(*t, node);
 }
 

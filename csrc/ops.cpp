@@ -24,14 +24,15 @@ TORCH_LIBRARY(fastrnn, m) {
         "bool recompute=False) -> "
         "(Tensor output, Tensor h_n, Tensor c_n, Tensor hidden, Tensor saved, Tensor c, Tensor "
         "noise)",
-        {at::Tag::nondeterministic_seeded});
+        {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
     m.def(
         "backward(str cell, Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
         "Tensor h0, Tensor? c0, "
         "Tensor[] weights, Tensor? batch_sizes, bool has_biases, int num_layers, bool "
         "bidirectional, float dropout, "
         "Tensor hidden, Tensor saved, Tensor c, Tensor noise, bool[] wanted) -> "
-        "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+        "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
+        {at::Tag::pt2_compliant_tag});
 }
 
 using ForwardTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;

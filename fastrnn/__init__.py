@@ -4,8 +4,9 @@
     layer = fastrnn.LSTM(32, 64, num_layers=2)   # in the place of torch.nn.LSTM
     fastrnn.accelerate(model)                    # or: every recurrent layer of a model, in place
 
-Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward` and changes nothing
-else.
+Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward`, has torch.compile
+take fastrnn's layers into its graphs (fastrnn/dynamo.py says how, and how not to) and changes
+nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 from fastrnn import _C as _C
-from fastrnn import functional, reference
+from fastrnn import dynamo, functional, reference
+from fastrnn import vmap as _vmap  # noqa: F401  (registers the operators' rules)
 from fastrnn.explain import explain
 from fastrnn.functional import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -33,6 +35,7 @@ __all__ = [
     "RNNCell",
     "accelerate",
     "build_info",
+    "dynamo",
     "explain",
     "fallbacks",
     "functional",
@@ -40,6 +43,8 @@ __all__ = [
     "reference",
     "restore",
 ]
+
+dynamo.install()
 
 __version__ = metadata.version("fastrnn")
 

@@ -226,8 +226,10 @@ def _raise_as_torch(function: Callable[..., Any], *args: Any) -> None:
     """Raise what torch's function says of arguments that ours refused.
 
     Its texts depend on torch's version and on the kernel it would have chosen. It returns None
-    where torch takes them.
+    where torch takes them, and inside transforms, where torch's function would say that of them.
     """
+    if torch._C._are_functorch_transforms_active():
+        return
     with torch.no_grad():
         try:
             function(*args)

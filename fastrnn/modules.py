@@ -165,6 +165,21 @@ def _within_bounds(permute: _Forward) -> _Forward:
     return cast(_Forward, permute_hidden)
 
 
+def _known_at_run_time(check: _Forward) -> _Forward:
+    """Return torch's ``check_forward_args``, but for a PackedSequence that is being compiled.
+
+    Its batch is a value in a tensor, of which a compiler knows no more than a name. The operator
+    compares it with the states at every call.
+    """
+
+    @functools.wraps(check)
+    def check_forward_args(self: nn.Module, input: Any, hidden: Any, batch_sizes: Any) -> None:
+        if batch_sizes is None or not torch.compiler.is_compiling():
+            check(self, input, hidden, batch_sizes)
+
+    return cast(_Forward, check_forward_args)
+
+
 def _torch_twin(self: _Module) -> _Module:
     """Return torch's layer on the same parameters: what torch.jit.script compiles."""
     cls = type(self)
@@ -202,6 +217,7 @@ class RNN(nn.RNN):
         nn.RNN.forward,
     )
     permute_hidden = _within_bounds(nn.RNN.permute_hidden)
+    check_forward_args = _known_at_run_time(nn.RNN.check_forward_args)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -227,6 +243,7 @@ class LSTM(nn.LSTM):
     extra_repr = _with_options(nn.LSTM.extra_repr)
     forward = _directly(functools.partial(_C.layer, "lstm"), nn.LSTM.forward)
     permute_hidden = _within_bounds(nn.LSTM.permute_hidden)
+    check_forward_args = _known_at_run_time(nn.LSTM.check_forward_args)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 
@@ -251,6 +268,7 @@ class GRU(nn.GRU):
     extra_repr = _with_options(nn.GRU.extra_repr)
     forward = _directly(functools.partial(_C.layer, "gru"), nn.GRU.forward)
     permute_hidden = _within_bounds(nn.GRU.permute_hidden)
+    check_forward_args = _known_at_run_time(nn.GRU.check_forward_args)
     _update_flat_weights = _read_weights
     __prepare_scriptable__ = _torch_twin
 

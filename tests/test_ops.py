@@ -52,8 +52,12 @@ def backward_arguments(arguments, wanted=True):
     return cell, *grads, x, h0, c0, weights, sizes, *network, *kept, flags
 
 
-# There is no autograd kernel to test: fastrnn.autograd wraps the operators in Python.
-UTILITIES = ["test_schema", "test_faketensor", "test_aot_dispatch_static"]
+UTILITIES = [
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+]
 
 
 @pytest.mark.once
@@ -65,11 +69,15 @@ def test_opcheck(cell):
 
 def check_one(arguments):
     for keep in [False, True]:
-        # Tracing compares two runs, which draw different dropout masks.
-        random = arguments[-1] and arguments[-2] > 0
-        utilities = UTILITIES[:2] if random else UTILITIES
+        utilities = UTILITIES if traced(arguments) else UTILITIES[:3]
         torch.library.opcheck(ops.forward, (*arguments, keep), test_utils=utilities)
-    torch.library.opcheck(ops.backward, backward_arguments(arguments), test_utils=UTILITIES)
+    utilities = UTILITIES if traced(arguments) else UTILITIES[:3]
+    torch.library.opcheck(ops.backward, backward_arguments(arguments), test_utils=utilities)
+
+
+def traced(arguments):
+    """Of one layer, which is enough. Two runs are compared, which draw different dropout masks."""
+    return arguments[7] == 1
 
 
 def properties(tensors):
@@ -82,7 +90,7 @@ def to_meta(arguments):
         if isinstance(a, list):
             return [move(b) for b in a]
         # batch_sizes stay on the CPU, as in a PackedSequence.
-        return a.to("meta") if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+        return a.to("meta") if isinstance(a, torch.Tensor) and a.dtype != torch.int64 else a
 
     return [move(a) for a in arguments]
 
@@ -96,11 +104,83 @@ def test_fake_kernels_tell_shapes_dtypes_and_strides(wanted):
             assert properties(real) == properties(ops.forward(*to_meta(arguments), keep))
         arguments = backward_arguments(arguments, wanted)
         meta = to_meta(arguments)
-        meta = [
-            a.to("meta") if isinstance(a, torch.Tensor) and a.dtype == torch.uint8 else a
-            for a in meta
-        ]
         assert properties(ops.backward(*arguments)) == properties(ops.backward(*meta))
+
+
+#: what is wrong -> how to make it so, of the arguments by name
+WRONG = {
+    "cell": lambda a: {"cell": "mgu"},
+    "one state": lambda a: {"c0": None},
+    "dtype of the input": lambda a: {"input": a["input"].double()},
+    "dtype of a state": lambda a: {"c0": a["c0"].half()},
+    "dtype of a weight": lambda a: {"weights": [*a["weights"][:-1], a["weights"][-1].half()]},
+    "dtype of all": lambda a: {
+        name: [t.int() for t in a[name]] if name == "weights" else a[name].int()
+        for name in ["input", "h0", "c0", "weights"]
+    },
+    "dimensions of the input": lambda a: {"input": a["input"][0]},
+    "dimensions of h0": lambda a: {"h0": a["h0"][0]},
+    "dimensions of c0": lambda a: {"c0": a["c0"][0]},
+    "width of the input": lambda a: {"input": a["input"][..., :-1]},
+    "no steps": lambda a: {"input": a["input"][:0]},
+    "batch of the states": lambda a: {"h0": a["h0"][:, 1:], "c0": a["c0"][:, 1:]},
+    "batch of c0": lambda a: {"c0": a["c0"][:, 1:]},
+    "width of h0": lambda a: {"h0": a["h0"][..., 1:]},
+    "states of a layer": lambda a: {"h0": a["h0"][1:], "c0": a["c0"][1:]},
+    "num_layers": lambda a: {"num_layers": 3},
+    "no num_layers": lambda a: {"num_layers": 0},
+    "bidirectional": lambda a: {"bidirectional": False},
+    "has_biases": lambda a: {"has_biases": False},
+    "a weight too few": lambda a: {"weights": a["weights"][:-1]},
+    "no weights": lambda a: {"weights": []},
+    "rows of weight_ih": lambda a: {"weights": [a["weights"][0][1:], *a["weights"][1:]]},
+    "columns of weight_hh": lambda a: {
+        "weights": [a["weights"][0], a["weights"][1][:, 1:], *a["weights"][2:]]
+    },
+    "a bias": lambda a: {"weights": [*a["weights"][:-1], a["weights"][-1][1:]]},
+    "dropout": lambda a: {"dropout": 1.5},
+}
+NAMES = ["cell", "input", "h0", "c0", "weights", "batch_sizes", "has_biases", "num_layers"]
+NAMES += ["bidirectional", "dropout", "train"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("wrong", WRONG)
+def test_fake_kernels_refuse_what_the_kernels_refuse(wrong):
+    """By the same type of error; and so does the backward's."""
+    arguments = dict(zip(NAMES, sample("lstm", L=2, D=2), strict=True))
+    backward = backward_arguments(tuple(arguments.values()))
+    arguments |= WRONG[wrong](arguments)
+    given = list(arguments.values())
+    raised = []
+    for call in [
+        lambda: ops.forward(*given, False),
+        lambda: ops.forward(*to_meta(given), False),
+        lambda: ops.backward(
+            *to_meta([given[0], *backward[1:4], *given[1:-1], *backward[13:17]]),
+            [True] * (3 + len(given[4])),
+        ),
+    ]:
+        with pytest.raises((RuntimeError, ValueError)) as error:
+            call()
+        raised.append(error.type)
+    assert raised == [raised[0]] * 3
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("wrong", ["grad_output", "grad_h_n", "grad_c_n", "dtype", "wanted"])
+def test_the_fake_backward_refuses_wrong_gradients(wrong):
+    arguments = list(backward_arguments(sample("lstm")))
+    if wrong == "wanted":
+        arguments[17] = arguments[17][1:]
+    elif wrong == "dtype":
+        arguments[1] = arguments[1].double()
+    else:
+        i = ["grad_output", "grad_h_n", "grad_c_n"].index(wrong) + 1
+        arguments[i] = arguments[i][..., 1:]
+    for given in [arguments, to_meta(arguments)]:
+        with pytest.raises((RuntimeError, ValueError), match=wrong if wrong != "dtype" else None):
+            ops.backward(*given)
 
 
 @pytest.mark.once
@@ -131,10 +211,23 @@ def test_one_call_is_the_whole_network(kind):
     assert torch.equal(direct[0], output)
 
 
-def test_the_bare_operator_is_not_differentiable_in_silence():
-    """Gradients are for fastrnn.functional and the modules: torch warns of an operator without."""
-    arguments = sample("gru")
-    arguments[1].requires_grad_()
-    output = ops.forward(*arguments, False)[0]
-    with pytest.warns(UserWarning, match="autograd kernel was not registered"):
-        output.sum().backward()
+@pytest.mark.once
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_bare_operators_are_differentiable(cell):
+    """The same gradients as the module's, of which it is a call; and those of `backward`'s own."""
+    ours, _ = pair(cell, 5, 17)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    h0 = torch.zeros(1, 3, 17)
+    c0 = torch.zeros_like(h0) if CELLS[cell]["states"] == 2 else None
+    found = []
+    for output in [
+        ours(x)[0],
+        ops.forward(cell, x, h0, c0, ours._flat_weights, None, True, 1, False, 0.0, False, False)[
+            0
+        ],
+    ]:
+        wanted = [x, *ours.parameters()]
+        first = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
+        found.append([*first, *torch.autograd.grad(first[0].square().sum(), wanted)])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)

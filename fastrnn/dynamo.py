@@ -1,0 +1,66 @@
+"""torch.compile takes fastrnn's layers into its graphs.
+
+Dynamo refuses every subclass of torch.nn.RNN, LSTM and GRU unless torch._dynamo.config.allow_rnn is
+set, since it would unroll torch's. Ours are one operator, so that it is set for ours alone, while
+Dynamo looks at one of them: torch's own layers fare as before. `enabled = False` leaves ours to the
+rule as well; torch.compiler.disable(layer) leaves out one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+enabled = True
+"""Whether Dynamo takes fastrnn's layers."""
+
+_BUILDER = "torch._dynamo.variables.builder"
+
+
+def install() -> None:
+    """Tell Dynamo, now or when it is imported: torch itself does that at its first use."""
+    if _BUILDER in sys.modules:
+        _teach(sys.modules[_BUILDER])
+    else:
+        sys.meta_path.insert(0, _WhenImported())
+
+
+def _teach(builder: ModuleType) -> None:
+    wrap_module: Callable[..., Any] = builder.VariableBuilder.wrap_module
+
+    @functools.wraps(wrap_module)
+    def wrap_our_module(self: Any, value: Any) -> Any:
+        from fastrnn.modules import GRU, LSTM, RNN
+
+        if not enabled or not isinstance(value, RNN | LSTM | GRU):
+            return wrap_module(self, value)
+        with builder.config.patch(allow_rnn=True):
+            return wrap_module(self, value)
+
+    builder.VariableBuilder.wrap_module = wrap_our_module
+
+
+class _WhenImported(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != _BUILDER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def and_teach(module: ModuleType) -> None:
+            execute(module)
+            _teach(module)
+
+        spec.loader.exec_module = and_teach  # type: ignore[method-assign]
+        return spec

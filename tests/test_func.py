@@ -1,0 +1,282 @@
+"""torch.func on layers and cells: derivatives of every kind, and vmap over inputs and weights."""
+
+import collections
+import copy
+import itertools
+
+import pytest
+import torch
+from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, is_lstm, pair, ragged, random_state
+from test_gradients import CHECKS, as_function
+from torch import nn
+from torch.func import (
+    functional_call,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    stack_module_state,
+    vjp,
+    vmap,
+)
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastrnn
+from fastrnn import ops
+
+pytestmark = [
+    pytest.mark.once,
+    # torch's own derivatives of some operators are still scripts
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
+]
+
+F64 = torch.float64
+PACKED = pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+
+
+@PACKED
+@pytest.mark.parametrize("options", CHECKS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_forward_mode(kind, options, packed):
+    """Against finite differences: tangents; and the gradients' tangents, forward over reverse."""
+    layer, _ = pair(kind, 2, 3, dtype=F64, **CHECKS[options])
+    function, inputs = as_function(layer, packed)
+    assert torch.autograd.gradcheck(
+        function, inputs, fast_mode=True, check_forward_ad=True, check_backward_ad=False,
+        check_undefined_grad=False,
+    )  # fmt: skip
+    assert torch.autograd.gradgradcheck(
+        function, inputs, fast_mode=True, check_fwd_over_rev=True, check_rev_over_rev=False,
+        check_undefined_grad=False,
+    )  # fmt: skip
+
+
+def of_input(layer, packed):
+    """The layer as a function of data and states, of 3 sequences, to its results' tensors."""
+    sequence = ragged([4, 3, 1], 5, F64)
+
+    def function(data, *states):
+        hx = states if is_lstm(layer) else states[0] if states else None
+        x = sequence._replace(data=data) if packed else data
+        return tuple(flat(layer(x, hx or None) if isinstance(hx, tuple) else layer(x, hx)))
+
+    shape = sequence.data.shape if packed else (4, 3, 5)
+    return function, shape, flat(random_state(layer, 3))
+
+
+class Counting(TorchDispatchMode):
+    """How often an operator reaches the kernels, below all transforms."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def assert_is_loop(batched, singles):
+    """Every sample's results are those of a call for it alone."""
+    for all_of_one, *each in zip(batched, *singles, strict=True):
+        torch.testing.assert_close(all_of_one, torch.stack(each))
+
+
+@PACKED
+@pytest.mark.parametrize("kind", LAYERS)
+def test_vmap_over_inputs_is_one_call(kind, packed):
+    layer, _ = pair(kind, 5, 7, num_layers=2, bidirectional=True, dtype=F64)
+    function, shape, states = of_input(layer, packed)
+    x = torch.randn(6, *shape, dtype=F64)
+    with Counting() as counting:
+        found = vmap(function, in_dims=(0, *[None] * len(states)))(x, *states)
+    assert counting.counts[ops.forward] == 1
+    assert_is_loop(found, [function(data, *states) for data in x])
+
+
+@PACKED
+@pytest.mark.parametrize("kind", LAYERS)
+def test_vmap_over_states_and_any_dimension(kind, packed):
+    layer, _ = pair(kind, 5, 7, dtype=F64)
+    function, shape, states = of_input(layer, packed)
+    x = torch.randn(*shape, 4, dtype=F64)
+    many = [torch.randn(2, 4, *s.shape, dtype=F64)[1].transpose(0, 1) for s in states]
+    dims = (len(shape), *[1] * len(states))
+    # The samples' results: by vmap, one by one, and by a vmap in a vmap.
+    found = vmap(function, in_dims=dims)(x, *many)
+    each = [function(x[..., v], *(s[:, v] for s in many)) for v in range(4)]
+    assert_is_loop(found, each)
+    only_states = vmap(function, in_dims=(None, *dims[1:]))(x[..., 0], *many)
+    assert_is_loop(only_states, [function(x[..., 0], *(s[:, v] for s in many)) for v in range(4)])
+    nested = vmap(vmap(function, in_dims=dims), in_dims=(-1, *[None] * len(states)))(
+        torch.stack([x, -x], -1), *many
+    )
+    assert_is_loop([t[0] for t in nested], each)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_per_sample_gradients(kind):
+    layer, theirs = pair(kind, 5, 7, num_layers=2, dtype=F64)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    x = torch.randn(3, 4, 1, 5, dtype=F64)
+
+    def loss(parameters, x):
+        return sum(o.sin().sum() for o in flat(functional_call(layer, parameters, (x,))))
+
+    with Counting() as counting:
+        found = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0))(parameters, x)
+    assert counting.counts[ops.forward] == 1
+    for v in range(len(x)):
+        data = x[v].clone().requires_grad_()
+        wanted = dict(theirs.named_parameters()) | {"x": data}
+        total = sum(o.sin().sum() for o in flat(theirs(data)))
+        expected = torch.autograd.grad(total, list(wanted.values()))
+        each = [*(g[v] for g in found[0].values()), found[1][v]]
+        torch.testing.assert_close(each, list(expected))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_an_ensemble(kind):
+    """Its results and gradients; one input for all, or one for each."""
+    layers = [pair(kind, 5, 7, num_layers=2, dtype=F64)[0] for _ in range(3)]
+    states, _ = stack_module_state(layers)
+    skeleton = copy.deepcopy(layers[0]).to("meta")
+    x = torch.randn(3, 4, 2, 5, dtype=F64)
+
+    def call(parameters, x):
+        return tuple(flat(functional_call(skeleton, parameters, (x,))))
+
+    def loss(parameters, x):
+        return sum(o.sin().sum() for o in call(parameters, x))
+
+    with torch.no_grad():
+        assert_is_loop(vmap(call, (0, None))(states, x[0]), [flat(m(x[0])) for m in layers])
+        assert_is_loop(
+            vmap(call)(states, x), [flat(m(data)) for m, data in zip(layers, x, strict=True)]
+        )
+    found = vmap(grad(loss))({name: p.detach() for name, p in states.items()}, x)
+    for v, layer in enumerate(layers):
+        sum(o.sin().sum() for o in flat(layer(x[v]))).backward()
+        each = {name: g[v] for name, g in found.items()}
+        torch.testing.assert_close(each, {name: p.grad for name, p in layer.named_parameters()})
+    # By the graph of torch's own autograd around the vmap, too.
+    sum(o.sin().sum() for o in vmap(call)(states, x)).backward()
+    torch.testing.assert_close({name: p.grad for name, p in states.items()}, found)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells(kind):
+    cells = [cell_pair(kind, 5, 7, dtype=F64)[0] for _ in range(3)]
+    x, hx = torch.randn(3, 2, 5, dtype=F64), cell_state(cells[0], 3, 2)
+    hx = hx if isinstance(hx, tuple) else (hx,)
+
+    def call(parameters, x, *hx):
+        state = hx if len(hx) == 2 else hx[0]
+        return tuple(flat(functional_call(cells[0], parameters, (x, state))))
+
+    own = dict(cells[0].named_parameters())
+    dims = (None, 0, *[0] * len(hx))
+    with torch.no_grad():
+        each = [call(own, x[v], *(s[v] for s in hx)) for v in range(3)]
+        assert_is_loop(vmap(call, dims)(own, x, *hx), each)
+        states, _ = stack_module_state(cells)
+        each = [
+            call(dict(c.named_parameters()), x[v], *(s[v] for s in hx)) for v, c in enumerate(cells)
+        ]
+        assert_is_loop(vmap(call)(states, x, *hx), each)
+    primals, tangents = (x, *hx), [torch.randn_like(t) for t in (x, *hx)]
+
+    def function(*args):
+        return call(own, *args)
+
+    flat_of_cells = vmap(function)
+    _, forward = jvp(flat_of_cells, primals, tuple(tangents))
+    outputs, pull = vjp(flat_of_cells, *primals)
+    cotangents = tuple(torch.randn_like(o) for o in outputs)
+    # <J t, w> = <t, J^T w>
+    left = sum((f * w).sum() for f, w in zip(forward, cotangents, strict=True))
+    right = sum((t * g).sum() for t, g in zip(tangents, pull(cotangents), strict=True))
+    torch.testing.assert_close(left, right)
+
+
+@PACKED
+@pytest.mark.parametrize("kind", LAYERS)
+def test_jacobians_and_hessians(kind, packed):
+    layer, theirs = pair(kind, 5, 2, dtype=F64)
+    (ours, shape, _), (torchs, *_) = of_input(layer, packed), of_input(theirs, packed)
+    x = torch.randn(shape, dtype=F64)
+    expected = torch.autograd.functional.jacobian(torchs, x)
+    torch.testing.assert_close(jacrev(ours)(x), expected)
+    torch.testing.assert_close(jacfwd(ours)(x), expected)
+
+    def total(function):
+        return lambda x: sum(o.sin().sum() for o in function(x))
+
+    expected = torch.autograd.functional.hessian(total(torchs), x)
+    for outer, inner in itertools.product([jacfwd, jacrev], repeat=2):
+        torch.testing.assert_close(outer(inner(total(ours)))(x), expected)
+
+
+def test_the_hessian_of_weights():
+    layer, theirs = pair("gru", 2, 2, dtype=F64)
+    x = torch.randn(3, 2, 2, dtype=F64)
+
+    def loss(module):
+        return lambda w: functional_call(module, {"weight_hh_l0": w}, (x,))[0].sin().sum()
+
+    w = layer.weight_hh_l0.detach()
+    expected = torch.autograd.functional.hessian(loss(theirs), w)
+    torch.testing.assert_close(hessian(loss(layer))(w), expected)
+
+
+# ---- dropout -------------------------------------------------------------------------------------
+
+
+def test_dropout_under_vmap():
+    layer = fastrnn.GRU(5, 17, num_layers=2, dropout=0.5)
+    x = torch.randn(4, 3, 5).expand(3, 4, 3, 5)
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        vmap(layer)(x)
+    different, _ = vmap(layer, randomness="different")(x)
+    assert not torch.equal(different[0], different[1])
+    torch.manual_seed(1)
+    same, _ = vmap(layer, randomness="same")(x)
+    torch.manual_seed(1)
+    expected, _ = layer(x[0])
+    assert all(torch.equal(s, expected) for s in same)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    layer(x[0])
+    assert torch.equal(after, torch.rand(1))
+    assert vmap(layer.eval())(x)[0].shape == (3, 4, 3, 17)
+
+
+def test_gradients_of_dropout_under_vmap():
+    """Backward has the masks that forward drew for each sample: of gradients they are the same."""
+    layer = fastrnn.RNN(5, 17, num_layers=2, dropout=0.5, nonlinearity="relu", dtype=F64)
+    x = torch.randn(6, 4, 1, 5, dtype=F64)
+
+    def results(x):
+        output, pull = vjp(lambda x: layer(x)[0], x)
+        return output, pull(output)[0]
+
+    output, back = vmap(results, randomness="different")(x)
+    # Without biases a network of relu is linear where no unit turns: J x = y, and x J^T y = y y.
+    for name, p in layer.named_parameters():
+        if "bias" in name:
+            nn.init.zeros_(p)
+    output, back = vmap(results, randomness="different")(x)
+    torch.testing.assert_close((x * back).sum((1, 2, 3)), output.square().sum((1, 2, 3)))
+
+
+def test_batch_sizes_are_one_for_all():
+    layer = fastrnn.GRU(5, 17)
+    data, sizes = torch.randn(2, 3, 5), torch.tensor([[2, 1], [2, 1]])
+
+    def call(data, sizes):
+        return layer(PackedSequence(data, sizes))[0].data
+
+    with pytest.raises(RuntimeError, match="vmap"):
+        vmap(call)(data, sizes)

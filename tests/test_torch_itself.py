@@ -1,0 +1,43 @@
+"""What docs/pytorch.md says of torch's layers on the CPU: a row that no longer holds is to go."""
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, export
+from torch.func import functional_call, jvp, stack_module_state, vmap
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.cpu("torch's layers there"),
+    pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning"),
+]
+
+LAYERS = ["LSTM", "GRU", "RNN"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_export_freezes_the_number_of_steps(name):
+    layer, x = getattr(nn, name)(5, 17), torch.randn(4, 3, 5)
+    with pytest.raises(Exception, match="to be a constant"):
+        export(layer, (x,), dynamic_shapes=({0: Dim("T"), 1: Dim("B")},)).run_decompositions()
+
+
+@pytest.mark.parametrize("over", ["inputs", "weights"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_vmap(name, over):
+    layers = [getattr(nn, name)(5, 17) for _ in range(2)]
+    x = torch.randn(2, 4, 3, 5)
+
+    def call(parameters, x):
+        return functional_call(layers[0], parameters, (x,))[0]
+
+    states, _ = stack_module_state(layers)
+    function, args = (layers[0], (x,)) if over == "inputs" else (call, (states, x))
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        vmap(function)(*args)
+
+
+def test_no_forward_mode_of_an_lstm_in_float32():
+    layer, x = nn.LSTM(5, 17), torch.randn(4, 3, 5)
+    with pytest.raises(NotImplementedError, match="forward AD"):
+        jvp(lambda x: layer(x)[0], (x,), (x,))
