@@ -1,6 +1,7 @@
 # make demo   forecasts the S&P 500's closes with torch.nn.LSTM and fastrnn.LSTM, and compares them
 # make examples  runs the examples in full; their words and pictures stand in examples/results
 # make test   runs the tests
+# make fuzz   compares random layers with torch's until one differs, CASES (1000) a round
 # make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
 #             on the virtual GPU at VGPU
 # make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone
@@ -25,6 +26,7 @@ VENV ?= .venv
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV ?= .venv-cuda
 VGPU ?= $(wildcard ../shared/vgpu/vgpu)
+CASES ?= 1000
 ARGS ?=
 
 python := $(VENV)/bin/python
@@ -38,7 +40,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # What lies outside the environment is not part of it.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo examples test test-cuda on-a-gpu a-gpu cuda-all bench lint clean FORCE
+.PHONY: demo examples test fuzz test-cuda on-a-gpu a-gpu cuda-all bench lint clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
@@ -61,6 +63,9 @@ examples: $(VENV)/built
 
 test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+fuzz: $(VENV)/built
+	while $(python) -m pytest tests/test_fuzz.py --other-cases --fuzz $(CASES) $(ARGS); do :; done; false
 
 test-cuda:
 	+@$(MAKE) --no-print-directory on-a-gpu VENV='$(CUDA_VENV)' TORCH='$(CUDA_TORCH)'

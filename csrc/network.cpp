@@ -145,6 +145,7 @@ struct Gates {
 }  // namespace
 
 ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep keep) {
+    cpu::without_lost_threads();
     const Device& device = device_for(p.device);
     const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
     const auto options = a.input.options().memory_format(std::nullopt);
@@ -203,6 +204,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep kee
 
 BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted) {
+    cpu::without_lost_threads();
     const Device& device = device_for(p.device);
     const int64_t width = p.directions * p.recurrent;
     const at::ScalarType dtype = device.stores_gradients ? p.dtype : p.arithmetic;

@@ -22,6 +22,8 @@ import fastrnn
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="of the tests")
+    parser.addoption("--fuzz", type=int, default=500, help="cases of test_fuzz.py (500)")
+    parser.addoption("--other-cases", action="store_true", help="than those of every run")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,6 +2,10 @@
 
 #include <ATen/Parallel.h>
 #include <omp.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <filesystem>
 
 #include "dispatch.h"
 #include "partition.h"
@@ -46,6 +50,18 @@ std::string counted(int64_t n, const char* what) {
     return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
 }
 
+std::atomic<bool> had_others{false}, lost_threads{false};
+
+void count_threads() {
+    std::error_code none;
+    const std::filesystem::directory_iterator tasks("/proc/self/task", none);
+    had_others = none || std::distance(begin(tasks), end(tasks)) > 1;
+}
+
+const int watched = pthread_atfork(count_threads, nullptr, [] {
+    if (had_others) lost_threads = true;
+});
+
 int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
 // Runs one kernel with the threads that torch allows.
@@ -57,6 +73,10 @@ void run(const Problem& p, Layer layer, size_t (*workspace_size)(const Layer&),
 }
 
 }  // namespace
+
+void without_lost_threads() {
+    if (lost_threads && at::get_num_threads() > 1) at::set_num_threads(1);
+}
 
 void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
     const Kernel& kernels = kernel(p.cell_index, p.storage);

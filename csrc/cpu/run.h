@@ -4,6 +4,11 @@
 
 namespace fastrnn::cpu {
 
+// A process that was forked has none of its parent's threads, and OpenMP would wait for them for ever,
+// in torch's operations as in ours. If its parent had any, whoever started them, torch is told to use one
+// in the child. Before anything else is done there.
+void without_lost_threads();
+
 void forward(const Problem& problem, const fastrnn::ForwardLayer& layer);
 void backward(const Problem& problem, const fastrnn::BackwardLayer& layer);
 Facts explain(const Problem& problem, const Sequence& sequence, const Dimensions& size, Pass pass);

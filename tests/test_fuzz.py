@@ -1,0 +1,206 @@
+"""Random layers of random sizes and options beside torch's: the same cases at every run.
+
+`make fuzz` draws others, for as long as you like. What fails is made as small as it gets, and
+printed as one line: paste it into a test of this file, or after `from test_fuzz import *`.
+"""
+
+import contextlib
+import copy
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+from helpers import (
+    CELLS,
+    LAYERS,
+    LOW,
+    VIRTUAL,
+    avoid_corners,
+    cell_pair,
+    cell_state,
+    flat,
+    gradients,
+    leaves,
+    mapped,
+    pack,
+    pair,
+    random_state,
+)
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fastrnn
+
+DTYPES = [torch.float32, torch.float64, *LOW]
+#: How a tensor of the same values can lie in memory.
+STRIDES = ["plain", "transposed", "every second", "one row for all", "an offset"]
+
+sizes = st.integers(1, 70)
+projected_sizes = st.integers(2, 70)  # a projection is smaller
+flags = st.booleans()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, or a cell if T is 0, and how it is called."""
+
+    kind: str
+    T: int
+    B: int
+    I: int
+    H: int
+    dtype: torch.dtype = torch.float32
+    layers: int = 1
+    bidirectional: bool = False
+    bias: bool = True
+    batch_first: bool = False
+    lengths: tuple[int, ...] = ()  # of a packed input
+    state: bool = True
+    strides: str = "plain"
+    wanted: int = -1  # bits: which of the input, the states and the weights
+    threads: int = 2
+    directly: bool = True  # or through the Python that takes what the direct way does not
+    recompute: bool = False
+    seed: int = 0
+
+
+@st.composite
+def layer_cases(draw: st.DrawFn) -> Case:
+    B = draw(st.one_of(st.integers(1, 9), st.integers(1, 40)))
+    T = draw(st.integers(1, 6))
+    kind = draw(st.sampled_from(list(LAYERS)))
+    lengths = draw(st.lists(st.integers(1, T), min_size=B, max_size=B)) if draw(flags) else []
+    return Case(
+        kind=kind, T=T, B=B, I=draw(sizes),
+        H=draw(projected_sizes if kind == "lstm_proj" else sizes),
+        dtype=draw(st.sampled_from(DTYPES)), layers=draw(st.sampled_from([1, 1, 2, 3])),
+        bidirectional=draw(flags), bias=draw(flags), batch_first=draw(flags),
+        lengths=tuple(lengths), state=draw(flags), strides=draw(st.sampled_from(STRIDES)),
+        wanted=draw(st.sampled_from([-1, 0, 1, *range(2, 64)])), threads=draw(st.integers(1, 3)),
+        directly=draw(flags), recompute=draw(flags), seed=draw(st.integers(0, 2**16)),
+    )  # fmt: skip
+
+
+@st.composite
+def cell_cases(draw: st.DrawFn) -> Case:
+    return Case(
+        kind=draw(st.sampled_from(list(CELLS))), T=0, B=draw(st.integers(0, 40)), I=draw(sizes),
+        H=draw(sizes), dtype=draw(st.sampled_from(DTYPES)), bias=draw(flags), state=draw(flags),
+        strides=draw(st.sampled_from(STRIDES)), wanted=draw(st.integers(-1, 64)),
+        threads=draw(st.integers(1, 3)), directly=draw(flags), seed=draw(st.integers(0, 2**16)),
+    )  # fmt: skip
+
+
+def laid_out(values: Tensor, strides: str) -> Tensor:
+    """The values, or for one row for all the first of its last two dimensions, laid out so."""
+    if strides == "transposed":
+        return values.transpose(0, -1).contiguous().transpose(0, -1)
+    if strides == "every second":
+        return torch.stack([values, values], -1)[..., 0]
+    if strides == "one row for all":
+        return values[..., :1, :].expand_as(values)
+    if strides == "an offset":
+        room = values.new_zeros(values.numel() + 1)
+        return room[1:].view_as(values).copy_(values)
+    return values
+
+
+def check(case: Case) -> None:
+    """Compares values and gradients with torch's, and both with float64."""
+    torch.manual_seed(case.seed)
+    torch.set_num_threads(case.threads)
+    if case.T:
+        options = {"num_layers": case.layers, "bidirectional": case.bidirectional}
+        options |= {"bias": case.bias, "batch_first": case.batch_first, "dtype": case.dtype}
+        ours, theirs = pair(case.kind, case.I, case.H, **options)
+        ours.recompute = case.recompute
+        rows = (case.B, case.T) if case.batch_first else (case.T, case.B)
+        x = laid_out(torch.randn(*rows, case.I, dtype=case.dtype), case.strides)
+        if case.lengths:
+            alone = x.unbind(0 if case.batch_first else 1)
+            x = pack([one[:n] for one, n in zip(alone, case.lengths, strict=True)])
+        state = random_state(theirs, case.B) if case.state else None
+    else:
+        ours, theirs = cell_pair(case.kind, case.I, case.H, bias=case.bias, dtype=case.dtype)
+        x = laid_out(torch.randn(case.B, case.I, dtype=case.dtype), case.strides)
+        state = cell_state(theirs, case.B) if case.state else None
+    avoid_corners(case.kind if case.bias else "", ours, theirs)
+    # Where its sum is about 0 a unit has a gradient or none, as the last bit falls.
+    smooth = case.kind != "rnn_relu" or (case.bias and case.dtype not in LOW)
+    wanted = case.wanted if smooth else 0
+
+    def results(layer: torch.nn.Module, given: object, directly: bool = True) -> list[Tensor]:
+        given = leaves(given) if wanted else given
+        forward = layer if directly else type(layer).forward.__wrapped__.__get__(layer)
+        with contextlib.nullcontext() if wanted else torch.no_grad():
+            outputs = flat(forward(*given))
+        inputs = [*flat(given), *layer.parameters()]
+        inputs = [t for i, t in enumerate(inputs) if wanted >> i & 1]
+        return [*outputs, *(gradients(outputs, inputs) if inputs else [])]
+
+    given = (x, state)
+    ours_found = results(ours, given, case.directly)
+    expected = results(theirs, given)
+    exact = results(copy.deepcopy(theirs).double(), mapped(given, Tensor.double))
+    for found, their, true in zip(ours_found, expected, exact, strict=True):
+        assert found.dtype == their.dtype
+        assert found.shape == their.shape
+        if true.numel() == 0:
+            continue
+        # What torch is off, four times for luck, and what rounding a sum of a few such values
+        # costs: of a result of one number torch's may be off by nothing at all.
+        off, theirs_off = ((t.double() - true).abs().max() for t in (found, their))
+        units = 4 if case.dtype in LOW else 16
+        allowed = 4 * theirs_off + units * torch.finfo(case.dtype).eps * true.abs().max()
+        assert off <= allowed, f"off by {off:.3g}, allowed {allowed:.3g}"
+
+
+def count(config: pytest.Config) -> int:
+    """Of cases: fewer where the same are drawn under other instruction sets, or emulated."""
+    cases = config.getoption("fuzz")
+    return max(1, cases // (50 if VIRTUAL else 5 if "FASTRNN_ISA" in os.environ else 1))
+
+
+def fuzz(config: pytest.Config, cases: st.SearchStrategy[Case], examples: int) -> None:
+    @settings(
+        max_examples=examples,
+        derandomize=not config.getoption("other_cases"),
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases)
+    def every(case: Case) -> None:
+        note(f"check({case!r})")
+        check(case)
+
+    every()
+
+
+def test_layers(pytestconfig):
+    fuzz(pytestconfig, layer_cases(), count(pytestconfig))
+
+
+def test_cells(pytestconfig):
+    fuzz(pytestconfig, cell_cases(), max(1, count(pytestconfig) // 5))
+
+
+def test_what_fails_is_printed_as_one_line(pytestconfig, monkeypatch):
+    """A planted error, found and made small."""
+    lstm = fastrnn.LSTM.__call__
+
+    def wrong(self, x, state=None):
+        output, state = lstm(self, x, state)
+        return (output + (self.hidden_size > 20) if isinstance(output, Tensor) else output), state
+
+    monkeypatch.setattr(fastrnn.LSTM, "__call__", wrong)
+    with pytest.raises(AssertionError, match="off by") as failure:
+        fuzz(pytestconfig, layer_cases(), 200)
+    (line,) = [n for n in failure.value.__notes__ if n.startswith("check(Case(")]
+    case = eval(line.removeprefix("check(").removesuffix(")"), {**globals(), "torch": torch})
+    assert (case.kind, case.H, case.layers, case.lengths) == ("lstm", 21, 1, ())
+    with pytest.raises(AssertionError, match="off by"):
+        check(case)

@@ -1,0 +1,173 @@
+"""Threads and processes: many of them, forked, interrupted, told to be others between calls."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import LAYERS, flat, pair
+from torch.utils.data import DataLoader, Dataset
+
+import fastrnn
+
+pytestmark = [pytest.mark.cpu("threads and processes"), pytest.mark.once]
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(flat(a), flat(b), strict=True))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_module_used_from_sixteen_threads(kind):
+    layer, _ = pair(kind, 33, 33, num_layers=2, bidirectional=True)
+    inputs = [torch.randn(9, 1 + i % 5, 33) for i in range(16)]
+
+    def results(x):
+        for parameter in layer.parameters():
+            assert parameter.grad is None  # nobody calls backward() on the shared ones
+        output = layer(x)
+        loss = sum(t.square().sum() for t in flat(output))
+        return *flat(output), *torch.autograd.grad(loss, list(layer.parameters()))
+
+    expected = [results(x) for x in inputs]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for _ in range(5):
+            for a, b in zip(pool.map(results, inputs), expected, strict=True):
+                assert equal(a, b)
+
+
+class Encoded(Dataset):
+    """Items made by a layer, as in a preprocessing that runs in the workers."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.layer = fastrnn.GRU(33, 64)
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        with torch.no_grad():
+            return self.layer(torch.full((5, 33), float(i)))[0]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_in_the_workers_of_a_data_loader(method):
+    data = Encoded()
+    expected = torch.stack([data[i] for i in range(len(data))])  # and so the parent has used it
+    loader = DataLoader(data, 2, num_workers=2, multiprocessing_context=method, timeout=100)
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def run_script(script, **options):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("used_by", ["fastrnn", "torch"])
+def test_in_a_child_of_a_process_that_has_threads(used_by):
+    """OpenMP in the child would wait for threads that only its parent has."""
+    done = run_script(
+        f"""
+        import os, signal, torch, fastrnn
+        torch.set_num_threads(2)
+        layer = fastrnn.LSTM(128, 256)
+        x = torch.randn(20, 16, 128)
+        if "{used_by}" == "fastrnn":
+            expected = layer(x)[0]
+        else:
+            x.exp().sum()
+            torch.randn(1000, 1000).sin()
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # ends it if it hangs
+            result = layer(x)[0]
+            torch.set_num_threads(1)
+            os._exit(0 if torch.equal(layer(x)[0], result) else 3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        if "{used_by}" == "fastrnn":
+            assert torch.equal(layer(x)[0], expected)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_number_of_threads_between_calls():
+    layer, _ = pair("lstm", 64, 200)
+    x = torch.randn(5, 7, 64)
+    expected = layer(x)
+    for threads in [1, 8, 3, 2, 1, 5]:
+        torch.set_num_threads(threads)
+        assert equal(layer(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_inside_torchs_own_threads():
+    """A future of torch.jit.fork runs in torch's inter-op pool."""
+    layer, _ = pair("gru", 33, 64)
+    x = torch.randn(7, 3, 33)
+    expected = layer(x)
+    futures = [torch.jit.fork(layer, x) for _ in range(8)]
+    for future in futures:
+        assert equal(torch.jit.wait(future), expected)
+
+
+def test_an_interrupt_in_a_long_call_leaves_the_process_usable():
+    script = """
+        import time, torch, fastrnn
+        layer = fastrnn.LSTM(256, 512)
+        x = torch.randn(400, 32, 256)
+        with torch.no_grad():
+            layer(x[:2])
+            print("ready", flush=True)
+            try:
+                while True:
+                    layer(x)
+            except KeyboardInterrupt:
+                pass
+            assert torch.equal(layer(x[:2])[0], layer(x[:2])[0])
+        print("usable", flush=True)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+        out, _ = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (0, "usable\n")
+
+
+def test_more_threads_than_cores_end():
+    """Time and again, of layers whose threads meet at every step."""
+    done = run_script(
+        """
+        import torch, fastrnn
+        torch.set_num_threads(8)
+        layer = fastrnn.LSTM(256, 256)
+        x = torch.randn(20, 2, 256)
+        with torch.no_grad():
+            expected = layer(x)[0]
+            for _ in range(30):
+                assert torch.equal(layer(x)[0], expected)
+        """
+    )
+    assert done.returncode == 0, done.stderr
