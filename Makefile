@@ -1,6 +1,6 @@
 # make demo   forecasts the S&P 500's closes with torch.nn.LSTM and fastrnn.LSTM, and compares them
 # make examples  runs the examples in full; their words and pictures stand in examples/results
-# make test   runs the tests
+# make test   runs the tests; ARGS='-m slow' those that compile what torch generates, by its Inductor
 # make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
 #             on the virtual GPU at VGPU
 # make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone
@@ -50,7 +50,7 @@ examples: $(VENV)/built
 	    | tee $(results)/simple_rnn.txt
 
 test: $(VENV)/built
-	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)
+	$(python) -m pytest -n auto --maxprocesses 8 -m 'not slow' $(ARGS)
 
 test-cuda:
 	+@$(MAKE) --no-print-directory on-a-gpu VENV='$(CUDA_VENV)' TORCH='$(CUDA_TORCH)'
