@@ -1,6 +1,6 @@
 # make demo   forecasts the S&P 500's closes with torch.nn.LSTM and fastrnn.LSTM, and compares them
 # make examples  runs the examples in full; their words and pictures stand in examples/results
-# make test   runs the tests
+# make test   runs the tests, but for the slow ones: ARGS='-m slow' runs those
 # make fuzz   compares random layers with torch's until one differs, CASES (1000) a round
 # make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
 #             on the virtual GPU at VGPU
@@ -62,7 +62,7 @@ examples: $(VENV)/built
 	    --folds 4 --both-times --out $(results)/forecast.png | tee $(results)/forecast.txt
 
 test: $(VENV)/built
-	$(python) -m pytest -n auto --maxprocesses 8 $(ARGS)
+	$(python) -m pytest -n auto --maxprocesses 8 -m 'not slow' $(ARGS)
 
 fuzz: $(VENV)/built
 	while $(python) -m pytest tests/test_fuzz.py --other-cases --fuzz $(CASES) $(ARGS); do :; done; false
@@ -77,7 +77,8 @@ on-a-gpu: export FASTRNN_CUDA := 1
 on-a-gpu: export TORCH_CUDA_ARCH_LIST = $(or $(asked_archs),$(if $(gpu),,8.0;9.0+PTX))
 on-a-gpu: a-gpu $(VENV)/built
 	@echo 'tests on $(or $(gpu),the virtual GPU $(VGPU))'
-	$(if $(gpu),,$(VGPU) run --) $(python) -m pytest --device cuda -n auto --maxprocesses 8 $(ARGS)
+	$(if $(gpu),,$(VGPU) run --) $(python) -m pytest --device cuda -n auto --maxprocesses 8 \
+	    -m 'not slow' $(ARGS)
 
 a-gpu:
 	@test -n '$(gpu)$(VGPU)' || { echo 'make: no GPU here, and no virtual one: set VGPU' >&2; exit 1; }

@@ -53,7 +53,7 @@ def test_error_of_second_gradients(kind, dtype, packed):
         assert all(g.dtype == dtype for g in found[0])
         pool += list(zip(*found, exact, strict=True))
     if dtype in LOW:
-        assert_pool_no_worse(pool)
+        assert_pool_no_worse(pool, times=1)  # it computes in float32
     else:
         torch.testing.assert_close([ours for ours, *_ in pool], [theirs for _, theirs, _ in pool])
 
