@@ -1,6 +1,8 @@
-"""What is kept for backward: never more than torch's layers keep."""
+"""What is kept for backward: no more than torch's layers keep. No leaks. Memory that runs out."""
 
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,74 @@ def test_nothing_is_kept_without_grad():
     ours, _ = pair("lstm", 32, 64)
     with torch.no_grad():
         assert saved_bytes(ours, torch.randn(20, 16, 32)) == 0
+
+
+def run_script(script):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.cpu("the process's memory")
+def test_ten_thousand_steps_take_no_memory():
+    done = run_script(
+        """
+        import resource, torch, fastrnn
+        torch.set_num_threads(2)
+        layers = [fastrnn.LSTM(5, 17, 2, dropout=0.5), fastrnn.GRU(5, 17), fastrnn.RNN(5, 17)]
+        x = torch.randn(3, 2, 5)
+
+        def pages():
+            return int(open("/proc/self/statm").read().split()[1])
+
+        def train(steps):
+            for step in range(steps):
+                layer = layers[step % 3]
+                layer.zero_grad()
+                layer(x)[0].sum().backward()
+
+        train(1000)
+        before = pages()
+        train(10_000)
+        grown = (pages() - before) * resource.getpagesize()
+        assert grown < 1 << 20, grown  # a hundred bytes a step
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.once
+@pytest.mark.cpu("the process's memory")
+@pytest.mark.parametrize("what", ["output", "scratch"])
+def test_memory_that_is_not_there(what):
+    """A RuntimeError, and the next call works."""
+    done = run_script(
+        f"""
+        import resource, torch, fastrnn
+        torch.set_num_threads(1)
+        small, x = fastrnn.LSTM(5, 17), torch.randn(3, 2, 5)
+        expected = small(x)[0]
+        if "{what}" == "output":
+            layer, large = fastrnn.LSTM(1, 500), torch.zeros(100_000, 10, 1)  # 2 GB
+        else:
+            layer, large = fastrnn.LSTM(2000, 2000), torch.zeros(2, 1, 2000)  # 128 MB, packed
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (50 << 20), resource.RLIM_INFINITY))
+        with torch.no_grad():
+            for _ in range(3):
+                try:
+                    layer(large)
+                except RuntimeError as error:
+                    assert "allocate" in str(error), error
+                else:
+                    raise AssertionError("there was memory")
+                assert torch.equal(small(x)[0], expected)
+        """
+    )
+    assert done.returncode == 0, done.stderr

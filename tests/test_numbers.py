@@ -1,0 +1,85 @@
+"""Numbers at their ends: sequences of ten thousand steps, large weights, infinities, NaN, -0.0 and
+subnormal numbers, as torch has them."""
+
+import copy
+
+import pytest
+import torch
+from helpers import LAYERS, affordable, assert_pool_no_worse, device, flat, gradients, pair
+
+kinds = pytest.mark.parametrize("kind", LAYERS)
+
+
+def scaled(by, *layers):
+    for layer in layers:
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter *= by
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not affordable([(10_000, 2, 3, 17)]), reason="too long for an emulated GPU")
+@kinds
+def test_ten_thousand_steps(kind):
+    ours, theirs = pair(kind, 3, 17)
+    if kind == "rnn_relu":
+        scaled(0.5, ours, theirs)  # or it grows without end
+    x = torch.randn(10_000, 2, 3)
+    exact = copy.deepcopy(theirs).double()
+
+    def results(layer, given):
+        outputs = flat(layer(given))
+        return [*outputs, *gradients(outputs, list(layer.parameters()))]
+
+    found = results(ours, x), results(theirs, x), results(exact, x.double())
+    for values in zip(*found, strict=True):
+        assert_pool_no_worse([values])
+
+
+@kinds
+def test_large_weights(kind):
+    """Most gates are at their ends, and what is between them is off by chance: of many layers."""
+    pool = []
+    for _ in range(20):
+        ours, theirs = pair(kind, 33, 64)
+        scaled(50 if kind != "rnn_relu" else 4, ours, theirs)
+        x = torch.randn(5, 7, 33)
+        exact = copy.deepcopy(theirs).double()
+        with torch.no_grad():
+            values = ours(x), theirs(x), exact(x.double())
+        pool += zip(*map(flat, values), strict=True)
+    assert_pool_no_worse(pool)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3e38], ids=str)
+@kinds
+def test_what_is_not_finite(kind, value, dtype):
+    """In one element of the input, or of the state: what comes of it is where torch has it."""
+    ours, theirs = pair(kind, 5, 33, dtype=dtype)
+    for place in range(3):
+        x, h = torch.randn(4, 3, 5, dtype=dtype), torch.randn(1, 3, 33, dtype=dtype)
+        state = (h[..., : theirs.proj_size or 33].contiguous(), h.clone()) if "lstm" in kind else h
+        (x if place == 0 else flat(state)[min(place, len(flat(state))) - 1])[0, 1, 2] = value
+        with torch.no_grad():
+            for a, b in zip(flat(ours(x, state)), flat(theirs(x, state)), strict=True):
+                torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@kinds
+def test_negative_zero_and_subnormal_numbers(kind):
+    """Weights of zero leave what they multiply without a trace, whatever its sign; a state that
+    decays goes on to the smallest numbers."""
+    ours, theirs = pair(kind, 5, 33)
+    x = torch.full((3, 2, 5), -0.0)
+    for a, b in zip(flat(ours(x)), flat(theirs(x)), strict=True):
+        torch.testing.assert_close(a, b)
+    if kind == "rnn_relu":
+        return
+    scaled(0, ours, theirs)
+    small = torch.full((1, 2, 33), 1e-38)
+    state = (small[..., : theirs.proj_size or 33].contiguous(), small) if "lstm" in kind else small
+    a, b = (flat(layer(x.expand(3, 2, 5), state)) for layer in (ours, theirs))
+    for our, their in zip(a, b, strict=True):
+        assert torch.equal(our, their) or device() == "cuda"
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=2e-45)
