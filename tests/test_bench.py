@@ -324,19 +324,24 @@ def test_readme():
 
 
 def test_the_page_on_gpus():
+    names = ["torch", "torch in a graph", "fastrnn in a graph", "fastrnn stepwise"]
+    ratios = {name: {"median": 3.0 / (1 + i)} for i, name in enumerate(names)}
     rows = [
-        f"{mode} {cell} {dtype} {H} {B} eager 900.0 300.0 {None if H == 64 else 450.0} 3.0 "
-        + ("graph 60.0 None 30.0 2.0" if mode == "infer" else "graph None None None -")
-        for mode in ["infer", "train"]
+        {"group": group, "cell": cell, "dtype": dtype, "H": H, "B": B,
+         "contestants": {"fastrnn": {"seconds": [0.0003]}},
+         "ratio": ratios | ({"fastrnn persistent": {"median": 1.0}} if B == 64 else {})}
+        for group in ["inference", "training"]
         for cell in ["LSTM", "GRU"]
         for dtype in ["float16", "float32"]
         for H in [64, 128, 256, 512, 1024, 2048]
         for B in [1, 8, 32, 64, 256]
-    ]
-    page = readme.on_a_gpu("\n".join(["# A GPU, torch 9", "# names", *rows]))
-    assert page.startswith("Of A GPU, torch 9:\n")
-    assert "| GRU | float32 | 512 | 32 | 300 µs | 3.00 | 1.50 |  | 3.00 |" in page
-    assert "| GRU | float32 | 64 | 32 | 300 µs | 3.00 |  |  | 3.00 |" in page
+    ]  # fmt: skip
+    machine = {"gpu": "A GPU", "cuda": "13.0", "cudnn": 9}
+    results = {"machine": machine, "versions": {"torch": "9"}, "date": "today", "rows": rows}
+    page = readme.on_a_gpu(results)
+    assert page.startswith("A GPU, torch 9, CUDA 13.0,\ncuDNN 9, today: inference")
+    assert "| GRU | float32 | 512 | 32 | 300 µs | 3.00 | 1.50 | 0.75 |  | 3.00 |" in page
+    assert "| GRU | float32 | 64 | 64 | 300 µs | 3.00 | 1.50 | 0.75 | 1.00 | 3.00 |" in page
 
 
 def test_the_table_of_counters():
