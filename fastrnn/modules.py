@@ -150,12 +150,13 @@ def _read_weights(self: nn.RNNBase) -> None:
 def _within_bounds(permute: _Forward) -> _Forward:
     """Return torch's ``permute_hidden``, which sorts the states of a PackedSequence, with a check.
 
-    On a GPU a state of too few rows would end the process's use of it, with an assertion.
+    On a GPU a state of too few rows would end the process's use of it, with an assertion. To a
+    compiler neither number is known; the code it generates checks what it selects.
     """
 
     @functools.wraps(permute)
     def permute_hidden(self: nn.Module, hx: Any, permutation: Any) -> Any:
-        if permutation is not None:
+        if permutation is not None and not torch.compiler.is_compiling():
             for state in hx if isinstance(hx, tuple) else (hx,):
                 if state.is_cuda and state.dim() == 3 and state.size(1) < permutation.numel():
                     wanted = (state.size(0), permutation.numel(), state.size(2))

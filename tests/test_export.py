@@ -21,6 +21,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"),
 ]
 
+#: torch.export.load mixes the default device, which the tests' is, with the CPU.
+loaded = pytest.mark.cpu("programs are loaded where torch's default device is the CPU")
+
 SIZES = [(4, 3), (1, 6), (9, 1), (6, 12)]  # of T and B
 T_AND_B = {0: Dim("T"), 1: Dim("B")}
 B_OF_STATES = {1: Dim("B")}
@@ -130,6 +133,7 @@ def run_in_a_new_process(load, path, model, folder):
     assert found.returncode == 0, found.stderr
 
 
+@loaded
 def test_saved_and_run_in_another_process(tmp_path):
     model, program = exported()
     torch.export.save(program, tmp_path / "model.pt2")
@@ -137,6 +141,7 @@ def test_saved_and_run_in_another_process(tmp_path):
     run_in_a_new_process(load, tmp_path / "model.pt2", model, tmp_path)
 
 
+@loaded
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a compiler")
 def test_a_package_of_aotinductor_in_another_process(tmp_path):
@@ -163,6 +168,7 @@ def test_a_program_can_be_trained():
         assert torch.equal(a, b)
 
 
+@loaded
 def test_a_saved_program_is_torchs_archive():
     """Nothing of fastrnn's is pickled into it: the operator's name is all."""
     _, program = exported()

@@ -28,6 +28,7 @@ from fastrnn import ops
 
 pytestmark = [
     pytest.mark.once,
+    pytest.mark.cpu("torch's layers on CUDA have no forward mode to compare with"),
     # torch's own derivatives of some operators are still scripts
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
 ]
