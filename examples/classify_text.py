@@ -198,17 +198,12 @@ def draw(
 
 
 def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
-    parser = common.Parser(prog="classify_text.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--layer", choices=common.LIBRARIES, default="fastrnn")
+    parser = common.usual_parser(__file__, __doc__)
     parser.add_argument("--epochs", type=common.whole(1), default=12)
     parser.add_argument("--hidden", type=common.whole(1), default=128, help="units each way (128)")
     parser.add_argument(
         "--words", type=common.whole(1), default=5000, help="of each language (5000)"
     )
-    parser.add_argument("--seed", type=common.whole(0), default=0)
-    parser.add_argument("--out", type=Path, default=common.OUT / "classify_text.png")
-    parser.add_argument("--checkpoint", type=Path, help="where to save it, and to go on from")
-    parser.add_argument("--both-times", action="store_true", help="of a step with either layer")
     return parser, parser.parse_args(argv)
 
 
@@ -277,8 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         times = common.step_times(
             {layer: functools.partial(step, *run, batch) for layer, run in runs.items()}
         )
-        said = ", ".join(f"{layer} {found:.2f} ms" for layer, found in times.items())
-        rich.print(f"A training step of {len(batch.lengths)} words: {said}")
+        rich.print(f"A training step of {len(batch.lengths)} words: {common.in_words(times)}")
     matrix = confusion(test.languages, told, len(LANGUAGES))
     draw(matrix, right, test.lengths.tolist(), list(LANGUAGES.values()), args.out)
     rich.print(f"Picture: {args.out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
 import statistics
 import time
@@ -38,6 +39,29 @@ def whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def above_zero(text: str) -> float:
+    """For add_argument: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def usual_parser(file: str, doc: str) -> Parser:
+    """A parser for the example in `file` with the options that most have."""
+    path = Path(file)
+    parser = Parser(prog=path.name, description=doc.partition("\n")[0])
+    parser.add_argument("--layer", choices=LIBRARIES, default="fastrnn")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--out", type=Path, default=OUT / f"{path.stem}.png", help="the picture")
+    parser.add_argument("--checkpoint", type=Path, help="where to save it, and to go on from")
+    parser.add_argument("--both-times", action="store_true", help="of a step with either layer")
+    return parser
 
 
 def device(text: str) -> torch.device:
@@ -182,3 +206,8 @@ def step_times(steps: dict[str, Callable[[], object]], turns: int = 60) -> dict[
             if turn >= 10:
                 times[name].append(1000 * (time.perf_counter() - start))
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def in_words(times: dict[str, float]) -> str:
+    """Of step_times."""
+    return ", ".join(f"{name} {found:.2f} ms" for name, found in times.items())

@@ -170,7 +170,7 @@ def both_times(args: argparse.Namespace, model: ByteLSTM, text: Tensor) -> str:
         trained = ByteLSTM(library, args.hidden, args.layers)
         optimizer = torch.optim.Adam(trained.parameters())
         steps[name] = functools.partial(step, trained, optimizer, x, y, None)
-    a_step = ", ".join(f"{name} {ms:.2f} ms" for name, ms in common.step_times(steps).items())
+    a_step = common.in_words(common.step_times(steps))
     speeds = {name: 100 / ms * 1000 for name, ms in common.step_times(writers).items()}
     a_second = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
     return f"A training step: {a_step}\nCharacters written a second: {a_second}"
@@ -197,33 +197,19 @@ def draw(curves: dict[str, list[float]], lines: dict[str, float], to: Path) -> N
     plt.close(figure)
 
 
-def temperature(text: str) -> float:
-    """For add_argument: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
 def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
-    parser = common.Parser(prog="generate.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--layer", choices=common.LIBRARIES, default="fastrnn")
+    parser = common.usual_parser(__file__, __doc__)
     parser.add_argument("--text", type=Path, help="a file to learn (Python's documentation)")
     parser.add_argument("--epochs", type=common.whole(1), default=16)
     parser.add_argument("--hidden", type=common.whole(1), default=256, help="units (256)")
     parser.add_argument("--layers", type=common.whole(1), default=1, help="LSTMs in a stack (1)")
     parser.add_argument("--window", type=common.whole(1), default=64, help="bytes a step (64)")
     parser.add_argument("--batch", type=common.whole(1), default=16, help="streams (16)")
-    parser.add_argument("--seed", type=common.whole(0), default=0)
     parser.add_argument("--prompt", default="The ", help="what the written text starts with")
     parser.add_argument("--length", type=common.whole(0), default=400, help="bytes to write (400)")
-    parser.add_argument("--temperature", type=temperature, default=0.7, help="of the draw (0.7)")
-    parser.add_argument("--out", type=Path, default=common.OUT / "generate.png")
-    parser.add_argument("--checkpoint", type=Path, help="where to save it, and to go on from")
-    parser.add_argument("--both-times", action="store_true", help="of a step with either layer")
+    parser.add_argument(
+        "--temperature", type=common.above_zero, default=0.7, help="of the draw (0.7)"
+    )
     return parser, parser.parse_args(argv)
 
 

@@ -97,15 +97,10 @@ def draw(years: np.ndarray, values: np.ndarray, forecasts: dict[str, np.ndarray]
 
 
 def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
-    parser = common.Parser(prog="simple_rnn.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--layer", choices=common.LIBRARIES, default="fastrnn")
+    parser = common.usual_parser(__file__, __doc__)
     parser.add_argument("--epochs", type=common.whole(1), default=400)
     parser.add_argument("--hidden", type=common.whole(1), default=32, help="units (32)")
     parser.add_argument("--window", type=common.whole(1), default=33, help="years it sees (33)")
-    parser.add_argument("--seed", type=common.whole(0), default=0)
-    parser.add_argument("--out", type=Path, default=common.OUT / "simple_rnn.png")
-    parser.add_argument("--checkpoint", type=Path, help="where to save it, and to go on from")
-    parser.add_argument("--both-times", action="store_true", help="of a step with either layer")
     return parser, parser.parse_args(argv)
 
 
@@ -170,8 +165,7 @@ def main(argv: list[str] | None = None) -> None:
             for layer in common.LIBRARIES
         }
         times = common.step_times(steps)
-        said = ", ".join(f"{name} {found:.2f} ms" for name, found in times.items())
-        rich.print(f"A training step: {said}")
+        rich.print(f"A training step: {common.in_words(times)}")
     draw(years, values, forecasts, args.out)
     rich.print(f"Picture: {args.out}")
 

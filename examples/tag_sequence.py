@@ -240,15 +240,10 @@ def draw(
 
 
 def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
-    parser = common.Parser(prog="tag_sequence.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--layer", choices=common.LIBRARIES, default="fastrnn")
+    parser = common.usual_parser(__file__, __doc__)
     parser.add_argument("--epochs", type=common.whole(1), default=10)
     parser.add_argument("--hidden", type=common.whole(1), default=96, help="units each way (96)")
     parser.add_argument("--every", type=common.whole(1), default=1, help="n-th sentence alone (1)")
-    parser.add_argument("--seed", type=common.whole(0), default=0)
-    parser.add_argument("--out", type=Path, default=common.OUT / "tag_sequence.png")
-    parser.add_argument("--checkpoint", type=Path, help="where to save it, and to go on from")
-    parser.add_argument("--both-times", action="store_true", help="of a step with either layer")
     return parser, parser.parse_args(argv)
 
 
@@ -322,8 +317,7 @@ def main(argv: list[str] | None = None) -> None:
         times = common.step_times(
             {layer: functools.partial(step, *run, batch) for layer, run in runs.items()}
         )
-        said = ", ".join(f"{layer} {found:.2f} ms" for layer, found in times.items())
-        rich.print(f"A training step of {len(batch.lengths)} sentences: {said}")
+        rich.print(f"A training step of {len(batch.lengths)} sentences: {common.in_words(times)}")
     # One of about this length that matplotlib's own font has all signs of.
     shown = [(not "".join(s.sounds).isascii(), abs(len(s.words) - 12)) for s in parts["test"]]
     row = shown.index(min(shown))

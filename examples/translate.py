@@ -270,32 +270,20 @@ def draw(
     plt.close(figure)
 
 
-def minutes(text: str) -> float:
-    """For add_argument: a time above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
 def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
-    parser = common.Parser(prog="translate.py", description=__doc__.partition("\n")[0])
+    parser = common.usual_parser(__file__, __doc__)
     add = parser.add_argument
-    add("--layer", choices=common.LIBRARIES, default="fastrnn")
     add("--epochs", type=common.whole(1), default=12, help="the learning rate falls over them (12)")
-    add("--minutes", type=minutes, help="begin no epoch that would end later, but train one")
+    add(
+        "--minutes",
+        type=common.above_zero,
+        help="begin no epoch that would end later, but train one",
+    )
     add("--hidden", type=common.whole(2), default=256, help="units, an even number (256)")
     add("--batch", type=common.whole(1), default=128, help="pronunciations of a step (128)")
     add("--beam", type=common.whole(1), default=5, help="width of the search (5)")
     add("--limit", type=common.whole(1), help="words of the dictionary (all)")
-    add("--seed", type=common.whole(0), default=0)
-    add("--out", type=Path, default=common.OUT / "translate.png")
-    add("--checkpoint", type=Path, help="saved after each epoch, and where to go on from")
     add("--prompt", action="store_true", help="say words from stdin, with that checkpoint, instead")
-    add("--both-times", action="store_true", help="of a step with either layer")
     return parser, parser.parse_args(argv)
 
 
@@ -429,8 +417,7 @@ def main(argv: list[str] | None = None) -> None:
 
         steps = {name: run_with(library) for name, library in common.LIBRARIES.items()}
         times = common.step_times(steps, turns=30)
-        said = ", ".join(f"{name} {found:.1f} ms" for name, found in times.items())
-        rich.print(f"A training step: {said}")
+        rich.print(f"A training step: {common.in_words(times)}")
     draw(run.history, {word: attention(model, names, word, args.beam) for word in SHOWN}, args.out)
     rich.print(f"Picture: {args.out}")
 

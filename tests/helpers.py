@@ -4,8 +4,10 @@ import copy
 import os
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -250,3 +252,22 @@ def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 1) -> list[Ten
         outputs, inputs, cotangents, allow_unused=True, materialize_grads=True
     )
     return list(found)
+
+
+def end_in_one_line(
+    run: Callable[..., object], capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str
+) -> str:
+    """The one line that ends a run of an example, run(folder, *arguments), before any picture."""
+
+    def pictures() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.glob("*.png")}
+
+    before = pictures()
+    with pytest.raises(SystemExit) as end:
+        run(folder, *arguments)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert pictures() == before
+    return err

@@ -1,9 +1,11 @@
 """examples/classify_text.py: its words, its model and baseline, and what common.fit does for it."""
 
 import collections
+import functools
 
 import pytest
 import torch
+from helpers import end_in_one_line
 from torch import nn
 
 import fastrnn
@@ -186,15 +188,7 @@ def test_the_best_weights_are_kept():
     assert model.weight.item() == 2
 
 
-def says(capsys, tmp_path, *arguments):
-    """The one line that ends a run with these arguments."""
-    with pytest.raises(SystemExit) as end:
-        run(tmp_path, *arguments)
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
+says = functools.partial(end_in_one_line, run)
 
 
 def test_wrong_arguments_end_in_one_line(tmp_path, capsys):

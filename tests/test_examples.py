@@ -1,5 +1,6 @@
 """examples/forecast.py on a small slice: its data set, its training, its command line."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import end_in_one_line
 from torch import nn
 
 import fastrnn
@@ -256,15 +258,7 @@ def test_folds_and_the_same_in_two_parts(tmp_path, capsys):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
-def says(capsys, tmp_path, *arguments):
-    """The one line that ends a run with these arguments."""
-    with pytest.raises(SystemExit) as end:
-        small(tmp_path, *arguments)
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
+says = functools.partial(end_in_one_line, small)
 
 
 @pytest.mark.once

@@ -1,5 +1,6 @@
 """examples/generate.py on a small slice: its windows, its losses, its stream, its command line."""
 
+import functools
 import gzip
 import itertools
 import lzma
@@ -7,6 +8,7 @@ import math
 
 import pytest
 import torch
+from helpers import end_in_one_line
 from torch import nn
 
 import fastrnn
@@ -180,16 +182,7 @@ def test_the_training_never_sees_what_is_held_out(tmp_path):
         assert torch.equal(value, weights[1][name])
 
 
-def says(capsys, tmp_path, *arguments):
-    """The one line that ends a run with these arguments."""
-    with pytest.raises(SystemExit) as end:
-        run(tmp_path, *arguments)
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert not (tmp_path / "a.png").exists()
-    return err
+says = functools.partial(end_in_one_line, run)
 
 
 def test_wrong_arguments_end_in_one_line(tmp_path, capsys):

@@ -1,8 +1,11 @@
 """examples/simple_rnn.py, and what the examples share: checkpoints, errors of one line."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
+from helpers import end_in_one_line
 from torch import nn
 
 import fastrnn
@@ -64,15 +67,7 @@ def test_a_run_and_the_same_in_two_parts(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "parts.pt", "whole.pt"]
 
 
-def says(capsys, tmp_path, *arguments):
-    """The one line that ends a run with these arguments."""
-    with pytest.raises(SystemExit) as end:
-        run(tmp_path, *arguments)
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
+says = functools.partial(end_in_one_line, run)
 
 
 def test_wrong_arguments_end_in_one_line(tmp_path, capsys):

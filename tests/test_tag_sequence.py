@@ -1,8 +1,11 @@
 """examples/tag_sequence.py: its corpus, its model, its loss and its baseline."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
+from helpers import end_in_one_line
 from torch import nn
 
 import fastrnn
@@ -196,15 +199,7 @@ def test_it_learns(tmp_path, capsys):
     assert float(row[2][:-2]) > 100 * 2 * always_one
 
 
-def says(capsys, tmp_path, *arguments):
-    """The one line that ends a run with these arguments."""
-    with pytest.raises(SystemExit) as end:
-        run(tmp_path, *arguments)
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
+says = functools.partial(end_in_one_line, run)
 
 
 def test_wrong_arguments_end_in_one_line(tmp_path, capsys):
