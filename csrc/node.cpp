@@ -298,8 +298,14 @@ TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
 
 }  // namespace
 
+// Plain calls come by here: without a list of their tensors.
 bool needs_gradient(const Arguments& a) {
-    return at::GradMode::is_enabled() && any_requires_grad(tensors_of(a));
+    if (!at::GradMode::is_enabled()) return false;
+    if (a.input.requires_grad() || a.h0.requires_grad() || (a.c0 && a.c0->requires_grad()))
+        return true;
+    for (const Tensor& weight : a.weights)
+        if (weight.requires_grad()) return true;
+    return false;
 }
 
 void attach_backward(const Arguments& a, ForwardResult& r) {
