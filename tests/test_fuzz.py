@@ -189,6 +189,7 @@ def test_cells(pytestconfig):
     fuzz(pytestconfig, cell_cases(), max(1, count(pytestconfig) // 5))
 
 
+@pytest.mark.once
 def test_what_fails_is_printed_as_one_line(pytestconfig, monkeypatch):
     """A planted error, found and made small."""
     lstm = fastrnn.LSTM.__call__

@@ -26,6 +26,8 @@ NUMERIC = [
     "test_determinism.py",
     "test_registry.py",
     "test_tiles.py",
+    "test_fuzz.py",
+    "test_numbers.py",
 ]
 SETS = ["generic", "avx2", "avx512"]
 
@@ -60,7 +62,15 @@ def other_sets() -> list[str]:
 def runs(tmp_path_factory):
     """The processes, all started at once: most of their time is Python's, on one core each."""
     folder = tmp_path_factory.mktemp("isa")
-    command = [sys.executable, "-m", "pytest", "-m", "not once", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "not once and not slow",
+        "-p",
+        "no:cacheprovider",
+    ]
     started = {}
     for name in other_sets():
         report, log = folder / f"{name}.xml", (folder / f"{name}.log").open("w+")
