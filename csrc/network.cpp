@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "cpu/run.h"
+#include "cpu/scratch.h"
 #ifdef FASTRNN_HAS_CUDA
 #include "cuda/run.h"
 #endif
@@ -100,6 +101,12 @@ Tensor dropped(const Tensor& rows, const Tensor& noise, double dropout) {
     return rows.mul(noise).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
 }
 
+Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {
+    const Tensor t = at::empty(size, options);
+    if (t.is_cpu()) cpu::in_huge_pages(t.mutable_data_ptr(), t.nbytes());
+    return t;
+}
+
 // What a layer reads; where its results go is left to say.
 ForwardLayer forward_layer(const Problem& p, const Sequence& sequence,
                            const std::vector<Tensor>& weights, const Tensor& input,
@@ -124,8 +131,8 @@ struct Gates {
 
     Gates(const Device& device, const Problem& p, ForwardLayer task,
           const at::TensorOptions& options) {
-        saved = at::empty({p.directions, p.rows, p.cell.saved * p.hidden}, options);
-        c = at::empty({p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
+        saved = allocate({p.directions, p.rows, p.cell.saved * p.hidden}, options);
+        c = allocate({p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
         // The other results are known.
         const Tensor output = at::empty({p.rows, p.directions * p.recurrent}, options),
                      h_n = at::empty({p.directions, p.batch, p.recurrent}, options),
@@ -151,16 +158,16 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep kee
     const auto options = a.input.options().memory_format(std::nullopt);
 
     ForwardResult r;
-    r.output = a.batch_sizes ? at::empty({p.rows, width}, options)
-                             : at::empty({p.steps, p.batch, width}, options);
+    r.output = a.batch_sizes ? allocate({p.rows, width}, options)
+                             : allocate({p.steps, p.batch, width}, options);
     r.h_n = at::empty({states, p.batch, p.recurrent}, options);
     if (p.cell.has_c) r.c_n = at::empty({states, p.batch, p.hidden}, options);
     // The last layer's output is kept apart from the one that is returned: that is the user's to change.
     const int64_t between = p.layers - (keep == Keep::nothing ? 1 : 0);
-    if (between > 0) r.hidden = at::empty({between, p.rows, width}, options);
+    if (between > 0) r.hidden = allocate({between, p.rows, width}, options);
     if (keep == Keep::gates) {
-        r.saved = at::empty({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options);
-        r.c = at::empty({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
+        r.saved = allocate({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options);
+        r.c = allocate({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
     } else if (keep == Keep::outputs) {
         r.saved = at::empty({0}, options);
         r.c = at::empty({0}, options);
@@ -210,7 +217,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
     const at::ScalarType dtype = device.stores_gradients ? p.dtype : p.arithmetic;
     const auto options = a.input.options().memory_format(std::nullopt).dtype(dtype);
     const auto want = [&](bool yes, at::IntArrayRef size) {
-        return at::empty(yes ? size : at::IntArrayRef{0}, options);
+        return allocate(yes ? size : at::IntArrayRef{0}, options);
     };
 
     Tensor grad_input = want(wanted[0], {p.rows, p.input});
@@ -254,7 +261,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                           options.dtype(p.dtype));
         const Tensor layer_saved = again ? again->saved : saved[layer],
                      layer_c = again ? again->c : c[layer];
-        const Tensor grad_below = layer > 0 ? at::empty({p.rows, width}, options) : grad_input;
+        const Tensor grad_below = layer > 0 ? allocate({p.rows, width}, options) : grad_input;
         BackwardLayer task{};
         task.sequence = rows.sequence;
         task.size = dimensions_of(p, layer);

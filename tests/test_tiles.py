@@ -65,19 +65,32 @@ def test_rows_and_units_of_gradients(kind, dtype):
                 torch.testing.assert_close(ours, theirs.to(dtype))
 
 
+def check(kind, I, H, T, B):
+    """Output and every gradient against float64."""
+    layer, _ = pair(kind, I, H)
+    exact = copy.deepcopy(layer).double()
+    found = []
+    x = torch.randn(T, B, I)
+    for module, dtype in [(layer, torch.float32), (exact, torch.float64)]:
+        leaf = x.to(dtype).requires_grad_()
+        output, _ = module(leaf)
+        grads = torch.autograd.grad(output.mean(), [leaf, *module.parameters()])
+        found.append([output.detach(), *grads])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs.float())
+
+
 @pytest.mark.parametrize("depth", [127, 129, 255, 256, 257, 384, 385, 513])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_depth(kind, depth):
     """Sums are cut at 128 or 256 products, and at 384 rows of data."""
     for I, H, T, B in [(depth, 17, 2, 3), (5, depth, 2, 3), (5, 17, depth, 1), (5, 17, 1, depth)]:
-        layer, _ = pair(kind, I, H)
-        exact = copy.deepcopy(layer).double()
-        found = []
-        x = torch.randn(T, B, I)
-        for module, dtype in [(layer, torch.float32), (exact, torch.float64)]:
-            leaf = x.to(dtype).requires_grad_()
-            output, _ = module(leaf)
-            grads = torch.autograd.grad(output.mean(), [leaf, *module.parameters()])
-            found.append([output.detach(), *grads])
-        for ours, theirs in zip(*found, strict=True):
-            torch.testing.assert_close(ours, theirs.float())
+        check(kind, I, H, T, B)
+
+
+@pytest.mark.parametrize("B", [9, 19, 70, 130])
+@pytest.mark.parametrize("kind", ["lstm_proj", "gru"])
+def test_parts(kind, B):
+    """More than 1024 products of several tiles are made in parts, of 64 rows at most."""
+    for I, H, T in [(1100, 17, 2), (5, 347, 2), (5, 1041, 1)]:
+        check(kind, I, H, T, B)

@@ -37,9 +37,12 @@ struct BackwardPlan {
     Panels sum_x, sum_h, sum_m;  // rows of input, of h_{t-1} and of m, for gradients of weights
     T* sums;                     // packed rows, of each thread
     int64_t sums_size;           // values a thread
-    int64_t stride;              // of the gate gradients' rows
-    int64_t chunk, chunks;       // steps of a chunk, and how many there are
-    bool at_once;                // few rows: a panel of W_ih is packed, used and done with
+    T* tiles;                    // of each thread: columns of dgates, for gradients of weights
+    static constexpr int64_t tiled_rows = cpu::tiles_at_once * tile_rows(max_panel_vectors);
+    int64_t tiles_size;
+    int64_t stride;                      // of the gate gradients' rows
+    int64_t chunk, chunks;               // steps of a chunk, and how many there are
+    bool at_once;                        // few rows: a panel of W_ih is packed, used and done with
     bool unpacked_input, unpacked_step;  // fewer still: W_ih, or W_hh, is used as it lies in memory
     bool first_product;                  // whether the gradient of h0 is asked for
     Direction direction[2];
@@ -74,6 +77,8 @@ struct BackwardPlan {
         const int64_t rows = minimum(s.rows(), chunk * s.batch);
         Workspace space(layer.workspace);
         sums = space.take<T>(threads * sums_size);
+        tiles_size = minimum(cpu::sum_rows, rows) * tiled_rows;
+        tiles = space.take<T>(threads * tiles_size);
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
             p.ih = space.take<T>(!layer.grad_input || unpacked_input ? 0

@@ -163,6 +163,7 @@ private:
         const Span mine = Span{0, U}.part(rank_, threads_);
         if (mine.size() == 0) return;
         T* packed = plan_.sums_of(rank_);
+        T* tiles = plan_.tiles + rank_ * plan_.tiles_size;
         int64_t t = chunk_.first;
         for (int64_t first = 0; first < chunk_.rows; first += cpu::sum_rows) {
             Panels panels = full;
@@ -177,19 +178,27 @@ private:
                 },
                 packed);
             // Sums of few products are bound by the writing of the result, which is to go row by row.
-            const int64_t at_once =
-                panels.depth < cpu::few_rows ? tile_rows(max_panel_vectors) : mine.size();
+            const int64_t at_once = panels.depth < cpu::few_rows
+                                        ? tile_rows(max_panel_vectors)
+                                        : BackwardPlan<Cell, T>::tiled_rows;
             for (int g = 0; g < gates; ++g) {
                 for (int64_t m = mine.first; m < mine.last; m += at_once) {
                     T* to = out + (g * U + m) * panels.units;
+                    const int64_t count = minimum(at_once, mine.last - m);
+                    pack_tiles<T>(panels, grad + first * grad_stride + column[g] * U + m,
+                                  grad_stride, count, tiles);
                     product<Plain<T>, true>(
-                        panels, {0, panels.count()}, false, packed, nullptr,
-                        grad + first * grad_stride + column[g] * U + m, grad_stride,
-                        minimum(at_once, mine.last - m),
+                        panels, {0, panels.count()}, false, packed, nullptr, tiles, 0, count,
                         [&](int64_t row, int64_t block, const Vec<T>* sums) {
                             const int64_t unit = block * L;
                             const int n = static_cast<int>(minimum(L, panels.units - unit));
                             put(to + row * panels.units + unit, sums[0], n, add);
+                        },
+                        [&](int64_t row, int count, int64_t panel) {
+                            const T* first = to + row * panels.units + panel * panels.width();
+                            for (int r = 0; r < count; ++r)
+                                for (int64_t i = 0; i < panels.width(); i += L)
+                                    __builtin_prefetch(first + r * panels.units + i, 1);
                         });
                 }
             }

@@ -156,6 +156,22 @@ FASTRNN_INLINE void pack_columns(const Panels& panels, Span span, const Row& row
     }
 }
 
+// The first `rows` columns of `depth` rows, for a product with `panels`: of each of its tiles the values
+// of one k side by side, [K][rows of the tile].
+template <class T>
+void pack_tiles(const Panels& panels, const T* from, int64_t stride, int64_t rows, T* packed) {
+    const int64_t tiles = tile_count(panels.blocks * panels.gates, rows);
+    for (int64_t i = 0; i < tiles; ++i) {
+        const Span mine = Span{0, rows}.part(i, tiles);
+        for (int64_t k = 0; k < panels.depth; ++k)
+            for (int64_t left = mine.size(), n; left > 0; left -= n, packed += n) {
+                n = minimum(left, lanes<T>);
+                const T* at = from + k * stride + mine.last - left;
+                store<T>(packed, load<T>(at, static_cast<int>(n)), static_cast<int>(n));
+            }
+    }
+}
+
 // One value a packed column, or zeros if there is no bias.
 template <class T, class S>
 void pack_bias(const Panels& panels, Span span, const S* bias, T* packed) {

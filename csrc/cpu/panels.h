@@ -14,6 +14,8 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
+inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+
 constexpr int max_panel_vectors = 4;
 
 // Rows of a tile, so that accumulators and a step's weights fit the registers.
@@ -61,15 +63,21 @@ struct Panels {
         return left < blocks ? static_cast<int>(left) : blocks;
     }
     int64_t size() const { return count() * width() * depth; }
+    // Of a panel that several tiles read, so much at a time stays in the L2 cache: whole sums.
+    int64_t part_depth() const {
+        return sum_length < cpu::part_depth ? cpu::part_depth / sum_length * sum_length
+                                            : sum_length;
+    }
 };
 
-// What a tile is of: rows of `a` and one panel, or two that are `pair_stride` apart.
+// What a tile is of: rows of `a` and one panel, or two that are `pair_stride` apart, from the k-th value
+// on, `first`, to `last`.
 template <class P>
 struct TileArguments {
     const typename P::Row* a;
     int64_t a_stride;
     const typename P::Packed* w;
-    int64_t pair_stride, depth, sum_length;
+    int64_t pair_stride, first, last, sum_length;
     const typename P::T* bias;  // where the sums start, or null
     Vec<typename P::T>* sums;   // rows of them
     int64_t sums_stride;
@@ -78,7 +86,7 @@ struct TileArguments {
 };
 
 // P is of operands.h.
-template <class P, int Vectors, int Pair, int Rows, bool Transposed>
+template <class P, int Vectors, int Pair, int Rows, bool Tiled>
 void tile(const TileArguments<P>& t) {
     using T = typename P::T;
     constexpr int L = lanes<T>, width = L * P::step;
@@ -88,8 +96,8 @@ void tile(const TileArguments<P>& t) {
     // Without another panel one line again and again: a branch would cost more.
     const char* next = reinterpret_cast<const char*>(t.next ? t.next : w);
     const int64_t next_step = t.next ? cpu::cache_line : 0;
-    for (int64_t start = 0; start < t.depth; start += t.sum_length) {
-        const int64_t left = t.depth - start, count = left < t.sum_length ? left : t.sum_length;
+    for (int64_t start = t.first; start < t.last; start += t.sum_length) {
+        const int64_t left = t.last - start, count = left < t.sum_length ? left : t.sum_length;
         Vec<T> acc[Rows][total];
 #pragma GCC unroll 16
         for (int j = 0; j < total; ++j) {
@@ -111,11 +119,11 @@ void tile(const TileArguments<P>& t) {
             }
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) {
-                const Vec<T> value = P::value(a + (Transposed ? r : r * t.a_stride));
+                const Vec<T> value = P::value(a + (Tiled ? r : r * t.a_stride));
 #pragma GCC unroll 16
                 for (int j = 0; j < total; ++j) acc[r][j] = P::add(acc[r][j], value, weights[j]);
             }
-            a += Transposed ? t.a_stride : P::step;
+            a += Tiled ? Rows : P::step;
             w += Vectors * width;
         }
 #pragma GCC unroll 16
@@ -131,36 +139,32 @@ void tile(const TileArguments<P>& t) {
 template <class P>
 using Tile = void (*)(const TileArguments<P>&);
 
-template <class P, int Vectors, int Pair, bool Transposed>
+template <class P, int Vectors, int Pair, bool Tiled>
 Tile<P> tile_for(int rows) {
     constexpr int most = Pair == 1 ? tile_rows(Vectors) : paired_rows(Vectors);
     // clang-format off
     switch (rows) {
-        case 1: return tile<P, Vectors, Pair, 1, Transposed>;
-        case 2: if constexpr (most >= 2) return tile<P, Vectors, Pair, 2, Transposed>; break;
-        case 3: if constexpr (most >= 3) return tile<P, Vectors, Pair, 3, Transposed>; break;
-        case 4: if constexpr (most >= 4) return tile<P, Vectors, Pair, 4, Transposed>; break;
-        case 5: if constexpr (most >= 5) return tile<P, Vectors, Pair, 5, Transposed>; break;
-        case 6: if constexpr (most >= 6) return tile<P, Vectors, Pair, 6, Transposed>; break;
-        case 7: if constexpr (most >= 7) return tile<P, Vectors, Pair, 7, Transposed>; break;
-        case 8: if constexpr (most >= 8) return tile<P, Vectors, Pair, 8, Transposed>; break;
-        case 9: if constexpr (most >= 9) return tile<P, Vectors, Pair, 9, Transposed>; break;
+        case 1: return tile<P, Vectors, Pair, 1, Tiled>;
+        case 2: if constexpr (most >= 2) return tile<P, Vectors, Pair, 2, Tiled>; break;
+        case 3: if constexpr (most >= 3) return tile<P, Vectors, Pair, 3, Tiled>; break;
+        case 4: if constexpr (most >= 4) return tile<P, Vectors, Pair, 4, Tiled>; break;
+        case 5: if constexpr (most >= 5) return tile<P, Vectors, Pair, 5, Tiled>; break;
+        case 6: if constexpr (most >= 6) return tile<P, Vectors, Pair, 6, Tiled>; break;
+        case 7: if constexpr (most >= 7) return tile<P, Vectors, Pair, 7, Tiled>; break;
+        case 8: if constexpr (most >= 8) return tile<P, Vectors, Pair, 8, Tiled>; break;
+        case 9: if constexpr (most >= 9) return tile<P, Vectors, Pair, 9, Tiled>; break;
     }
     // clang-format on
     return nullptr;
 }
 
-template <class P, bool Transposed>
+template <class P, bool Tiled>
 Tile<P> tile_for(int vectors, bool pair, int rows) {
     switch (vectors) {
-        case 1:
-            return pair ? tile_for<P, 1, 2, Transposed>(rows) : tile_for<P, 1, 1, Transposed>(rows);
-        case 2:
-            return pair ? tile_for<P, 2, 2, Transposed>(rows) : tile_for<P, 2, 1, Transposed>(rows);
-        case 3:
-            return pair ? tile_for<P, 3, 2, Transposed>(rows) : tile_for<P, 3, 1, Transposed>(rows);
-        default:
-            return pair ? tile_for<P, 4, 2, Transposed>(rows) : tile_for<P, 4, 1, Transposed>(rows);
+        case 1: return pair ? tile_for<P, 1, 2, Tiled>(rows) : tile_for<P, 1, 1, Tiled>(rows);
+        case 2: return pair ? tile_for<P, 2, 2, Tiled>(rows) : tile_for<P, 2, 1, Tiled>(rows);
+        case 3: return pair ? tile_for<P, 3, 2, Tiled>(rows) : tile_for<P, 3, 1, Tiled>(rows);
+        default: return pair ? tile_for<P, 4, 2, Tiled>(rows) : tile_for<P, 4, 1, Tiled>(rows);
     }
 }
 
@@ -177,45 +181,60 @@ struct Span {
     }
 };
 
+// Into how many tiles rows are cut, for panels of so many vectors.
+inline int64_t tile_count(int vectors, int64_t rows) {
+    return (rows + tile_rows(vectors) - 1) / tile_rows(vectors);
+}
+
 // Cuts the product of `rows` rows with a span of panels into tiles. Row m of a is at a + m * a_stride,
-// or, Transposed, its k-th value at a + m + k * a_stride. The panels come in their order, or `backwards`:
+// or a is Tiled: what pack_tiles (pack.h) made. The panels come in their order, or `backwards`:
 // of two products, the second begins with what the first has left in the cache (LSTM, B = 1, H = 512,
 // on one core of an Intel Xeon: 33 GFLOP/s instead of 25). body(tile, arguments, panel, row, rows,
 // vectors) runs a tile, of so many vectors a row, when it has said where the sums go.
-template <class P, bool Transposed, class Body>
+template <class P, bool Tiled, class Body>
 FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backwards,
                                   const typename P::Packed* packed, const typename P::T* bias,
                                   const typename P::Row* a, int64_t a_stride, int64_t rows,
                                   const Body& body) {
     if (rows <= 0) return;
+    const int full = panels.blocks * panels.gates;
     TileArguments<P> t;
     t.a_stride = a_stride;
     t.pair_stride = panels.width() * panels.depth;
-    t.depth = panels.depth;
     t.sum_length = panels.sum_length;
     const auto run = [&](int64_t panel, bool pair, int64_t next) {
         const int vectors = panels.blocks_of(panel) * panels.gates;
-        const int64_t most = pair ? rows : tile_rows(vectors);
-        const int64_t tiles = (rows + most - 1) / most;
-        t.w = packed + panel * t.pair_stride;
+        const int64_t tiles = pair ? 1 : tile_count(Tiled ? full : vectors, rows);
+        const auto* w = packed + panel * t.pair_stride;
         t.bias = bias ? bias + panel * panels.width() : nullptr;
-        for (int64_t i = 0; i < tiles; ++i) {
-            const int64_t row = rows * i / tiles;
-            const int count = static_cast<int>(rows * (i + 1) / tiles - row);
-            t.a = a + (Transposed ? row : row * a_stride);
-            // Each tile brings a part of the next panel: the first is kept busy by its own. LSTM,
-            // H = 1024, the product of a step on one core of an Intel Xeon: 107 GFLOP/s at B = 16
-            // where the first tile brings all, 135 so; 132 and 168 at B = 32.
-            const int64_t brought = i * (panels.depth / P::step) * cpu::cache_line /
-                                    int64_t(sizeof(typename P::Packed));
-            t.next = next != panel && brought < t.pair_stride
-                         ? packed + next * t.pair_stride + brought
-                         : nullptr;
-            body(tile_for<P, Transposed>(vectors, pair, count), t, panel, row, count,
-                 vectors * (1 + pair));
+        const int64_t part = !Tiled && tiles > 1 ? panels.part_depth() : panels.depth;
+        for (t.first = 0; t.first < panels.depth; t.first = t.last) {
+            t.last = minimum(panels.depth, t.first + part);
+            t.w = w + t.first * vectors * lanes<typename P::T>;
+            // What is multiplied next: another part of this panel, or another panel.
+            const auto* following = t.last < panels.depth
+                                        ? w + t.last * vectors * lanes<typename P::T>
+                                    : next != panel ? packed + next * t.pair_stride
+                                                    : nullptr;
+            const int64_t size =
+                minimum(part, t.last < panels.depth ? panels.depth - t.last : panels.depth) *
+                panels.width();
+            for (int64_t i = 0; i < tiles; ++i) {
+                const Span mine = Span{0, rows}.part(i, tiles);
+                const int count = static_cast<int>(mine.size());
+                t.a = a + (Tiled ? mine.first * panels.depth : mine.first * a_stride + t.first);
+                // Each tile brings a part of it: the first is kept busy by its own. LSTM, H = 1024,
+                // the product of a step on one core of an Intel Xeon: 107 GFLOP/s at B = 16 where the
+                // first tile brings all, 135 so; 132 and 168 at B = 32.
+                const int64_t brought = i * ((t.last - t.first) / P::step) * cpu::cache_line /
+                                        int64_t(sizeof(typename P::Packed));
+                t.next = following && brought < size ? following + brought : nullptr;
+                body(tile_for<P, Tiled>(vectors, pair, count), t, panel, mine.first, count,
+                     vectors * (1 + pair));
+            }
         }
     };
-    const bool by_twos = rows <= paired_rows(static_cast<int>(panels.blocks) * panels.gates);
+    const bool by_twos = rows <= paired_rows(full);
     const int64_t step = 1 + by_twos, groups = (span.size() + step - 1) / step;
     for (int64_t i = 0; i < groups; ++i) {
         const int64_t group = backwards ? groups - 1 - i : i, panel = span.first + group * step;
@@ -228,26 +247,42 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
     }
 }
 
+struct Nothing {
+    template <class... A>
+    void operator()(const A&...) const {}
+};
+
 // The product of `rows` rows with a span of panels. For every row and every block of units,
 // epilogue(row, block, sums) gets the sums, one vector a gate; bias (one value a packed column) is
-// where they start.
-template <class P, bool Transposed = false, class Epilogue>
+// where they start. Before a tile's products, ahead(row, rows, panel) may bring what its epilogue is to
+// read.
+template <class P, bool Tiled = false, class Epilogue, class Ahead = Nothing>
 FASTRNN_INLINE void product(const Panels& panels, Span span, bool backwards,
                             const typename P::Packed* packed, const typename P::T* bias,
                             const typename P::Row* a, int64_t a_stride, int64_t rows,
-                            const Epilogue& epilogue) {
-    Vec<typename P::T> sums[max_tile_rows * max_panel_vectors];
-    for_each_tile<P, Transposed>(
-        panels, span, backwards, packed, bias, a, a_stride, rows,
-        [&](Tile<P> tile, TileArguments<P>& t, int64_t panel, int64_t row, int count, int vectors) {
-            t.sums = sums;
-            t.sums_stride = vectors;
-            tile(t);
-            const auto* s = sums;
-            for (int r = 0; r < count; ++r)
-                for (int v = 0; v < vectors; v += panels.gates, s += panels.gates)
-                    epilogue(row + r, panel * panels.blocks + v / panels.gates, s);
-        });
+                            const Epilogue& epilogue, const Ahead& ahead = {}) {
+    // The sums of all rows wait for the panel's last part.
+    constexpr int64_t at_once = 64;
+    Vec<typename P::T> sums[at_once * max_panel_vectors];
+    const bool parts = !Tiled && panels.depth > panels.part_depth();
+    const int64_t groups = parts ? (rows + at_once - 1) / at_once : 1;
+    for (int64_t group = 0; group < groups; ++group) {
+        const Span mine = Span{0, rows}.part(group, groups);
+        for_each_tile<P, Tiled>(
+            panels, span, backwards, packed, bias, a + mine.first * a_stride, a_stride, mine.size(),
+            [&](Tile<P> tile, TileArguments<P>& t, int64_t panel, int64_t row, int count,
+                int vectors) {
+                auto* s = sums + (parts ? row * vectors : 0);
+                t.sums = s;
+                t.sums_stride = vectors;
+                if (t.last == panels.depth) ahead(mine.first + row, count, panel);
+                tile(t);
+                if (t.last < panels.depth) return;
+                for (int r = 0; r < count; ++r)
+                    for (int v = 0; v < vectors; v += panels.gates, s += panels.gates)
+                        epilogue(mine.first + row + r, panel * panels.blocks + v / panels.gates, s);
+            });
+    }
 }
 
 // The same product left in rows of packed columns: row m of all panels is at out + m * out_stride.

@@ -10,15 +10,20 @@ namespace fastrnn::cpu {
 namespace {
 
 constexpr size_t huge_page = 2 << 20;
+constexpr size_t always_fresh = 32 << 20;  // the most that malloc's M_MMAP_THRESHOLD grows to
+
+void advise_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__)
+    madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+}
 
 void* allocate(size_t bytes) {
     const bool huge = bytes >= huge_page;
     const size_t alignment = huge ? huge_page : 64;
     void* data = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
     TORCH_CHECK(data, "fastrnn: could not allocate ", bytes, " bytes of scratch memory");
-#if defined(__linux__)
-    if (huge) madvise(data, bytes, MADV_HUGEPAGE);  // one page fault instead of 512
-#endif
+    if (huge) advise_huge_pages(data, bytes);
     return data;
 }
 
@@ -33,6 +38,14 @@ struct Kept {
 thread_local Kept kept;
 
 }  // namespace
+
+void in_huge_pages(void* data, size_t bytes) {
+    if (bytes < always_fresh) return;
+    // Whole pages of it: what lies beside it is not ours.
+    const size_t begin = (reinterpret_cast<size_t>(data) + huge_page - 1) / huge_page * huge_page,
+                 end = (reinterpret_cast<size_t>(data) + bytes) / huge_page * huge_page;
+    advise_huge_pages(reinterpret_cast<void*>(begin), end - begin);
+}
 
 Scratch::Scratch(size_t bytes) : kept_(bytes <= scratch_kept && !kept.in_use) {
     if (!kept_) {

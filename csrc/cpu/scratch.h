@@ -23,4 +23,8 @@ private:
 
 constexpr size_t scratch_kept = 64 << 20;
 
+// Asks for pages of 2 MB where memory of so many bytes is fresh: one page fault instead of 512. malloc
+// gives back what is freed of 32 MB and more, and such a tensor is made of fresh memory at every call.
+void in_huge_pages(void* data, size_t bytes);
+
 }  // namespace fastrnn::cpu

@@ -9,8 +9,6 @@ namespace FASTRNN_ISA {
 using cpu::Barrier;
 using cpu::Team;
 
-inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Which part of the time loop a thread runs.
 struct Share {
     Span directions, rows;
