@@ -1,5 +1,7 @@
 """Two processes that train together: the gradients, parameters and checkpoints of one."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -109,6 +111,7 @@ def data_parallel():
     for kind in LAYERS:
         ours, theirs = models(kind)
         train(DistributedDataParallel(ours), theirs)
+    train(DistributedDataParallel(copy.deepcopy(theirs)), theirs)  # torch's can do it
     for option in ["static_graph", "gradient_as_bucket_view", "find_unused_parameters"]:
         ours, theirs = models("lstm")
         train(DistributedDataParallel(ours, **{option: True}), theirs)
@@ -134,6 +137,7 @@ def fully_sharded():
         ours.layer.recompute = kind == "lstm"  # whose backward needs the weights for more
         train(shard(ours), theirs)
         assert ours.layer.weight_hh_l0.to_local().shape[0] < theirs.layer.weight_hh_l0.shape[0]
+    train(shard(copy.deepcopy(theirs)), theirs)  # torch's can do it
 
 
 def both(folder):

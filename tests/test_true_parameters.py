@@ -69,8 +69,8 @@ def test_true_parameters_are_trained(case, how):
         optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)
         for _ in range(3):
             optimizer.zero_grad()
-            # Once a call: torch's layers evaluate it four times, and spectral_norm, which takes a
-            # step of its own each time, is then further on.
+            # Once a call: torch's layers evaluate it several times, and spectral_norm, which takes
+            # a step of its own each time, is then further on.
             with parametrize.cached():
                 loss = squares(module(*args))
             loss.backward()
