@@ -35,16 +35,23 @@ def run(folder, *arguments):
     train_ddp.main([*SMALL, "--out", str(folder / "a.png"), *arguments])
 
 
-#: Runs of the example, one after the other, in the processes of one torchrun.
+#: Runs of the example, one after the other, in the processes of one torchrun, which end with the
+#: same weights.
 SCRIPT = """
-import contextlib, json, sys
+import contextlib, json, sys, torch
 from examples import classify_text, train_ddp
 languages, *runs = map(json.loads, sys.argv[1:])
 classify_text.LANGUAGES = languages
 with train_ddp.processes() as found:
     train_ddp.processes = lambda: contextlib.nullcontext(found)
+    made, make = [], classify_text.make
+    classify_text.make = lambda *args: made.append(make(*args)) or made[-1]
     for arguments in runs:
         train_ddp.main(arguments)
+        for p in made[-1][0].parameters():
+            everywhere = [torch.empty_like(p) for _ in range(2)]
+            torch.distributed.all_gather(everywhere, p.detach())
+            assert torch.equal(*everywhere)
         if found[0] == 0:
             print("end of a run")
 """
