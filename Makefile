@@ -52,6 +52,8 @@ examples: $(VENV)/built
 	    | tee $(results)/simple_rnn.txt
 	$(python) examples/classify_text.py --both-times --out $(results)/classify_text.png \
 	    | tee $(results)/classify_text.txt
+	$(VENV)/bin/torchrun --standalone --nproc-per-node 2 examples/train_ddp.py --both-times \
+	    --out $(results)/train_ddp.png | tee $(results)/train_ddp.txt
 	$(python) examples/tag_sequence.py --both-times --out $(results)/tag_sequence.png \
 	    | tee $(results)/tag_sequence.txt
 	$(python) examples/translate.py --minutes 30 --both-times --out $(results)/translate.png \

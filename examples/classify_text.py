@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,12 +125,48 @@ def encode(pairs: list[tuple[str, str]], alphabet: str, languages: list[str]) ->
     )
 
 
-def step(model: TextClassifier, optimizer: torch.optim.Optimizer, batch: Words) -> None:
+class Data(NamedTuple):
+    """What is trained and tested with."""
+
+    parts: dict[str, list[tuple[str, str]]]  # "training", "validation", "test": pairs of `choose`
+    words: dict[str, Words]  # the same as numbers
+    letters: int  # how many numbers letters have
+    left_out: int  # words in several lists
+
+
+def load(parser: common.Parser, count: int) -> Data:
+    """The `count` words of each language. Ends the program if they leave a part empty."""
+    pairs, left_out = choose({language: frequencies(language) for language in LANGUAGES}, count)
+    parts = common.split(pairs, key=lambda pair: pair[0])
+    for name, found in parts.items():
+        if not found:
+            parser.error(f"--words: {count} of each language leave none for the {name} part")
+    alphabet = "".join(sorted({letter for word, _ in parts["training"] for letter in word}))
+    words = {name: encode(found, alphabet, list(LANGUAGES)) for name, found in parts.items()}
+    return Data(parts, words, UNKNOWN + 1 + len(alphabet), left_out)
+
+
+def make(layer: str, letters: int, hidden: int) -> tuple[TextClassifier, torch.optim.Optimizer]:
+    model = TextClassifier(common.LIBRARIES[layer], letters, len(LANGUAGES), hidden)
+    return model, torch.optim.Adam(model.parameters(), lr=4e-3)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Words) -> None:
     optimizer.zero_grad()
     logits = model(batch.letters, batch.lengths)
     nn.functional.cross_entropy(logits, batch.languages).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, words: Words, batches: Iterable[Tensor]
+) -> None:
+    """An epoch: a step with each batch, the rows of `words` that it has."""
+    for rows in batches:
+        step(model, optimizer, words.batch(rows))
+    for group in optimizer.param_groups:  # saved with the optimizer
+        group["lr"] *= DECAY
 
 
 @torch.no_grad()
@@ -138,6 +175,10 @@ def predict(model: TextClassifier, words: Words) -> Tensor:
     rows = torch.arange(len(words.lengths)).split(1024)
     batches = [words.batch(some) for some in rows]
     return torch.cat([model(batch.letters, batch.lengths) for batch in batches])
+
+
+def loss(model: TextClassifier, words: Words) -> float:
+    return nn.functional.cross_entropy(predict(model, words), words.languages).item()
 
 
 def ngrams(training: list[tuple[str, str]], words: list[str]) -> list[str]:
@@ -197,8 +238,38 @@ def draw(
     plt.close(figure)
 
 
-def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
-    parser = common.usual_parser(__file__, __doc__)
+def report(
+    data: Data, state: dict[str, Any], told: Tensor, right: dict[str, list[bool]], out: Path
+) -> None:
+    """Prints what came of training, common.fit's `state`, and draws the picture.
+
+    `told` are the languages the LSTM told of the test's words; `right` is that of `draw`.
+    """
+    import rich
+    from rich.table import Table
+
+    table = Table("way", title=f"The language of {len(told)} test words, one of {len(LANGUAGES)}")
+    table.add_column("told right", justify="right")
+    for name, found in right.items():
+        table.add_row(name, f"{100 * np.mean(found):.1f} %")
+    counts = {name: len(found) for name, found in data.parts.items()}
+    rich.print(
+        f"{sum(counts.values())} words, without {data.left_out} as frequent ones that are in "
+        f"several lists: {counts['training']} to train on, {counts['validation']} for "
+        f"validation, which was best after epoch {state['best_epoch']} of {state['epochs']}",
+        table,
+    )
+    test = data.words["test"]
+    matrix = confusion(test.languages, told, len(LANGUAGES))
+    draw(matrix, right, test.lengths.tolist(), list(LANGUAGES.values()), out)
+    rich.print(f"Picture: {out}")
+
+
+def parse(
+    argv: list[str] | None, file: str = __file__, doc: str = __doc__
+) -> tuple[common.Parser, argparse.Namespace]:
+    """The options of this example, or of another `file` that trains its model."""
+    parser = common.usual_parser(file, doc)
     parser.add_argument("--epochs", type=common.whole(1), default=12)
     parser.add_argument("--hidden", type=common.whole(1), default=128, help="units each way (128)")
     parser.add_argument(
@@ -212,42 +283,27 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import rich
         import sklearn  # noqa: F401  before the minutes of training
-        from rich.table import Table
 
-        lists = {language: frequencies(language) for language in LANGUAGES}
+        data = load(parser, args.words)
     except ImportError as error:
         parser.error(f"{error}; pip install 'fastrnn[demo]' brings what this example needs")
     common.check_picture(parser, args.out)
-    pairs, left_out = choose(lists, args.words)
-    parts = common.split(pairs, key=lambda pair: pair[0])
-    for name, found in parts.items():
-        if not found:
-            parser.error(f"--words: {args.words} of each language leave none for the {name} part")
-    alphabet = "".join(sorted({letter for word, _ in parts["training"] for letter in word}))
-    data = {name: encode(found, alphabet, list(LANGUAGES)) for name, found in parts.items()}
-
-    def make(layer: str) -> tuple[TextClassifier, torch.optim.Optimizer]:
-        letters = UNKNOWN + 1 + len(alphabet)
-        model = TextClassifier(common.LIBRARIES[layer], letters, len(LANGUAGES), args.hidden)
-        return model, torch.optim.Adam(model.parameters(), lr=4e-3)
+    words, parts = data.words, data.parts
 
     torch.manual_seed(args.seed)
-    model, optimizer = make(args.layer)
+    model, optimizer = make(args.layer, data.letters, args.hidden)
 
     def epoch() -> None:
-        for rows in torch.randperm(len(parts["training"])).split(BATCH):
-            step(model, optimizer, data["training"].batch(rows))
-        for group in optimizer.param_groups:  # saved with the optimizer
-            group["lr"] *= DECAY
+        batches = torch.randperm(len(parts["training"])).split(BATCH)
+        train(model, optimizer, words["training"], batches)
 
     def judge() -> float:
-        known = data["validation"]
-        return nn.functional.cross_entropy(predict(model, known), known.languages).item()
+        return loss(model, words["validation"])
 
     options = {name: getattr(args, name) for name in ("layer", "hidden", "words", "seed")}
     state = common.fit(parser, args, options, model, optimizer, epoch, judge)
 
-    test = data["test"]
+    test = words["test"]
     told = predict(model, test).argmax(1)
     baseline = ngrams(parts["training"], [word for word, _ in parts["test"]])
     right = {
@@ -256,26 +312,14 @@ def main(argv: list[str] | None = None) -> None:
             a == language for a, (_, language) in zip(baseline, parts["test"], strict=True)
         ],
     }
-    table = Table("way", title=f"The language of {len(told)} test words, one of {len(LANGUAGES)}")
-    table.add_column("told right", justify="right")
-    for name, found in right.items():
-        table.add_row(name, f"{100 * np.mean(found):.1f} %")
-    rich.print(
-        f"{len(pairs)} words, without {left_out} as frequent ones that are in several lists: "
-        f"{len(parts['training'])} to train on, {len(parts['validation'])} for validation, which "
-        f"was best after epoch {state['best_epoch']} of {state['epochs']}",
-        table,
-    )
+    report(data, state, told, right, args.out)
     if args.both_times:
-        batch = data["training"].batch(torch.randperm(len(parts["training"]))[:BATCH])
-        runs = {layer: make(layer) for layer in common.LIBRARIES}
+        batch = words["training"].batch(torch.randperm(len(parts["training"]))[:BATCH])
+        runs = {layer: make(layer, data.letters, args.hidden) for layer in common.LIBRARIES}
         times = common.step_times(
             {layer: functools.partial(step, *run, batch) for layer, run in runs.items()}
         )
         rich.print(f"A training step of {len(batch.lengths)} words: {common.in_words(times)}")
-    matrix = confusion(test.languages, told, len(LANGUAGES))
-    draw(matrix, right, test.lengths.tolist(), list(LANGUAGES.values()), args.out)
-    rich.print(f"Picture: {args.out}")
 
 
 if __name__ == "__main__":

@@ -150,12 +150,14 @@ def fit(
     optimizer: torch.optim.Optimizer,
     epoch: Callable[[], None],
     judge: Callable[[], float],
+    rank: int = 0,
 ) -> dict[str, Any]:
     """Trains to args.epochs, on from args.checkpoint, which is saved after every epoch, if given.
 
     The model ends with the weights for which `judge`, the loss in validation, was lowest, in
     evaluation mode. `epoch` draws its random numbers from torch's own generator, whose state is
-    saved too: a run in parts gives the bits of a whole one.
+    saved too: a run in parts gives the bits of a whole one. Of several processes that train
+    together the one of rank 0 saves and shows its progress; all go on from what it saved.
 
     Returns:
         "epochs" trained, the "best" loss, its "best_epoch", and more that the checkpoint holds.
@@ -177,7 +179,8 @@ def fit(
             reason = " ".join(str(error).split())[:100]
             parser.error(f"--checkpoint: {args.checkpoint} is of another model: {reason}")
     to_do = range(state["epochs"] + 1, args.epochs + 1)
-    for number in track(to_do, description="training", console=Console(stderr=True)):
+    console = Console(stderr=True, quiet=rank > 0)
+    for number in track(to_do, description="training", console=console):
         model.train()
         epoch()
         model.eval()
@@ -187,7 +190,7 @@ def fit(
         if loss < state["best"]:
             kept = copy.deepcopy(model.state_dict())
             state |= {"best": loss, "best_epoch": number, "kept": kept}
-        if args.checkpoint:
+        if args.checkpoint and rank == 0:
             now = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             now |= {"random": torch.get_rng_state(), "options": asked}
             save_checkpoint(args.checkpoint, state | now)

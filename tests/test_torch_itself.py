@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 from torch.func import functional_call, jvp, stack_module_state, vmap
+from torch.nn.utils import parametrize
 
 pytestmark = [
     pytest.mark.once,
@@ -41,3 +42,31 @@ def test_no_forward_mode_of_an_lstm_in_float32():
     layer, x = nn.LSTM(5, 17), torch.randn(4, 3, 5)
     with pytest.raises(NotImplementedError, match="forward AD"):
         jvp(lambda x: layer(x)[0], (x,), (x,))
+
+
+def test_no_padded_lstm_in_float16_under_autocast():
+    if torch.cpu.get_capabilities()["amx_fp16"]:
+        pytest.skip("oneDNN may have a kernel for this CPU's products of float16 matrices")
+    layer, x = nn.LSTM(5, 17), torch.randn(4, 3, 5)
+    with (
+        torch.autocast("cpu", dtype=torch.float16),
+        pytest.raises(RuntimeError, match="could not create a primitive"),
+    ):
+        layer(x)
+
+
+class Counted(nn.Module):
+    count = 0
+
+    def forward(self, weight):
+        self.count += 1
+        return weight
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_parametrization_is_evaluated_several_times_a_call(name):
+    layer, counted = getattr(nn, name)(5, 17), Counted()
+    parametrize.register_parametrization(layer, "weight_hh_l0", counted)
+    counted.count = 0
+    layer(torch.randn(4, 3, 5))
+    assert counted.count > 1

@@ -1,0 +1,21 @@
+"""The layers and cells that test_training_tools and test_true_parameters are about."""
+
+import torch
+from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, pair, random_state
+
+CASES = [*LAYERS, *(f"{kind}_cell" for kind in CELLS)]
+I, H = 5, 17
+
+
+def two(case, dtype=torch.float64, **options):
+    """fastrnn's layer or cell and torch's, and arguments for them: an input and states."""
+    if case in LAYERS:
+        ours, theirs = pair(case, I, H, dtype=dtype, **options)
+        return ours, theirs, (torch.randn(4, 3, I, dtype=dtype), random_state(theirs, 3))
+    ours, theirs = cell_pair(case.removesuffix("_cell"), I, H, dtype=dtype)
+    return ours, theirs, (torch.randn(3, I, dtype=dtype), cell_state(theirs, 3))
+
+
+def squares(result):
+    """A loss."""
+    return sum(t.square().mean() for t in flat(result))
