@@ -2,11 +2,14 @@
 # make examples  runs the examples in full; their words and pictures stand in examples/results
 # make test   runs the tests, but for the slow ones: ARGS='-m slow' runs those
 # make fuzz   compares random layers with torch's until one differs, CASES (1000) a round
+# make soak   runs layers of any size with 8 threads for ten minutes: none may hang
+# make sanitize  runs tests on a copy built with AddressSanitizer and UBSan, kept in build/sanitized
 # make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
 #             on the virtual GPU at VGPU
 # make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone
 # make bench  times the layers beside torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3 minutes,
 #             results and a picture in bench/out; ARGS='--only streaming' for a part
+# make docs   makes the reference of the package's names, from their docstrings, in build/docs
 # make lint   checks style, format and types
 # make clean  removes the environment and what the build left
 #
@@ -40,7 +43,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # What lies outside the environment is not part of it.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo examples test fuzz test-cuda on-a-gpu a-gpu cuda-all bench lint clean FORCE
+.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu a-gpu cuda-all bench docs lint clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
@@ -69,6 +72,12 @@ test: $(VENV)/built
 fuzz: $(VENV)/built
 	while $(python) -m pytest tests/test_fuzz.py --other-cases --fuzz $(CASES) $(ARGS); do :; done; false
 
+soak: $(VENV)/built
+	$(python) -m pytest tests/test_threads.py -k soak --soak 600 $(ARGS)
+
+sanitize: $(VENV)/built
+	$(python) tests/sanitizers.py $(ARGS)
+
 test-cuda:
 	+@$(MAKE) --no-print-directory on-a-gpu VENV='$(CUDA_VENV)' TORCH='$(CUDA_TORCH)'
 
@@ -95,6 +104,9 @@ $(kernels): build/cuda/%.o: csrc/cuda/%.cu $(sources)
 
 bench: $(VENV)/peers
 	$(python) bench/cpu.py --quick --json bench/out/cpu.json --picture bench/out/cpu.png $(ARGS)
+
+docs: $(VENV)/linters
+	$(python) -W error -m pdoc --docformat google --output-directory build/docs fastrnn
 
 lint: $(VENV)/linters
 	$(python) -m ruff check .

@@ -209,7 +209,7 @@ if __name__ == "__main__":
         long_description_content_type="text/markdown",
         python_requires=">=3.10",
         packages=find_packages(include=["fastrnn", "fastrnn.*"]),
-        package_data={"fastrnn": ["py.typed"]},
+        package_data={"fastrnn": ["py.typed", "*.pyi"]},
         ext_modules=[extension()],
         cmdclass={"build_ext": Build},
         install_requires=["torch>=2.13"],
@@ -226,10 +226,13 @@ if __name__ == "__main__":
             ],
             "demo": DEMO,
             "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", *DEMO],
+            # Others' code, which tests/test_others_code.py trains.
+            "others": ["lightning>=2.4", "skorch>=1.0", "sb3-contrib>=2.4"],
             "lint": [
                 "ruff==0.17.6",
                 "clang-format==23.1.5",
                 "mypy==2.4.1",
+                "pdoc>=15",
             ],  # each version formats differently
         },
         zip_safe=False,

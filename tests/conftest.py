@@ -22,7 +22,8 @@ import fastrnn
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="of the tests")
-    parser.addoption("--fuzz", type=int, default=500, help="cases of test_fuzz.py (500)")
+    parser.addoption("--fuzz", type=int, default=500, help="random cases a test (500)")
+    parser.addoption("--soak", type=float, default=2, help="seconds of test_soak (2)")
     parser.addoption("--other-cases", action="store_true", help="than those of every run")
 
 

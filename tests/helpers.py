@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -271,3 +273,32 @@ def end_in_one_line(
     assert err.count("\n") == 1
     assert pictures() == before
     return err
+
+
+def count(config: pytest.Config) -> int:
+    """Of random cases: fewer where the same are drawn under other instruction sets, or emulated."""
+    cases = config.getoption("fuzz")
+    return max(1, cases // (50 if VIRTUAL else 5 if "FASTRNN_ISA" in os.environ else 1))
+
+
+def for_every(
+    config: pytest.Config,
+    cases: st.SearchStrategy[Any],
+    check: Callable[[Any], None],
+    examples: int,
+) -> None:
+    """Calls check with so many cases: the same at every run, unless others are asked for."""
+
+    @settings(
+        max_examples=examples,
+        derandomize=not config.getoption("other_cases"),
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases)
+    def every(case: Any) -> None:
+        check(case)
+
+    every()

@@ -6,7 +6,6 @@ printed as one line: paste it into a test of this file, or after `from test_fuzz
 
 import contextlib
 import copy
-import os
 from dataclasses import dataclass
 
 import pytest
@@ -15,11 +14,12 @@ from helpers import (
     CELLS,
     LAYERS,
     LOW,
-    VIRTUAL,
     avoid_corners,
     cell_pair,
     cell_state,
+    count,
     flat,
+    for_every,
     gradients,
     leaves,
     mapped,
@@ -27,7 +27,7 @@ from helpers import (
     pair,
     random_state,
 )
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import note
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -158,35 +158,17 @@ def check(case: Case) -> None:
         assert off <= allowed, f"off by {off:.3g}, allowed {allowed:.3g}"
 
 
-def count(config: pytest.Config) -> int:
-    """Of cases: fewer where the same are drawn under other instruction sets, or emulated."""
-    cases = config.getoption("fuzz")
-    return max(1, cases // (50 if VIRTUAL else 5 if "FASTRNN_ISA" in os.environ else 1))
-
-
-def fuzz(config: pytest.Config, cases: st.SearchStrategy[Case], examples: int) -> None:
-    @settings(
-        max_examples=examples,
-        derandomize=not config.getoption("other_cases"),
-        database=None,
-        deadline=None,
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases)
-    def every(case: Case) -> None:
-        note(f"check({case!r})")
-        check(case)
-
-    every()
+def check_and_print(case: Case) -> None:
+    note(f"check({case!r})")
+    check(case)
 
 
 def test_layers(pytestconfig):
-    fuzz(pytestconfig, layer_cases(), count(pytestconfig))
+    for_every(pytestconfig, layer_cases(), check_and_print, count(pytestconfig))
 
 
 def test_cells(pytestconfig):
-    fuzz(pytestconfig, cell_cases(), max(1, count(pytestconfig) // 5))
+    for_every(pytestconfig, cell_cases(), check_and_print, max(1, count(pytestconfig) // 5))
 
 
 @pytest.mark.once
@@ -200,7 +182,7 @@ def test_what_fails_is_printed_as_one_line(pytestconfig, monkeypatch):
 
     monkeypatch.setattr(fastrnn.LSTM, "__call__", wrong)
     with pytest.raises(AssertionError, match="off by") as failure:
-        fuzz(pytestconfig, layer_cases(), 200)
+        for_every(pytestconfig, layer_cases(), check_and_print, 500)
     (line,) = [n for n in failure.value.__notes__ if n.startswith("check(Case(")]
     case = eval(line.removeprefix("check(").removesuffix(")"), {**globals(), "torch": torch})
     assert (case.kind, case.H, case.layers, case.lengths) == ("lstm", 21, 1, ())

@@ -103,3 +103,30 @@ def test_memory_that_is_not_there(what):
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.once
+@pytest.mark.cpu("the process's memory")
+def test_scratch_memory_that_stays():
+    """At most 64 MB a thread: a layer that needs more gives all of it back."""
+    done = run_script(
+        """
+        import resource, torch, fastrnn
+        torch.set_num_threads(2)
+        x = torch.zeros(300, 1, 2000)
+
+        def megabytes():
+            pages = int(open("/proc/self/statm").read().split()[1])
+            return pages * resource.getpagesize() / 2**20
+
+        with torch.no_grad():
+            fastrnn.LSTM(5, 17)(x[..., :5])
+            layer = fastrnn.LSTM(2000, 2000)  # 128 MB, packed
+            before = megabytes()
+            layer(x)
+            assert megabytes() - before < 16, "that is kept"
+            fastrnn.LSTM(2000, 700)(x)  # 30 MB
+            assert 16 < megabytes() - before < 64, "that is not"
+        """
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 """Threads and processes: many of them, forked, interrupted, told to be others between calls."""
 
 import concurrent.futures
+import faulthandler
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -171,3 +173,25 @@ def test_more_threads_than_cores_end():
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_soak(pytestconfig):
+    """Layers of any size with 8 threads, for as long as --soak says: none hangs, and the bits are
+    those of one thread."""
+    seconds, draw = pytestconfig.getoption("soak"), random.Random(0)
+    faulthandler.dump_traceback_later(seconds + 100, exit=True)  # should one wait for ever
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            T, B, H = (draw.choice(sizes) for sizes in ([1, 9, 50], [1, 2, 17, 64], [17, 64, 200]))
+            options = {"num_layers": draw.randint(1, 2), "bidirectional": draw.random() < 0.5}
+            layer, _ = pair(draw.choice(sorted(LAYERS)), H, H, **options)
+            x, results = torch.randn(T, B, H), []
+            for threads in [8, 1]:
+                torch.set_num_threads(threads)
+                outputs = flat(layer(x))
+                loss = sum(t.square().sum() for t in outputs)
+                results.append([*outputs, *torch.autograd.grad(loss, list(layer.parameters()))])
+            assert equal(*results)
+    finally:
+        faulthandler.cancel_dump_traceback_later()

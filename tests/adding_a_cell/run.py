@@ -2,8 +2,8 @@
 
     python tests/adding_a_cell/run.py
 
-Takes as long as a build from nothing. The files beside this one are the edits; the page must quote
-them as they are.
+Takes as long as a build from nothing: of what the source distribution holds, which is so proved to
+build. The files beside this one are the edits; the page must quote them as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-COPIED = ["csrc", "fastrnn", "tests", "setup.py", "pyproject.toml"]
 LINE = "    X(mgu, ::fastrnn::Mgu)"
 # Those of the cell, and those that run over all cells within one test.
 TESTS = "mgu or same_cells or fake_kernels"
@@ -47,6 +46,15 @@ def check_quotes() -> None:
             raise SystemExit(f"docs/adding-a-cell.md does not quote {name} as it is")
 
 
+def source_distribution(folder: Path) -> Path:
+    """Made in the folder and unpacked there: the top folder of what it holds."""
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (archive,) = folder.glob("fastrnn-*.tar.gz")
+    shutil.unpack_archive(archive, folder)
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
 def edit(copy: Path) -> None:
     """The three edits."""
     shutil.copy(HERE / "mgu.h", copy / "csrc/cells")
@@ -63,14 +71,10 @@ def edit(copy: Path) -> None:
 def main() -> None:
     check_quotes()
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder).resolve()
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                ignore = shutil.ignore_patterns("*.so", "__pycache__")
-                shutil.copytree(source, copy / name, ignore=ignore)
-            else:
-                shutil.copy(source, copy / name)
+        copy = source_distribution(Path(folder).resolve())
+        # Which holds no tests.
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignore, dirs_exist_ok=True)
         edit(copy)
         # The copy comes before the installed package; ninja stands beside the interpreter.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -1,0 +1,121 @@
+"""Runs tests on a copy of fastrnn built with AddressSanitizer and UndefinedBehaviorSanitizer.
+
+    python tests/sanitizers.py                  the tests listed here
+    python tests/sanitizers.py tests -k packed  what pytest is to run instead
+
+The copy is kept in build/sanitized: a second run compiles what changed. At last an error is
+planted, a result that is allocated too small, which the sanitizers must find.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPY = ROOT / "build" / "sanitized"
+COPIED = ["csrc", "fastrnn", "tests", "setup.py", "pyproject.toml"]
+SANITIZERS = "-fsanitize=address,undefined"
+# The last of two -O counts. Whatever is found ends the process. vptr would ask for the type
+# information of torch's classes, some of which torch's libraries keep to themselves; the next four,
+# and checks of addresses in line, take minutes to compile in the kernels, whose reads and writes
+# AddressSanitizer sees anyway.
+FLAGS = ["-O1", "-g1", SANITIZERS, "-fno-sanitize-recover=all"]
+FLAGS += ["-fno-sanitize=vptr,null,alignment,object-size,pointer-overflow"]
+FLAGS += ["--param", "asan-instrumentation-with-call-threshold=0"]
+# Those that come to the code in csrc by every way, of all dtypes, options and remainders.
+TESTS = ["test_ops.py", "test_direct.py", "test_tiles.py", "test_fuzz.py", "test_gradients.py"]
+TESTS += ["test_recompute.py", "test_threads.py", "test_numbers.py"]
+BAD_INPUT = ["tests/test_bad_input.py", "--fuzz", "20000"]
+CALL = "import torch, fastrnn; fastrnn.LSTM(33, 33)(torch.randn(3, 2, 33)); print('went well')"
+ALLOCATION = "r.h_n = at::empty({states, p.batch, p.recurrent}, options);"
+TOO_SMALL = ALLOCATION.replace("p.recurrent}", "p.recurrent - 1}")
+
+
+def write_if_new(path: Path, text: str) -> None:
+    """So that what did not change is not compiled again."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def replaced(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    if text.count(old) != 1:
+        raise SystemExit(f"{path.name} has no longer exactly one '{old}'")
+    path.write_text(text.replace(old, new))
+
+
+def copy_sources() -> None:
+    for name in COPIED:
+        source = ROOT / name
+        files = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for file in files:
+            if file.is_file() and file.suffix not in (".so", ".pyc"):
+                text = file.read_text()
+                if name == "setup.py":
+                    text = text.replace("X86 = ", f"CXX_FLAGS += {FLAGS!r}\nX86 = ", 1)
+                write_if_new(COPY / file.relative_to(ROOT), text)
+
+
+def build() -> None:
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--force"]
+    env = {**os.environ, "FASTRNN_CUDA": "0", "LDFLAGS": SANITIZERS}
+    result = subprocess.run(command, cwd=COPY, env=env, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(result.stdout[-4000:] + result.stderr[-4000:])
+
+
+def environment() -> dict[str, str]:
+    """Python itself is not built so: the libraries must be there before it starts."""
+    compiler = os.environ.get("CXX", "c++")
+    libraries = [
+        subprocess.run(
+            [compiler, f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("asan", "ubsan")
+    ]
+    return {
+        **os.environ,
+        "LD_PRELOAD": ":".join(libraries),
+        # Python frees little when it ends. A refused allocation is an error of ours to handle.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+def call() -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CALL]
+    return subprocess.run(
+        command, cwd=COPY, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def main(arguments: list[str]) -> None:
+    copy_sources()
+    build()
+    sound = call()
+    if sound.returncode or "went well" not in sound.stdout:
+        raise SystemExit(sound.stdout + sound.stderr)
+    pytest = [sys.executable, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "-m", "not slow"]
+    listed = [f"tests/{name}" for name in TESTS]
+    for tests in [arguments] if arguments else [listed, BAD_INPUT]:
+        result = subprocess.run([*pytest, *tests], cwd=COPY, env=environment(), check=False)
+        if result.returncode:
+            raise SystemExit(result.returncode)
+
+    replaced(COPY / "csrc/network.cpp", ALLOCATION, TOO_SMALL)
+    build()
+    planted = call()
+    if "AddressSanitizer: heap-buffer-overflow" not in planted.stderr:
+        raise SystemExit("the sanitizers did not find a write past the end:\n" + planted.stderr)
+    print("the planted write past the end was found")
+
+
+if __name__ == "__main__":
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise SystemExit("there is no C++ compiler")
+    main(sys.argv[1:])

@@ -1,0 +1,123 @@
+"""Others' training code, unchanged, with fastrnn's layers in the place of torch's.
+
+Of PyTorch Lightning, skorch and sb3-contrib, from the extra `others`: where one is not installed
+its test is left out.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fastrnn
+
+pytestmark = [pytest.mark.once, pytest.mark.cpu("others' code, on the CPU")]
+
+
+class Tagger(nn.Module):
+    """The class of a sequence, by what stands in front of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(5, 17, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(34, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0].mean(1))
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(96, 9, 5, generator=generator)
+    return x, (x.mean((1, 2)) > 0).long()
+
+
+def made(build):
+    """What `build` makes with torch's layers and, under patch(), with ours, from the same seed."""
+    torch.manual_seed(0)
+    theirs = build()
+    torch.manual_seed(0)
+    with fastrnn.patch():
+        ours = build()
+    return ours, theirs
+
+
+def layers(module):
+    return [type(m) for m in module.modules() if isinstance(m, nn.RNNBase)]
+
+
+def assert_trained_alike(ours, theirs, before):
+    for found, expected, first in zip(ours.parameters(), theirs.parameters(), before, strict=True):
+        assert not torch.equal(found, first)
+        torch.testing.assert_close(found, expected)
+
+
+def test_lightning(tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = Tagger()
+
+        def training_step(self, batch, _):
+            x, y = batch
+            return nn.functional.cross_entropy(self.model(x), y)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    models = made(Model)
+    before = copy.deepcopy(list(models[0].parameters()))
+    for model in models:
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+            gradient_clip_val=1.0,
+        )  # fmt: skip
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), 32)
+        trainer.fit(model, loader)
+    assert layers(models[0]) == [fastrnn.GRU]
+    assert_trained_alike(*models, before)
+
+
+def test_skorch():
+    skorch = pytest.importorskip("skorch")
+    x, y = (t.numpy() for t in data())
+
+    def fitted():
+        torch.manual_seed(0)
+        net = skorch.NeuralNetClassifier(
+            Tagger, criterion=nn.CrossEntropyLoss, max_epochs=2, lr=0.1, batch_size=32,
+            train_split=None, verbose=0,
+        )  # fmt: skip
+        return net.fit(x, y)
+
+    theirs = fitted()
+    with fastrnn.patch():
+        ours = fitted()
+    assert layers(ours.module_) == [fastrnn.GRU]
+    torch.manual_seed(0)
+    assert_trained_alike(ours.module_, theirs.module_, list(Tagger().parameters()))
+    torch.testing.assert_close(ours.predict_proba(x), theirs.predict_proba(x))
+
+
+def test_recurrent_ppo():
+    contrib = pytest.importorskip("sb3_contrib")
+
+    def agent():
+        return contrib.RecurrentPPO(
+            "MlpLstmPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, seed=0,
+            device="cpu", learning_rate=0.01,
+            policy_kwargs={"lstm_hidden_size": 17, "optimizer_class": torch.optim.SGD},
+        )  # fmt: skip
+
+    ours, theirs = made(agent)
+    assert set(layers(ours.policy)) == {fastrnn.LSTM}
+    before = copy.deepcopy(list(ours.policy.parameters()))
+    for model in ours, theirs:
+        model.set_random_seed(0)  # numpy's, which orders the batch, among them
+        model.learn(32)
+    # The actions are drawn by their probabilities: the same, unless one is a hair off.
+    assert_trained_alike(ours.policy, theirs.policy, before)

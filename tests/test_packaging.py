@@ -1,0 +1,85 @@
+"""What others get: a wheel that runs where there is no compiler, a whole source distribution.
+
+That the source distribution builds is proved by adding_a_cell/run.py, which builds it.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.once, pytest.mark.cpu("packages"), pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+# Beside torch's layer, in training.
+USE = """
+import shutil, torch, fastrnn
+assert shutil.which("c++") is shutil.which("ninja") is None
+ours, theirs = fastrnn.LSTM(5, 17, 2), torch.nn.LSTM(5, 17, 2)
+theirs.load_state_dict(ours.state_dict())
+x = torch.randn(4, 3, 5)
+for layer in ours, theirs:
+    layer(x)[0].sum().backward()
+for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+    torch.testing.assert_close(a.grad, b.grad)
+print(fastrnn.__file__)
+"""
+
+
+def sources(*folders):
+    """Files of the tree, without what builds and runs have left."""
+    found = {p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()}
+    return {str(p.relative_to(ROOT)) for p in found if p.suffix not in (".so", ".pyc")}
+
+
+def test_a_wheel_runs_without_a_compiler(tmp_path):
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    command += ["--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # ninja's
+    subprocess.run(command, env={**os.environ, "PATH": path}, check=True)
+    (wheel,) = tmp_path.glob("fastrnn-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert sources("fastrnn") <= names
+    compiled = [name for name in names if name.startswith("fastrnn/_C.") and name.endswith(".so")]
+    assert len(compiled) == 1
+    others = {name for name in names if ".dist-info/" not in name} - sources("fastrnn")
+    assert others == set(compiled)
+
+    environment = tmp_path / "bare"
+    venv.create(environment)
+    python = environment / "bin/python"
+    # torch is this environment's; of a folder in PYTHONPATH no .pth file is read, ours among them.
+    bare = {"PYTHONPATH": sysconfig.get_path("purelib"), "PATH": str(tmp_path / "nothing")}
+    where = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
+        env=bare, capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    zipfile.ZipFile(wheel).extractall(where)
+    # That folder comes before the environment's own, where another fastrnn may be installed.
+    bare["PYTHONPATH"] = os.pathsep.join([where, bare["PYTHONPATH"]])
+    result = subprocess.run(
+        [str(python), "-c", USE],
+        env=bare,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()).parent == Path(where) / "fastrnn"
+
+
+def test_the_source_distribution_is_whole(tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (archive,) = tmp_path.glob("fastrnn-*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    needed = sources("csrc", "fastrnn") | {"setup.py", "pyproject.toml", "README.md"}
+    assert needed <= names
