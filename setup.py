@@ -225,7 +225,15 @@ if __name__ == "__main__":
                 "matplotlib>=3.8",
             ],
             "demo": DEMO,
-            "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", *DEMO],
+            "test": [
+                "pytest>=8",
+                "pytest-xdist>=3.5",
+                "hypothesis>=6.100",
+                "onnx>=1.23",
+                "onnxscript>=0.7",
+                "onnxruntime>=1.20",
+                *DEMO,
+            ],
             "lint": [
                 "ruff==0.17.6",
                 "clang-format==23.1.5",
