@@ -225,7 +225,15 @@ if __name__ == "__main__":
                 "matplotlib>=3.8",
             ],
             "demo": DEMO,
-            "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", *DEMO],
+            "test": [
+                "pytest>=8",
+                "pytest-xdist>=3.5",
+                "hypothesis>=6.100",
+                "onnx>=1.23",
+                "onnxscript>=0.7",
+                "onnxruntime>=1.20",
+                *DEMO,
+            ],
             # Others' code, which tests/test_others_code.py trains.
             "others": ["lightning>=2.4", "skorch>=1.0", "sb3-contrib>=2.4"],
             "lint": [

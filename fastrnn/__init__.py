@@ -5,12 +5,13 @@
     fastrnn.accelerate(model)                    # or: every recurrent layer of a model, in place
 
 Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward`, has torch.compile
-take fastrnn's layers into its graphs (fastrnn/dynamo.py says how, and how not to) and changes
-nothing else.
+take fastrnn's layers into its graphs (fastrnn/dynamo.py says how, and how not to) and torch.onnx
+export them as ONNX's own (fastrnn/onnx.py), and changes nothing else.
 """
 
 from __future__ import annotations
 
+import importlib
 from importlib import metadata
 from typing import Any
 
@@ -24,6 +25,7 @@ from fastrnn.functional import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fastrnn.ops import CELLS
 from fastrnn.replace import accelerate, patch, restore
+from fastrnn.when_imported import when_imported
 
 __all__ = [
     "CELLS",
@@ -45,6 +47,11 @@ __all__ = [
 ]
 
 dynamo.install()
+# The registry that torch.onnx.export reads, of a package that need not be there.
+when_imported(
+    "onnxscript.function_libs.torch_lib.registration",
+    lambda _: importlib.import_module("fastrnn.onnx"),
+)
 
 __version__ = metadata.version("fastrnn")
 

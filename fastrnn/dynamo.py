@@ -9,26 +9,19 @@ rule as well; torch.compiler.disable(layer) leaves out one.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from fastrnn.when_imported import when_imported
+
 enabled = True
 """Whether Dynamo takes fastrnn's layers."""
-
-_BUILDER = "torch._dynamo.variables.builder"
 
 
 def install() -> None:
     """Tell Dynamo, now or when it is imported: torch itself does that at its first use."""
-    if _BUILDER in sys.modules:
-        _teach(sys.modules[_BUILDER])
-    else:
-        sys.meta_path.insert(0, _WhenImported())
+    when_imported("torch._dynamo.variables.builder", _teach)
 
 
 def _teach(builder: ModuleType) -> None:
@@ -44,23 +37,3 @@ def _teach(builder: ModuleType) -> None:
             return wrap_module(self, value)
 
     builder.VariableBuilder.wrap_module = wrap_our_module
-
-
-class _WhenImported(importlib.abc.MetaPathFinder):
-    def find_spec(
-        self, name: str, path: Any = None, target: Any = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != _BUILDER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def and_teach(module: ModuleType) -> None:
-            execute(module)
-            _teach(module)
-
-        spec.loader.exec_module = and_teach  # type: ignore[method-assign]
-        return spec

@@ -23,6 +23,25 @@ def test_export_freezes_the_number_of_steps(name):
         export(layer, (x,), dynamic_shapes=({0: Dim("T"), 1: Dim("B")},)).run_decompositions()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_onnx_freezes_the_number_of_steps(name):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    layer, x = getattr(nn, name)(5, 17), torch.randn(4, 3, 5)
+
+    def export_and_run():
+        shapes = ({0: "T", 1: "B"},)
+        program = torch.onnx.export(layer.eval(), (x,), dynamic_shapes=shapes, verbose=False)
+        session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+        session.run(None, {"input": torch.randn(7, 3, 5).numpy()})
+
+    # Of an LSTM or GRU there is a file, unless torch.export was asked for one before.
+    with pytest.raises(Exception, match=r"inferred a static shape of 4|cannot be reshaped"):
+        export_and_run()
+
+
 @pytest.mark.parametrize("over", ["inputs", "weights"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_vmap(name, over):
