@@ -176,10 +176,12 @@ def saved_and_loaded(folder):
 # ---- tests ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradients_and_parameters_are_those_of_one_process(tmp_path):
     in_two_processes(both, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_checkpoints(tmp_path):
     """Saved by two processes, loaded by two and by one, by fastrnn's layers and by torch's."""

@@ -171,6 +171,7 @@ def test_cells(pytestconfig):
     for_every(pytestconfig, cell_cases(), check_and_print, max(1, count(pytestconfig) // 5))
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_what_fails_is_printed_as_one_line(pytestconfig, monkeypatch):
     """A planted error, found and made small."""

@@ -36,6 +36,7 @@ pytest.importorskip("onnxscript")
 reference = pytest.importorskip("onnx.reference")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.once,
     pytest.mark.cpu("ONNX Runtime computes there"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

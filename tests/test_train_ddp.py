@@ -113,6 +113,7 @@ def test_a_run_and_the_same_in_two_parts(tmp_path, capsys):
     assert "steps a second" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_and_the_same_in_two_parts(tmp_path):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     printed, _, again = run_two(
