@@ -111,7 +111,8 @@ def main(arguments: list[str]) -> None:
     replaced(COPY / "csrc/network.cpp", ALLOCATION, TOO_SMALL)
     build()
     planted = call()
-    if "AddressSanitizer: heap-buffer-overflow" not in planted.stderr:
+    # A vector that ends in another's memory is reported as an unknown crash.
+    if planted.returncode == 0 or "ERROR: AddressSanitizer" not in planted.stderr:
         raise SystemExit("the sanitizers did not find a write past the end:\n" + planted.stderr)
     print("the planted write past the end was found")
 
