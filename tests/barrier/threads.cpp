@@ -18,7 +18,8 @@ int main(int, char** arguments) {
             for (int round = 0; round < rounds; ++round) {
                 written[rank] = round;
                 barrier.wait();
-                for (int other = 0; other < threads; ++other) wrong[rank] |= written[other] != round;
+                for (int other = 0; other < threads; ++other)
+                    wrong[rank] |= written[other] != round;
                 barrier.wait();
             }
         });
