@@ -52,6 +52,8 @@ constexpr int64_t steps_ahead = 16;
 // H = 1024, B = 64, two cores of that Xeon: the products with W_hh and W_ih (4096 k) at 158 and 163
 // GFLOP/s whole, at 182 and 193 so.
 constexpr int64_t part_depth = 1024;
+// So many rows wait for their last part at a time: their sums, 16 KB, stay in the L1 cache.
+constexpr int64_t part_rows = 64;
 
 // --- lengths of sums (Panels) ------------------------------------------------------------------------
 

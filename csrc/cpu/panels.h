@@ -247,6 +247,7 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
     }
 }
 
+// Does nothing before a tile.
 struct Nothing {
     template <class... A>
     void operator()(const A&...) const {}
@@ -261,11 +262,10 @@ FASTRNN_INLINE void product(const Panels& panels, Span span, bool backwards,
                             const typename P::Packed* packed, const typename P::T* bias,
                             const typename P::Row* a, int64_t a_stride, int64_t rows,
                             const Epilogue& epilogue, const Ahead& ahead = {}) {
-    // The sums of all rows wait for the panel's last part.
-    constexpr int64_t at_once = 64;
-    Vec<typename P::T> sums[at_once * max_panel_vectors];
+    // Where panels are read in parts, the sums of all rows wait for the last.
+    Vec<typename P::T> sums[cpu::part_rows * max_panel_vectors];
     const bool parts = !Tiled && panels.depth > panels.part_depth();
-    const int64_t groups = parts ? (rows + at_once - 1) / at_once : 1;
+    const int64_t groups = parts ? (rows + cpu::part_rows - 1) / cpu::part_rows : 1;
     for (int64_t group = 0; group < groups; ++group) {
         const Span mine = Span{0, rows}.part(group, groups);
         for_each_tile<P, Tiled>(
