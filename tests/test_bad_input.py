@@ -1,22 +1,16 @@
 """Anything at all given to the operators: an exception that names it, or a right answer."""
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from helpers import LAYERS, VIRTUAL, count, flat, for_every, host_tensor, pack, pair
 from hypothesis import strategies as st
+from test_layouts import each, spread
 from test_ops import backward_arguments, sample
 from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 from fastrnn import ops, reference
 
-FOLDER = Path(__file__).parent
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # NotImplementedError is a RuntimeError
 CELL, X, H0, C0, WEIGHTS, SIZES, BIAS, LAYERS_, BIDIRECTIONAL, DROPOUT, TRAIN = range(11)
 
@@ -284,67 +278,6 @@ def test_wanted_and_absent_gradients():
     assert all(not g.any() for g in [*grads[:3], *grads[3]])
 
 
-@pytest.mark.parametrize("cell", fastrnn.CELLS)
-def test_odd_layouts_give_right_answers(cell):
-    """Expanded, overlapping, transposed and sliced tensors, and batch_sizes with strides."""
-    cell, x, h0, c0, weights, _, bias, *_ = sample(cell)
-    x = torch.randn(5).expand(4, 3, 5)
-    h0 = torch.randn(17).expand(1, 3, 17)
-    c0 = None if c0 is None else torch.randn(20).as_strided((1, 3, 17), (0, 1, 1))
-    weights = [0.2 * torch.randn(w.shape[::-1]).permute(*range(w.dim())[::-1]) for w in weights]
-    options = {"has_biases": bias, "num_layers": 1, "bidirectional": False}
-    found = fastrnn.functional.rnn(cell, x, h0, c0, weights, **options)
-    exact = reference.run(cell, x, h0, c0, weights, **options)
-    torch.testing.assert_close(found[0], exact[0])
-    sizes = host_tensor([3, 9, 3, 9, 2, 9, 1, 9])[::2]
-    data = torch.randn(5, 9).t()
-    found = fastrnn.functional.rnn(cell, data, h0, c0, weights, sizes, **options)
-    exact = reference.run(cell, data, h0, c0, weights, sizes.contiguous(), **options)
-    torch.testing.assert_close(found[0], exact[0])
-
-
-def spread(t):
-    """The same values in every other place of a larger tensor, between ones that would show."""
-    if t.numel() == 0:
-        return t
-    between = float("nan") if t.is_floating_point() else 7
-    wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1] + 1), between)
-    wide[..., 1::2] = t
-    return wide[..., 1::2]
-
-
-def each(arguments, change):
-    """The call with every tensor changed."""
-
-    def changed(a):
-        if isinstance(a, list):
-            return [changed(b) for b in a]
-        return change(a) if isinstance(a, torch.Tensor) else a
-
-    return [changed(a) for a in arguments]
-
-
-def both_ways(arguments):
-    """A call of forward, and one of backward from what it keeps."""
-    return [(ops.forward, [*arguments, True]), (ops.backward, backward_arguments(arguments))]
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("cell", fastrnn.CELLS)
-def test_strides_change_nothing(cell, packed):
-    P = 3 if fastrnn.CELLS[cell]["allows_projection"] else 0
-    for operator, arguments in both_ways(
-        sample(cell, packed=packed, L=2, D=2, P=P, dropout=0.5, train=True)
-    ):
-        for change in [spread, lambda t: torch._neg_view(-t) if t.dtype != torch.uint8 else t]:
-            results = []
-            for call_arguments in [arguments, each(arguments, change)]:
-                torch.manual_seed(3)
-                results.append(flat(operator(*call_arguments)))
-            for found, expected in zip(*results, strict=True):
-                assert torch.equal(found, expected)
-
-
 def test_steps_without_rows_at_the_end():
     """torch takes them for what they are, and so do the operators, in both directions."""
     for cell in fastrnn.CELLS:
@@ -442,64 +375,6 @@ def change_backward(data):
     # Nothing but the same values in another layout can pass.
     for found, expected in zip(flat(results), flat(ops.backward(*arguments)), strict=True):
         assert torch.equal(found, expected)
-
-
-GUARDED = """
-import ctypes, mmap, sys
-import torch
-from test_bad_input import both_ways, each
-from test_ops import sample
-import fastrnn
-
-libc = ctypes.CDLL(None)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-PAGE = mmap.PAGESIZE
-maps = []
-
-def guarded(t, at_end):
-    "A copy that ends where memory ends, or begins where it begins."
-    n = t.numel() * t.element_size()
-    if n == 0:
-        return t
-    room = -(-n // PAGE) * PAGE
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    start = libc.mmap(None, room + 2 * PAGE, 0, flags, -1, 0)
-    maps.append((start, room + 2 * PAGE))
-    assert libc.mprotect(start + PAGE, room, mmap.PROT_READ | mmap.PROT_WRITE) == 0
-    place = start + PAGE + (room - n if at_end else 0)
-    copy = torch.frombuffer((ctypes.c_char * n).from_address(place), dtype=t.dtype).view(t.shape)
-    return copy.copy_(t)
-
-for cell in fastrnn.CELLS:
-    for packed in [False, True]:
-        for P in [0, 3] if fastrnn.CELLS[cell]["allows_projection"] else [0]:
-            for dtype in [torch.float32, torch.float64, torch.bfloat16]:
-                arguments = sample(
-                    cell, packed=packed, L=2, D=2, P=P, dropout=0.5, train=True, dtype=dtype
-                )
-                for operator, given in both_ways(arguments):
-                    for at_end in [False, True]:
-                        operator(*each(given, lambda t: guarded(t, at_end)))
-                        while maps:
-                            libc.munmap(*maps.pop())
-print("all read within bounds", flush=True)  # what is buffered dies with the process
-if "overrun" in sys.argv:
-    ctypes.string_at(guarded(torch.zeros(3), True).data_ptr(), 13)
-"""
-
-
-@pytest.mark.cpu("reads past the end show on the virtual GPU by themselves")
-@pytest.mark.skipif(sys.platform != "linux", reason="maps memory by Linux's own calls")
-def test_no_byte_beside_a_tensor_is_read():
-    """Every tensor lies against a page that can't be read: one step too far ends the process."""
-    command = [sys.executable, "-c", GUARDED, "overrun"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [FOLDER.parent, FOLDER]))}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert "all read within bounds" in result.stdout, (result.returncode, result.stderr[-2000:])
-    assert result.returncode == -signal.SIGSEGV  # the guard works: it stopped the last line
 
 
 DATA = torch.randn(6, 4)
