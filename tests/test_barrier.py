@@ -41,6 +41,7 @@ def test_all_writes_are_seen(tmp_path):
         assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

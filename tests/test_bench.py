@@ -192,6 +192,7 @@ def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
         cpu.main(["--json", str(path), "--resume"])
 
 
+@pytest.mark.slow
 def test_a_row_beside_other_processes(monkeypatch):
     """They run while the row does, and no longer."""
     started = []

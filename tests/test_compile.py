@@ -272,6 +272,7 @@ def test_importing_fastrnn_does_not_import_dynamo():
     in_a_new_process("import fastrnn, sys; assert 'torch._dynamo' not in sys.modules")
 
 
+@pytest.mark.slow
 def test_dynamo_may_have_been_imported_before():
     found = in_a_new_process(
         "import torch._dynamo, fastrnn\n"

@@ -149,7 +149,7 @@ def test_dropout_with_threads(kind):
 
 @pytest.mark.once
 @pytest.mark.cpu("OpenMP's threads")
-@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize("limit", [*(pytest.param(n, marks=pytest.mark.slow) for n in [1, 2]), 3])
 def test_fewer_threads_than_torch_asks_for(limit, tmp_path):
     """OpenMP may give fewer threads than asked for: no thread waits for one that never comes."""
     code = """

@@ -241,6 +241,7 @@ def test_any_ragged_batch(
 # ---- dropout -------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("p", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("bidirectional", BOTH, ids=["one", "two"])

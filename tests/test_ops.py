@@ -61,7 +61,9 @@ UTILITIES = [
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "cell", [c if c == "lstm" else pytest.param(c, marks=pytest.mark.slow) for c in CELLS]
+)
 def test_opcheck(cell):
     for arguments in (a for a in samples() if a[0] == cell):
         check_one(arguments)
