@@ -162,7 +162,7 @@ def on_a_gpu(results: dict[str, Any]) -> str:
             f"{machine['gpu']}, torch {results['versions']['torch']}, CUDA {machine['cuda']},",
             f"cuDNN {machine['cudnn']}, {results['date']}: inference, and how many times as long",
             "torch's layer (cuDNN) takes; the same where both are replayed from a CUDA graph, that",
-            "is the GPU's time alone; how many times as long ours takes when forced onto either",
+            "is the GPU's time alone; how many times as long ours takes when forced onto another",
             "path; and torch's for a training step. T = 100, I = H, float32 in TF32.",
             "",
             *table,

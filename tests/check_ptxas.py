@@ -30,6 +30,8 @@ FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v"]
 FILE = 65536  # registers of a multiprocessor, since compute capability 3.5
 # most_threads in csrc/cuda/persistent_kernel.h
 THREADS = {"float": 256, "Tf32": 256, "__half": 512, "__nv_bfloat16": 512}
+# The most of one_block_threads in csrc/cuda/one_block_kernel.h, by the gates of a cell.
+SMALL = {"Lstm": (192, 256), "Gru": (256, 256), "Rnn": (384, 512)}  # TF32, 16 bits
 
 
 @dataclass
@@ -42,7 +44,16 @@ class Kernel:
 
     @property
     def is_persistent(self) -> bool:
-        return "persistent_" in self.name
+        """All steps in one launch."""
+        return "persistent_" in self.name or "one_block_" in self.name
+
+    @property
+    def threads(self) -> int:
+        """Those of the largest block of a persistent kernel."""
+        if "one_block_" not in self.name:
+            return THREADS[self.multiplied]
+        cell = next(cell for cell in SMALL if f"::{cell}" in self.name)
+        return SMALL[cell][self.multiplied != "Tf32"]
 
     @property
     def multiplied(self) -> str:
@@ -95,9 +106,8 @@ def faults(kernel: Kernel, instructions: str) -> list[str]:
     if kernel.spilled or re.search(r"\b(STL|LDL)\b", instructions):
         found.append("spills registers")
     if kernel.is_persistent:
-        threads = THREADS[kernel.multiplied]
-        if kernel.registers * threads > FILE:
-            found.append(f"{threads} threads need more than {FILE} registers")
+        if kernel.registers * kernel.threads > FILE:
+            found.append(f"{kernel.threads} threads need more than {FILE} registers")
         if kernel.multiplied != "float" and "HMMA" not in instructions:
             found.append("does not use the tensor cores")
         if not re.search(r"LDG?\.E(\.\w+)*\.128", instructions):

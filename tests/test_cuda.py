@@ -1,7 +1,6 @@
 """What is about CUDA alone: streams, devices, waits, launches, graphs, the way there and back."""
 
 import copy
-import functools
 from collections import defaultdict
 
 import pytest
@@ -26,7 +25,8 @@ import fastrnn
 
 pytestmark = [pytest.mark.cuda, pytest.mark.once]
 
-PATHS = ["stepwise", "persistent"]
+PATHS = ["stepwise", "persistent", "one_block"]
+ONE_LAUNCH = PATHS[1:]
 BOTH = [False, True]
 
 
@@ -34,16 +34,27 @@ def can_be_persistent(kind, dtype):
     return kind != "lstm_proj" and dtype != torch.float64
 
 
-CASES = [
-    (kind, path) for kind in LAYERS for path in PATHS
-    if path == "stepwise" or can_be_persistent(kind, torch.float32)
-]  # fmt: skip
+def paths_of(kind, dtype):
+    """Those of a small layer; of float32 where TF32 is not allowed."""
+    return [
+        path for path in PATHS
+        if path == "stepwise"
+        or (can_be_persistent(kind, dtype) and (path == "persistent" or dtype in LOW))
+    ]  # fmt: skip
+
+
+CASES = [(kind, path) for kind in LAYERS for path in paths_of(kind, torch.float16)]
 
 
 @pytest.fixture
 def on_path(monkeypatch):
-    """Chooses the path, by its name."""
-    return functools.partial(monkeypatch.setenv, "FASTRNN_CUDA_PATH")
+    """Chooses the path, by its name. For one block's float32, TF32 is allowed."""
+
+    def choose(path):
+        monkeypatch.setenv("FASTRNN_CUDA_PATH", path)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", path == "one_block")
+
+    return choose
 
 
 @pytest.fixture
@@ -78,7 +89,7 @@ def distance(a, b):
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("kind", [k for k in LAYERS if can_be_persistent(k, torch.float32)])
-def test_both_paths_agree_with_torch(kind, dtype, packed, on_path):
+def test_all_paths_agree_with_torch(kind, dtype, packed, on_path):
     pools = defaultdict(list)  # by path and place among the results
     for B, H in [(1, 1), (3, 17), (17, 33), (2, 64), (5, 100)]:
         ours, theirs = pair(kind, 5, H, num_layers=2, bidirectional=True, dtype=dtype)
@@ -96,7 +107,7 @@ def test_both_paths_agree_with_torch(kind, dtype, packed, on_path):
         expected = values(theirs)
         doubles = leaves(mapped(args, torch.Tensor.double))
         exact = values(copy.deepcopy(theirs).double(), doubles) if dtype in LOW else expected
-        for path in PATHS:
+        for path in paths_of(kind, dtype):
             on_path(path)
             found = values(ours)
             for i, (a, b) in enumerate(zip(found, expected, strict=True)):
@@ -110,12 +121,13 @@ def test_both_paths_agree_with_torch(kind, dtype, packed, on_path):
         assert_pool_no_worse(pool)
 
 
+@pytest.mark.parametrize("path", ONE_LAUNCH)
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", [k for k in LAYERS if can_be_persistent(k, torch.float32)])
-def test_tf32_agrees_with_torch_where_it_is_allowed(kind, packed, on_path):
+def test_tf32_agrees_with_torch_where_it_is_allowed(kind, packed, path, on_path):
     """As cuDNN's layers: operands of the product of 10 bits of fraction, sums in float32."""
-    on_path("persistent")
-    for B, H in [(3, 17), (17, 33), (5, 100)]:
+    for B, H in [(3, 17), (17, 33), (5, 96)]:
+        on_path("persistent")
         ours, theirs = pair(kind, 5, H, num_layers=2, bidirectional=True)
         avoid_corners(kind, ours, theirs)
         lengths = [1 + 3 * b % 4 for b in range(B)]
@@ -123,6 +135,7 @@ def test_tf32_agrees_with_torch_where_it_is_allowed(kind, packed, on_path):
         args = (x, leaves(state_of(theirs, B)))
         exact = forward_and_backward(theirs, *args)
         full = forward_and_backward(ours, *args)
+        on_path(path)
         with torch.backends.cudnn.flags(enabled=False, allow_tf32=True):
             rounded = forward_and_backward(ours, *args)
         # A factor is off by 2^-11 of itself at most, a product by 2^-10; what a step is off goes on
@@ -160,16 +173,31 @@ def test_a_forced_path_that_can_not_be(on_path):
     on_path("persistent")
     with pytest.raises(NotImplementedError, match="this layer can not be: float64"):
         layer(x)
+    on_path("one_block")
+    torch.backends.cudnn.allow_tf32 = False
+    for refused, x_of, why in [
+        (layer, x, "float64"),
+        (fastrnn.LSTM(5, 17), x.float(), "float32 without TF32"),
+        (
+            fastrnn.LSTM(5, 129, dtype=torch.float16),
+            x.half(),
+            "its weights do not fit into the reg",
+        ),
+    ]:
+        with pytest.raises(NotImplementedError, match=f"this layer can not be: {why}"):
+            refused(x_of)
     on_path("sideways")
-    with pytest.raises(ValueError, match="is 'sideways', expected stepwise or persistent"):
+    with pytest.raises(
+        ValueError, match="is 'sideways', expected stepwise, persistent or one_block"
+    ):
         layer(x)
 
 
 def test_many_rows_go_step_by_step(on_path, capsys):
     """Where blocks would have many tiles of them: these fit, but not with 64 rows a block."""
-    layer = fastrnn.GRU(1, 32, dtype=torch.float16)
+    layer = fastrnn.GRU(1, 32)  # in full float32: not one block's
     batch = 600 * torch.cuda.get_device_properties(0).multi_processor_count
-    few, many = (torch.randn(2, B, 1, dtype=torch.float16) for B in [16, batch])
+    few, many = (torch.randn(2, B, 1) for B in [16, batch])
     for x, path, said in [
         (few, "", "path: persistent"),
         (many, "", "why: faster for so many rows"),
@@ -233,12 +261,12 @@ def test_launches(kind, path, packed, bidirectional, on_path):
     calls = cuda_calls(lambda: forward_and_backward(layer, *args))
     assert calls.to_host == 0
     assert calls.waits == 0
-    if path == "persistent":
-        assert calls.of("persistent_forward") == calls.of("persistent_backward") == layers
+    if path in ONE_LAUNCH:
+        assert calls.of(f"{path}_forward") == calls.of(f"{path}_backward") == layers
         assert calls.of("_step") == 0
         assert calls.of("store_offsets") == 2 * layers * packed
     else:
-        assert calls.of("persistent") == 0
+        assert calls.of("persistent") == calls.of("one_block") == 0
         assert calls.of("forward_step") == layers * T
         # grad_h0 takes one more, of whichever kernel adds up dL/dh.
         sums = calls.of("backward_sum")

@@ -99,6 +99,11 @@ def test_on_a_gpu(capsys, monkeypatch):
         assert found[block]["barriers a step"] == ("1" if int(shares[2]) > 1 else "0")
         assert int(found[block]["threads a block"]) % 32 == 0
         assert int(found[block]["registers a thread"]) > 0
+    found = facts(capsys, fastrnn.LSTM(64, 60, dtype=torch.float16), x.half())
+    for block in ["lstm, layer 0, forward", "lstm, layer 0, backward"]:
+        assert found[block]["path"] == "one_block"
+        assert found[block]["barriers a step"] == "0"
+        assert found[block]["threads a block"] == "128"
     for layer, why in [
         (fastrnn.LSTM(64, 30, proj_size=7), "a projection"),
         (fastrnn.GRU(64, 30, dtype=torch.float64), "float64"),

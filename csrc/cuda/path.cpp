@@ -22,12 +22,22 @@ constexpr int most_group_rows = 4 * tile_rows;
 PersistentPlan choose_path(Pass pass, const Problem& p) {
     const char* variable = std::getenv("FASTRNN_CUDA_PATH");
     const std::string_view asked = variable ? variable : "";
-    TORCH_CHECK_VALUE(asked.empty() || asked == "stepwise" || asked == "persistent",
-                      "FASTRNN_CUDA_PATH is '", asked, "', expected stepwise or persistent");
+    TORCH_CHECK_VALUE(
+        asked.empty() || asked == "stepwise" || asked == "persistent" || asked == "one_block",
+        "FASTRNN_CUDA_PATH is '", asked, "', expected stepwise, persistent or one_block");
     if (asked == "stepwise") return {};
-    PersistentPlan plan = plan_persistent(pass, p.cell_index, p.storage, p.hidden, p.batch,
-                                          static_cast<int>(p.directions), p.projected,
-                                          tf32_allowed(p), p.device.index());
+    const auto planned = [&](decltype(plan_persistent)& by) {
+        return by(pass, p.cell_index, p.storage, p.hidden, p.batch, static_cast<int>(p.directions),
+                  p.projected, tf32_allowed(p), p.device.index());
+    };
+    if (asked != "persistent") {
+        const PersistentPlan plan = planned(plan_one_block);
+        if (plan.fits) return plan;
+        TORCH_CHECK_NOT_IMPLEMENTED(
+            asked.empty(),
+            "FASTRNN_CUDA_PATH is one_block, but this layer can not be: ", plan.reason);
+    }
+    PersistentPlan plan = planned(plan_persistent);
     TORCH_CHECK_NOT_IMPLEMENTED(
         plan.fits || asked.empty(),
         "FASTRNN_CUDA_PATH is persistent, but this layer can not be: ", plan.reason);
@@ -48,8 +58,10 @@ Facts explain(const Problem& p, const fastrnn::Sequence& sequence, const Dimensi
                                  " products"}};
     }
     const int64_t blocks = int64_t(plan.unit_blocks) * plan.groups * p.directions;
-    return {{"path", "persistent"},
-            {"why", "all of its blocks are resident at once"},
+    const bool one_block = !plan.kernel;
+    return {{"path", one_block ? "one_block" : "persistent"},
+            {"why", one_block ? "the weights fit into the registers of a block"
+                              : "all of its blocks are resident at once"},
             {"product", plan.product},
             {"blocks", std::to_string(blocks) + ": " + std::to_string(p.directions) + " x " +
                            std::to_string(plan.groups) + " parts of the rows x " +

@@ -1,4 +1,5 @@
-// Which way a layer goes: step by step, or in one persistent launch where that fits (plan.h).
+// Which way a layer goes: in one launch where that fits, of blocks on their own or of blocks that wait
+// for one another (plan.h), or step by step.
 #pragma once
 #include "../network.h"
 #include "persistent.h"
@@ -7,8 +8,8 @@
 namespace fastrnn::cuda {
 
 // The plan for a layer; one that does not fit sends it step by step. The environment variable
-// FASTRNN_CUDA_PATH, read at every call, can say "stepwise", or "persistent": what does not fit is an
-// error then.
+// FASTRNN_CUDA_PATH, read at every call, can say "stepwise", "persistent" or "one_block": what does not
+// fit is an error then.
 PersistentPlan choose_path(Pass pass, const Problem& problem);
 
 // What a persistent launch needs beside its plan and the directions.

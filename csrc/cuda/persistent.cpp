@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "one_block_kernel.h"
 #include "persistent_kernel.h"
 
 namespace fastrnn::cuda {
@@ -21,18 +22,22 @@ cudaError_t launch(const PersistentPlan& plan, const LayerSize& size, const Sequ
     arguments.tiling = plan.tiling;
     arguments.chunks = static_cast<int>(plan.exchange_width / chunk_size);
     arguments.width = plan.exchange_width;
+    // The kernels count steps with an int.
+    if (sequence.steps >= std::numeric_limits<int>::max() - ahead_stages)
+        return cudaErrorInvalidValue;
+    void* parameters[] = {&arguments};
+    const dim3 blocks(plan.unit_blocks, plan.groups, directions), threads(plan.threads);
+    if (!plan.kernel)
+        return cudaLaunchKernel(plan.function, blocks, threads, parameters, plan.shared_bytes,
+                                stream);
     arguments.counters = static_cast<unsigned*>(workspace);
     arguments.exchange = arguments.counters + counter_stride * directions * plan.groups;
-    // The kernels count steps with an int.
-    if (sequence.steps >= std::numeric_limits<int>::max()) return cudaErrorInvalidValue;
     // Counters from 0, and zeros as padding.
     if (const cudaError_t error = cudaMemsetAsync(workspace, 0, plan.workspace, stream);
         error != cudaSuccess)
         return error;
-    void* parameters[] = {&arguments};
-    return cudaLaunchCooperativeKernel(plan.kernel->function,
-                                       dim3(plan.unit_blocks, plan.groups, directions),
-                                       dim3(plan.threads), parameters, plan.shared_bytes, stream);
+    return cudaLaunchCooperativeKernel(plan.function, blocks, threads, parameters,
+                                       plan.shared_bytes, stream);
 }
 
 }  // namespace

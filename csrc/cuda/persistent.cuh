@@ -14,25 +14,15 @@
 #include "grid_barrier.cuh"
 #include "persistent_kernel.h"
 #include "resident.cuh"
+#include "step_rows.cuh"
 #include "tile_inputs.cuh"
 
 namespace fastrnn::cuda {
 
-// The rows of a step in the data, of which there are none before the first step and after the last.
-struct StepRows {
-    int64_t first;
-    int rows;
-};
-
-// Of the step that a direction, in the order of time or against it, handles as its step-th. Worked
-// out wherever it is used: there are no registers to keep it in.
-__device__ __forceinline__ StepRows rows_of(const Sequence& s, bool in_order, int step) {
+// Worked out wherever it is used: there are no registers to keep it in.
+__device__ __forceinline__ StepRows rows_at(const Sequence& s, bool in_order, int step) {
     asm volatile("" : "+r"(step));
-    if (step < 0 || step >= s.steps) return {};
-    const int64_t t = in_order ? step : s.steps - 1 - step;
-    if (!s.offsets) return {t * s.batch, int(s.batch)};
-    const int64_t first = s.offsets[t];
-    return {first, int(s.offsets[t + 1] - first)};
+    return rows_of(s, in_order, step);
 }
 
 // A block's part of the work, and a warp's and a thread's part of that. O: outputs of a unit; tile:
@@ -233,10 +223,10 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
         if constexpr (Cell::needs_h_prev) h_states[part.state_at(row)] = h;
         // Into both: a row that joins later finds it at whatever step.
         for (int step = 0; step < 2; ++step)
-            exchange.of_step(step)[Weights::place(row, part.unit(), width)] = Weights::exchanged(h);
+            exchange.of_step(step)[Weights::place(row, part.unit(), width)] = operand<M>(h);
     });
     const auto ask = [&](int turn, int step, int row0) {
-        const StepRows asked = rows_of(a.sequence, in_order, step);
+        const StepRows asked = rows_at(a.sequence, in_order, step);
         const int64_t first = asked.first + part.first_row + row0;
         inputs.ask(turn, part.rows_among(asked.rows) - row0, H - part.first_unit,
                    [&](int gate, int row) {
@@ -250,7 +240,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
 
     int turn = 0;  // of `inputs`
     for (int step = 0; step < a.sequence.steps; ++step) {
-        const int rows = part.rows_among(rows_of(a.sequence, in_order, step).rows);
+        const int rows = part.rows_among(rows_at(a.sequence, in_order, step).rows);
         barrier.wait(step + 1);
         for (int row0 = 0; row0 == 0 || row0 < rows; row0 += tile_rows, turn ^= 1) {
             const bool last = row0 + tile_rows >= rows;
@@ -263,11 +253,11 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
             ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);
             const auto write = [&](int row, const ForwardOutputs<Cell, S>& out) {
                 const int b = part.first_row + row;
-                const int64_t at = rows_of(a.sequence, in_order, step).first + b,
+                const int64_t at = rows_at(a.sequence, in_order, step).first + b,
                               state_at = int64_t(b) * H + part.unit();
                 out.keep(d, H, at, part.unit());
                 static_cast<S*>(d.output)[at * a.size.output_stride + part.unit()] = out.h;
-                if (b >= rows_of(a.sequence, in_order, step + 1).rows) {  // its last step
+                if (b >= rows_at(a.sequence, in_order, step + 1).rows) {  // its last step
                     static_cast<S*>(d.h)[state_at] = out.h;
                     if constexpr (Cell::has_c)
                         static_cast<float*>(d.c)[state_at] = c_states[part.state_at(row)];
@@ -289,8 +279,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                 if constexpr (Cell::needs_h_prev) h_prev = h_states[part.state_at(row)];
                 const auto out = forward_element<Cell, S>(x_sum, r_sum, h_prev, c);
                 const float h = widen(out.h);
-                exchange.of_step(step + 1)[Weights::place(row, part.unit(), width)] =
-                    Weights::exchanged(h);
+                exchange.of_step(step + 1)[Weights::place(row, part.unit(), width)] = operand<M>(h);
                 if constexpr (Cell::has_c) c_states[part.state_at(row)] = c;
                 if constexpr (Cell::needs_h_prev) h_states[part.state_at(row)] = h;
                 if (i == 0)
@@ -338,8 +327,8 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
             dc_states[part.state_at(row)] = static_cast<const float*>(d.dc)[at];
     });
     const auto ask = [&](int turn, int step, int row0) {
-        const StepRows asked = rows_of(a.sequence, in_order, step),
-                       next = rows_of(a.sequence, in_order, step + 1);
+        const StepRows asked = rows_at(a.sequence, in_order, step),
+                       next = rows_at(a.sequence, in_order, step + 1);
         inputs.ask(
             turn, part.rows_among(asked.rows) - row0, H - part.first_unit, [&](int kind, int row) {
                 const int b = part.first_row + row0 + row;
@@ -356,7 +345,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     int linked = 0;  // rows that were alive in the step handled before
     int turn = 0;    // of `inputs`
     for (int step = 0; step <= a.sequence.steps; ++step) {
-        const int rows = part.rows_among(rows_of(a.sequence, in_order, step).rows),
+        const int rows = part.rows_among(rows_at(a.sequence, in_order, step).rows),
                   all_rows = max(rows, linked);
         barrier.wait(step + 1);
         for (int row0 = 0; row0 == 0 || row0 < all_rows; row0 += tile_rows, turn ^= 1) {
@@ -370,7 +359,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
             ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);
             const auto write = [&](int row, const BackwardOutputs<Cell, S>& out) {
                 const int b = part.first_row + row;
-                const int64_t at = rows_of(a.sequence, in_order, step).first + b,
+                const int64_t at = rows_at(a.sequence, in_order, step).first + b,
                               state_at = int64_t(b) * H + part.unit();
                 if (row < rows) {
                     out.keep(d, H, at, part.unit());
@@ -405,7 +394,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                     for (int g = 0; g < G; ++g)
                         exchange.of_step(
                             step + 1)[Weights::place(row, g * gate_width + part.unit(), width)] =
-                            Weights::exchanged(widen(out.dgates[Cell::grads - G + g]));
+                            operand<M>(widen(out.dgates[Cell::grads - G + g]));
                 }
                 dh_states[part.state_at(row)] = dh;
                 if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "../cells/registry.h"
+#include "one_block_kernel.h"
 #include "persistent_kernel.h"
 
 namespace fastrnn::cuda {
@@ -16,6 +17,9 @@ extern const PersistentKernel persistent_float32[cell_count][2];
 extern const PersistentKernel persistent_tf32[cell_count][2];
 extern const PersistentKernel persistent_float16[cell_count][2];
 extern const PersistentKernel persistent_bfloat16[cell_count][2];
+extern const OneBlockKernel one_block_tf32[cell_count][2];
+extern const OneBlockKernel one_block_float16[cell_count][2];
+extern const OneBlockKernel one_block_bfloat16[cell_count][2];
 
 namespace {
 
@@ -46,7 +50,31 @@ const PersistentKernel* kernel_of(Pass pass, int cell, Storage storage, bool tf3
     }
 }
 
+const OneBlockKernel* one_block_kernel_of(Pass pass, int cell, Storage storage, bool tf32) {
+    const int index = static_cast<int>(pass);
+    switch (storage) {
+        case Storage::float32: return tf32 ? &one_block_tf32[cell][index] : nullptr;
+        case Storage::float16: return &one_block_float16[cell][index];
+        case Storage::bfloat16: return &one_block_bfloat16[cell][index];
+        default: return nullptr;
+    }
+}
+
+int value_bytes(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
+
 int divide_up(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by); }
+
+// Bytes of shared memory that a block of the plan needs, for values of so many bytes.
+int64_t shared_bytes(const PersistentPlan& plan, int value_bytes) {
+    const PersistentKernel& kernel = *plan.kernel;
+    const Tiling& t = plan.tiling;
+    const int64_t floats = 2 * int64_t(t.sums(kernel.outputs)) +
+                           int64_t(kernel.states) * t.state() + int64_t(kernel.biases) * t.units();
+    const int64_t values = int64_t(t.inputs(kernel.kinds)) + (plan.unit_blocks == 1) * 2 *
+                                                                 int64_t(t.whole_tiles()) *
+                                                                 plan.exchange_width;
+    return floats * 4 + values * value_bytes;
+}
 
 class Planner {
 public:
@@ -59,7 +87,7 @@ public:
           // What is multiplied at a time by multiply-adds; on the tensor cores it is a whole tile
           // however few rows there are.
           row_multiple_(storage == Storage::float32 && !tf32 ? 4 : 1),
-          bytes_(storage == Storage::float32 ? 4 : 2),
+          bytes_(value_bytes(storage)),
           tiles_(divide_up(hidden, kernel.tile)),
           chunks_(divide_up(hidden, chunk_size) * kernel.inputs),
           sector_tiles_(divide_up(storage == Storage::float32 ? 8 : 16, kernel.tile)),
@@ -139,6 +167,23 @@ private:
         least_slices_, warps_;
 };
 
+const char* product_of(Storage storage, bool tf32) {
+    return storage != Storage::float32 ? "tensor cores"
+           : tf32                      ? "tensor cores, in TF32"
+                                       : "multiply-adds of float32";
+}
+
+// Sets the registers of the plan's kernel; false if this build has none for the device.
+bool ask_registers(PersistentPlan& plan) {
+    cudaFuncAttributes attributes{};
+    if (cudaFuncGetAttributes(&attributes, plan.function) != cudaSuccess) {
+        cudaGetLastError();
+        return false;
+    }
+    plan.registers = attributes.numRegs;
+    return true;
+}
+
 PersistentPlan make_plan(Pass pass, int cell, Storage storage, bool tf32, int64_t hidden,
                          int64_t batch, int directions, int device_index) {
     PersistentPlan plan{};
@@ -157,48 +202,69 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, bool tf32, int64_
     if (batch > std::numeric_limits<int>::max() / 2) return no("a batch beyond an int");
     if (!Planner(*plan.kernel, device, storage, tf32, hidden, batch, directions).cut(plan))
         return no("its blocks do not fit onto the device at once");
-    cudaFuncAttributes attributes{};
-    if (cudaFuncGetAttributes(&attributes, plan.kernel->function) != cudaSuccess) {
-        cudaGetLastError();
-        return no("no kernel for this device in this build");
-    }
-    plan.registers = attributes.numRegs;
-    const int64_t value = storage == Storage::float32 ? 4 : 2;
+    plan.function = plan.kernel->function;
+    if (!ask_registers(plan)) return no("no kernel for this device in this build");
+    const int64_t value = value_bytes(storage);
     plan.workspace = sizeof(unsigned) * counter_stride * directions * plan.groups +
                      (plan.unit_blocks > 1) * 2 * directions * plan.groups * value *
                          plan.tiling.whole_tiles() * plan.exchange_width;
-    plan.product = storage != Storage::float32 ? "tensor cores"
-                   : tf32                      ? "tensor cores, in TF32"
-                                               : "multiply-adds of float32";
+    plan.product = product_of(storage, tf32);
     plan.fits = true;
     plan.reason = "fits";
     return plan;
 }
 
-}  // namespace
-
-int64_t shared_bytes(const PersistentPlan& plan, int value_bytes) {
-    const PersistentKernel& kernel = *plan.kernel;
-    const Tiling& t = plan.tiling;
-    const int64_t floats = 2 * int64_t(t.sums(kernel.outputs)) +
-                           int64_t(kernel.states) * t.state() + int64_t(kernel.biases) * t.units();
-    const int64_t values = int64_t(t.inputs(kernel.kinds)) + (plan.unit_blocks == 1) * 2 *
-                                                                 int64_t(t.whole_tiles()) *
-                                                                 plan.exchange_width;
-    return floats * 4 + values * value_bytes;
+PersistentPlan make_one_block_plan(Pass pass, int cell, Storage storage, bool tf32, int64_t hidden,
+                                   int64_t batch, int directions, int device_index) {
+    PersistentPlan plan{};
+    const auto no = [&](const char* reason) {
+        plan.reason = reason;
+        return plan;
+    };
+    const OneBlockKernel* kernel = one_block_kernel_of(pass, cell, storage, tf32);
+    if (!kernel) return no(storage == Storage::float32 ? "float32 without TF32" : "float64");
+    if (batch == 0) return no("an empty batch");
+    const Device device(device_index);
+    if (device.major < 8) return no("compute capability below 8.0");
+    if (hidden > kernel->most_chunks * chunk_size)
+        return no("its weights do not fit into the registers of a block");
+    plan.function = kernel->function;
+    const int64_t rows = std::clamp<int64_t>(
+        divide_up(batch * directions, std::max(device.multiprocessors, 1)), 1, one_block_rows);
+    // What blocks of a grid's second dimension there are.
+    if (batch > rows * 65535) return no("a batch of more than 65535 blocks");
+    plan.tiling.group_rows = static_cast<int>(rows);
+    plan.unit_blocks = 1;
+    plan.groups = divide_up(batch, rows);
+    plan.threads = divide_up(hidden, 16) * 32;
+    plan.exchange_width = static_cast<int>(round_up(hidden, chunk_size)) * kernel->inputs;
+    const int bytes = value_bytes(storage);
+    plan.shared_bytes =
+        2 * rows * one_block_stride(plan.exchange_width, bytes) * bytes +
+        one_block_own_bytes(kernel->most_chunks * 64, kernel->biases, kernel->kinds, bytes);
+    if (int64_t(plan.shared_bytes) > device.shared) return no("too little shared memory");
+    if (cudaFuncSetAttribute(plan.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             device.shared) != cudaSuccess)
+        cudaGetLastError();  // as below
+    if (!ask_registers(plan)) return no("no kernel for this device in this build");
+    plan.product = product_of(storage, tf32);
+    plan.fits = true;
+    plan.reason = "fits";
+    return plan;
 }
 
-PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
-                               int directions, bool projected, bool tf32, int device) {
+// Asking the runtime takes longer than a launch, and its answers do not change.
+PersistentPlan plan(decltype(make_plan)& make, Pass pass, int cell, Storage storage, int64_t hidden,
+                    int64_t batch, int directions, bool projected, bool tf32, int device) {
     if (projected) {
         PersistentPlan plan{};
         plan.reason = "a projection";
         return plan;
     }
-    // Asking the runtime takes longer than a launch, and its answers do not change.
-    using Question = std::array<int64_t, 8>;
+    using Question = std::array<int64_t, 9>;
     static thread_local std::map<Question, PersistentPlan> known;
-    const Question question = {static_cast<int>(pass),
+    const Question question = {&make == make_plan,
+                               static_cast<int>(pass),
                                cell,
                                static_cast<int>(storage),
                                hidden,
@@ -209,8 +275,20 @@ PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hid
     const auto found = known.find(question);
     if (found != known.end()) return found->second;
     if (known.size() >= 1000) known.clear();
-    return known[question] =
-               make_plan(pass, cell, storage, tf32, hidden, batch, directions, device);
+    return known[question] = make(pass, cell, storage, tf32, hidden, batch, directions, device);
+}
+
+}  // namespace
+
+PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
+                               int directions, bool projected, bool tf32, int device) {
+    return plan(make_plan, pass, cell, storage, hidden, batch, directions, projected, tf32, device);
+}
+
+PersistentPlan plan_one_block(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
+                              int directions, bool projected, bool tf32, int device) {
+    return plan(make_one_block_plan, pass, cell, storage, hidden, batch, directions, projected,
+                tf32, device);
 }
 
 }  // namespace fastrnn::cuda

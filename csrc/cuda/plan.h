@@ -11,8 +11,9 @@ struct PersistentKernel;
 
 struct PersistentPlan {
     bool fits;
-    const char* reason;  // why it does not, or "fits"
-    const PersistentKernel* kernel;
+    const char* reason;              // why it does not, or "fits"
+    const PersistentKernel* kernel;  // null on the path of one block, which counts in rows alone
+    const void* function;
     const char* product;  // what multiplies
     Tiling tiling;
     int unit_blocks;      // blocks that share the units of a direction
@@ -42,7 +43,12 @@ struct PersistentPlan {
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
                                int directions, bool projected, bool tf32, int device);
 
-// Bytes of shared memory that a block of the plan needs, for values of so many bytes.
-int64_t shared_bytes(const PersistentPlan& plan, int value_bytes);
+// The same for the kernels of small layers (one_block.cuh), of which one block runs all steps of a
+// direction for up to 8 rows: nothing is waited for but the block's own warps. They multiply on the
+// tensor cores, so that float32 is theirs where TF32 is allowed; and W_hh must fit into the registers of
+// one block (one_block_chunks): up to 128 units of an LSTM in 16 bits, 96 in TF32. The rows are shared
+// out among as many blocks as there are multiprocessors, then 8 to a block.
+PersistentPlan plan_one_block(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
+                              int directions, bool projected, bool tf32, int device);
 
 }  // namespace fastrnn::cuda

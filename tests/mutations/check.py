@@ -28,9 +28,13 @@ spec.loader.exec_module(reference)
 FLOAT16 = 3  # Storage::float16
 # In the order of run.py's registry: gates, values kept for backward, gradients, and Cell::x_grad.
 CELLS = {"lstm": (4, 4, 4, [0, 1, 2, 3]), "gru": (3, 4, 4, [1, 2, 0])}
-# Rows of each step, H, and whether one group of blocks has all rows: a few rows that end together;
-# more that do not, in groups of a tile; and in one group of three tiles.
-CASES = [([5, 5, 5], 136, False), ([40, 18, 3], 150, False), ([37, 37], 136, True)]
+PLANNED, ONE_GROUP, ONE_BLOCK = range(3)  # library.cu's ways of cutting a layer
+# Rows of each step, H, and the way: a few rows that end together; more that do not, in groups of a
+# tile; and in one group of three tiles. Then rows of two elements a thread, and an odd H.
+CASES = [
+    ([5, 5, 5], 136, PLANNED), ([40, 18, 3], 150, PLANNED), ([37, 37], 136, ONE_GROUP),
+    ([700, 690, 650, 3], 34, ONE_BLOCK), ([5, 3, 2, 2, 1], 33, ONE_BLOCK),
+]  # fmt: skip
 
 
 def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict[str, Tensor]:
@@ -58,7 +62,7 @@ def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict
     return results | {f"grad_{n}": g for n, g in zip(given, grads, strict=True)}
 
 
-def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, one_group: bool) -> None:
+def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -> None:
     gates, saved, grads, x_grad = CELLS[cell]
     has_c = cell == "lstm"
     T, B, N = len(sizes), sizes[0], sum(sizes)
@@ -113,7 +117,7 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, one_group: 
         function = getattr(library, name)
         function.restype = ctypes.c_char_p
         lists = [(ctypes.c_void_p * len(p))(*p) for p in (directions, weights)]
-        error = function(*arguments, *lists, one_group)
+        error = function(*arguments, *lists, way)
         if error:
             raise SystemExit(f"{cell} {name}: {error.decode()}")
 
@@ -139,6 +143,6 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, one_group: 
 if __name__ == "__main__":
     library = ctypes.CDLL(sys.argv[1])
     for cell in CELLS:
-        for sizes, H, one_group in CASES:
-            check(library, cell, sizes, H, one_group)
+        for sizes, H, way in CASES:
+            check(library, cell, sizes, H, way)
     print("right")

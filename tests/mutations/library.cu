@@ -12,6 +12,8 @@ using namespace fastrnn;
 namespace {
 
 constexpr int directions = 2;
+// How a layer is cut: as the plan has it, with all rows of the batch in one group, or for one block.
+enum Way { planned, one_group, one_block };
 
 // The device's memory that a launch needs beside the tensors, and the sequence in it.
 struct Memory {
@@ -45,14 +47,16 @@ void put_in_one_group(cuda::PersistentPlan& plan, int64_t batch) {
 
 template <class Direction, class Launch>
 const char* run(Pass pass, int cell, int storage, int64_t hidden, int64_t steps,
-                const int64_t* sizes, const Direction* direction, void* const* weight_hh,
-                bool one_group, Launch launch) {
+                const int64_t* sizes, const Direction* direction, void* const* weight_hh, int way,
+                Launch launch) {
+    auto& plan_by = way == one_block ? cuda::plan_one_block : cuda::plan_persistent;
     cuda::PersistentPlan plan =
-        cuda::plan_persistent(pass, cell, static_cast<Storage>(storage), hidden, sizes[0],
-                              directions, /*projected=*/false, /*tf32=*/false, /*device=*/0);
+        plan_by(pass, cell, static_cast<Storage>(storage), hidden, sizes[0], directions,
+                /*projected=*/false, /*tf32=*/false, /*device=*/0);
     if (!plan.fits) return plan.reason;
-    if (plan.unit_blocks < 2) return "there is no grid barrier to break: too few units";
-    if (one_group) put_in_one_group(plan, sizes[0]);
+    if (way != one_block && plan.unit_blocks < 2)
+        return "there is no grid barrier to break: too few units";
+    if (way == one_group) put_in_one_group(plan, sizes[0]);
     const Memory memory(plan, steps, sizes);
     const cuda::LayerSize size{hidden, hidden, hidden, hidden};
     cudaError_t error = launch(plan, size, memory.sequence, directions, direction, weight_hh,
@@ -67,16 +71,14 @@ extern "C" {
 
 // direction: two of what layer.h says; weight_hh: [G * H, H] of each.
 const char* forward(int cell, int storage, int64_t hidden, int64_t steps, const int64_t* sizes,
-                    const cuda::ForwardDirection* direction, void* const* weight_hh,
-                    bool one_group) {
-    return run(Pass::forward, cell, storage, hidden, steps, sizes, direction, weight_hh, one_group,
+                    const cuda::ForwardDirection* direction, void* const* weight_hh, int way) {
+    return run(Pass::forward, cell, storage, hidden, steps, sizes, direction, weight_hh, way,
                cuda::launch_persistent_forward);
 }
 
 const char* backward(int cell, int storage, int64_t hidden, int64_t steps, const int64_t* sizes,
-                     const cuda::BackwardDirection* direction, void* const* weight_hh,
-                     bool one_group) {
-    return run(Pass::backward, cell, storage, hidden, steps, sizes, direction, weight_hh, one_group,
+                     const cuda::BackwardDirection* direction, void* const* weight_hh, int way) {
+    return run(Pass::backward, cell, storage, hidden, steps, sizes, direction, weight_hh, way,
                cuda::launch_persistent_backward);
 }
 }
