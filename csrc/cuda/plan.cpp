@@ -64,18 +64,6 @@ int value_bytes(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
 
 int divide_up(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by); }
 
-// Bytes of shared memory that a block of the plan needs, for values of so many bytes.
-int64_t shared_bytes(const PersistentPlan& plan, int value_bytes) {
-    const PersistentKernel& kernel = *plan.kernel;
-    const Tiling& t = plan.tiling;
-    const int64_t floats = 2 * int64_t(t.sums(kernel.outputs)) +
-                           int64_t(kernel.states) * t.state() + int64_t(kernel.biases) * t.units();
-    const int64_t values = int64_t(t.inputs(kernel.kinds)) + (plan.unit_blocks == 1) * 2 *
-                                                                 int64_t(t.whole_tiles()) *
-                                                                 plan.exchange_width;
-    return floats * 4 + values * value_bytes;
-}
-
 class Planner {
 public:
     Planner(const PersistentKernel& kernel, const Device& device, Storage storage, bool tf32,
@@ -279,6 +267,17 @@ PersistentPlan plan(decltype(make_plan)& make, Pass pass, int cell, Storage stor
 }
 
 }  // namespace
+
+int64_t shared_bytes(const PersistentPlan& plan, int value_bytes) {
+    const PersistentKernel& kernel = *plan.kernel;
+    const Tiling& t = plan.tiling;
+    const int64_t floats = 2 * int64_t(t.sums(kernel.outputs)) +
+                           int64_t(kernel.states) * t.state() + int64_t(kernel.biases) * t.units();
+    const int64_t values = int64_t(t.inputs(kernel.kinds)) + (plan.unit_blocks == 1) * 2 *
+                                                                 int64_t(t.whole_tiles()) *
+                                                                 plan.exchange_width;
+    return floats * 4 + values * value_bytes;
+}
 
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
                                int directions, bool projected, bool tf32, int device) {

@@ -43,6 +43,9 @@ struct PersistentPlan {
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,
                                int directions, bool projected, bool tf32, int device);
 
+// Bytes of shared memory that a block of such a plan needs, for values of so many bytes.
+int64_t shared_bytes(const PersistentPlan& plan, int value_bytes);
+
 // The same for the kernels of small layers (one_block.cuh), of which one block runs all steps of a
 // direction for up to 8 rows: nothing is waited for but the block's own warps. They multiply on the
 // tensor cores, so that float32 is theirs where TF32 is allowed; and W_hh must fit into the registers of
