@@ -3,7 +3,8 @@
 # make test   runs the tests, but for the slow ones: ARGS='-m slow' runs those
 # make fuzz   compares random layers with torch's until one differs, CASES (1000) a round
 # make soak   runs layers of any size with 8 threads for ten minutes: none may hang
-# make sanitize  runs tests on a copy built with AddressSanitizer and UBSan, kept in build/sanitized
+# make sanitize  runs tests, and trains layers under LeakSanitizer, on a copy built with AddressSanitizer
+#             and UBSan, kept in build/sanitized
 # make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
 #             on the virtual GPU at VGPU
 # make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone

@@ -37,9 +37,11 @@ DEMO = [
 ]
 
 # -O3 takes twice as long to compile and is no faster: the kernels say themselves what to unroll and
-# to vectorise. GCC 12 gives -W(maybe-)uninitialized in its own AVX-512 headers (PR 105593).
+# to vectorise. GCC 12 gives -W(maybe-)uninitialized in its own AVX-512 headers (PR 105593); clang
+# does not know the latter.
 CXX_FLAGS = ["-O2", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
 CXX_FLAGS += ["-fvisibility=hidden", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+CXX_FLAGS += ["-Wno-unknown-warning-option"]
 X86 = platform.machine() in ("x86_64", "AMD64")
 # The kernels are compiled once for each of these, each with its own flags; csrc/cpu/dispatch.cpp
 # chooses at run time.

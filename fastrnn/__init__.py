@@ -11,9 +11,24 @@ export them as ONNX's own (fastrnn/onnx.py), and changes nothing else.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from importlib import metadata
 from typing import Any
+
+# Before torch: in a subinterpreter its own import hangs, or ends the process.
+if (
+    len(
+        {
+            ctypes.PYFUNCTYPE(ctypes.c_void_p)((f"PyInterpreterState_{which}", ctypes.pythonapi))()
+            for which in ("Get", "Main")
+        }
+    )
+    > 1
+):
+    raise ImportError(
+        "fastrnn can't be imported in a subinterpreter, as torch can't: import it in the main one"
+    )
 
 import torch
 

@@ -3,8 +3,9 @@
     python tests/sanitizers.py                  the tests listed here
     python tests/sanitizers.py tests -k packed  what pytest is to run instead
 
-The copy is kept in build/sanitized: a second run compiles what changed. At last an error is
-planted, a result that is allocated too small, which the sanitizers must find.
+The copy is kept in build/sanitized: a second run compiles what changed. Then layers are trained
+under LeakSanitizer. At last errors are planted, a result that is allocated too small and one that
+is never freed, which the sanitizers must find.
 """
 
 from __future__ import annotations
@@ -31,8 +32,43 @@ TESTS = ["test_ops.py", "test_layouts.py", "test_direct.py", "test_tiles.py", "t
 TESTS += ["test_recompute.py", "test_threads.py", "test_numbers.py", "test_fuzz.py::test_layers"]
 BAD_INPUT = ["tests/test_bad_input.py", "--fuzz", "20000"]
 CALL = "import torch, fastrnn; fastrnn.LSTM(33, 33)(torch.randn(3, 2, 33)); print('went well')"
+# Training by every way in, and what of it is no longer reachable then: when Python ends it frees
+# little. What importing and a first round leave, Python's and torch's, is not looked at.
+TRAINING = """
+import ctypes
+sanitizer = ctypes.CDLL(None)
+sanitizer.__lsan_disable()
+import torch, fastrnn
+from torch.nn.utils.rnn import pack_sequence
+torch.set_num_threads(2)
+x = torch.randn(7, 5, 17)
+packed = pack_sequence([torch.randn(n, 17) for n in (7, 4, 2)])
+layers = [fastrnn.LSTM(17, 33, 2, dropout=0.5, bidirectional=True), fastrnn.GRU(17, 33),
+          fastrnn.RNN(17, 33), fastrnn.LSTM(17, 33, proj_size=5)]
+layers += [type(layer)(17, 33, dtype=torch.bfloat16) for layer in layers[:3]]
+optimizer = torch.optim.Adam([p for layer in layers for p in layer.parameters()])
+for round in range(31):
+    for layer in layers:
+        for given in x, packed:
+            given = given.to(next(layer.parameters()).dtype)
+            layer(given)[1][0].float().sum().backward()
+            with torch.no_grad():
+                layer(given)
+        try:
+            layer(x[..., 1:])
+        except (RuntimeError, ValueError):
+            pass
+    optimizer.step()
+    optimizer.zero_grad()
+    if round == 0:
+        sanitizer.__lsan_enable()
+print("leaks" if sanitizer.__lsan_do_recoverable_leak_check() else "went well")
+"""
+# What is planted, each where the variable of this name is set: one build for both.
 ALLOCATION = "r.h_n = at::empty({states, p.batch, p.recurrent}, options);"
-TOO_SMALL = ALLOCATION.replace("p.recurrent}", "p.recurrent - 1}")
+SHORTER = 'p.recurrent - (std::getenv("TOO_SMALL") ? 1 : 0)}'
+PLANTED = ALLOCATION.replace("p.recurrent}", SHORTER)
+PLANTED += ' if (std::getenv("NEVER_FREED")) new Tensor(r.h_n);'
 
 
 def write_if_new(path: Path, text: str) -> None:
@@ -69,7 +105,7 @@ def build() -> None:
         raise SystemExit(result.stdout[-4000:] + result.stderr[-4000:])
 
 
-def environment() -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     """Python itself is not built so: the libraries must be there before it starts."""
     compiler = os.environ.get("CXX", "c++")
     libraries = [
@@ -85,22 +121,38 @@ def environment() -> dict[str, str]:
         # test looks for the signal of a segmentation fault.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
+        **more,
     }
 
 
-def call() -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CALL]
+def python(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=COPY, env=environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=COPY,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def train(**variables: str) -> subprocess.CompletedProcess[str]:
+    """TRAINING under LeakSanitizer, which knows of memory by malloc and looks for pointers there:
+    Python's objects are to lie nowhere else."""
+    options = "detect_leaks=1:leak_check_at_exit=0"
+    return python(TRAINING, ASAN_OPTIONS=options, PYTHONMALLOC="malloc", **variables)
+
+
+def expect_well(done: subprocess.CompletedProcess[str]) -> None:
+    if done.returncode or "went well" not in done.stdout:
+        raise SystemExit(done.stdout + done.stderr)
 
 
 def main(arguments: list[str]) -> None:
     copy_sources()
     build()
-    sound = call()
-    if sound.returncode or "went well" not in sound.stdout:
-        raise SystemExit(sound.stdout + sound.stderr)
+    expect_well(python(CALL))
+    expect_well(train())
     pytest = [sys.executable, "-m", "pytest", "-n", "auto", "--maxprocesses", "8", "-m", "not slow"]
     listed = [f"tests/{name}" for name in TESTS]
     for tests in [arguments] if arguments else [listed, BAD_INPUT]:
@@ -108,13 +160,17 @@ def main(arguments: list[str]) -> None:
         if result.returncode:
             raise SystemExit(result.returncode)
 
-    replaced(COPY / "csrc/network.cpp", ALLOCATION, TOO_SMALL)
+    replaced(COPY / "csrc/network.cpp", ALLOCATION, PLANTED)
     build()
-    planted = call()
+    planted = python(CALL, TOO_SMALL="1")
     # A vector that ends in another's memory is reported as an unknown crash.
     if planted.returncode == 0 or "ERROR: AddressSanitizer" not in planted.stderr:
         raise SystemExit("the sanitizers did not find a write past the end:\n" + planted.stderr)
     print("the planted write past the end was found")
+    leaking = train(NEVER_FREED="1")
+    if "leaks" not in leaking.stdout or "fastrnn::forward" not in leaking.stderr:
+        raise SystemExit("LeakSanitizer did not find what is never freed:\n" + leaking.stderr)
+    print("the planted leak was found")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import fastrnn
 
 pytestmark = [pytest.mark.cpu("threads and processes"), pytest.mark.once]
 
+ROOT = Path(__file__).parent.parent
+
 
 def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(flat(a), flat(b), strict=True))
@@ -70,7 +72,7 @@ def test_in_the_workers_of_a_data_loader(method):
 def run_script(script, **options):
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=100,
@@ -126,6 +128,39 @@ def test_inside_torchs_own_threads():
         assert equal(torch.jit.wait(future), expected)
 
 
+@pytest.mark.parametrize("first", ["pass", "import fastrnn"])
+def test_a_subinterpreter_imports_nothing(first):
+    """torch's own import hangs there, or ends the process, so that ours must not come to it."""
+    done = run_script(
+        f"""
+        try:
+            import _interpreters
+        except ImportError:
+            import _xxsubinterpreters as _interpreters
+        {first}
+        other = _interpreters.create()
+        for name in ["fastrnn", "fastrnn._C"]:
+            program = f'''if True:
+                import sys
+                sys.path.insert(0, {str(ROOT)!r})
+                try:
+                    import {{name}}
+                except ImportError as error:
+                    print(error, flush=True)
+            '''
+            assert _interpreters.run_string(other, program) is None
+        _interpreters.destroy(other)
+        import fastrnn, torch
+        fastrnn.GRU(5, 17)(torch.randn(3, 2, 5))
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    message = (
+        "fastrnn can't be imported in a subinterpreter, as torch can't: import it in the main one"
+    )
+    assert done.stdout == f"{message}\n" * 2
+
+
 def test_an_interrupt_in_a_long_call_leaves_the_process_usable():
     script = """
         import time, torch, fastrnn
@@ -144,7 +179,7 @@ def test_an_interrupt_in_a_long_call_leaves_the_process_usable():
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
