@@ -75,24 +75,20 @@ UTILITIES = [
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    "cell", [c if c == "lstm" else pytest.param(c, marks=pytest.mark.slow) for c in CELLS]
+    ("cell", "packed"),
+    [
+        pytest.param(c, packed, marks=[] if c == "lstm" and not packed else pytest.mark.slow)
+        for c, packed in itertools.product(CELLS, [False, True])
+    ],
 )
-def test_opcheck(cell):
-    for arguments in (a for a in samples() if a[0] == cell):
-        check_one(arguments)
-
-
-def check_one(arguments):
-    for keep in [False, True]:
-        utilities = UTILITIES if traced(arguments) else UTILITIES[:3]
-        torch.library.opcheck(ops.forward, (*arguments, keep), test_utils=utilities)
-    utilities = UTILITIES if traced(arguments) else UTILITIES[:3]
-    torch.library.opcheck(ops.backward, backward_arguments(arguments), test_utils=utilities)
-
-
-def traced(arguments):
-    """Of one layer, which is enough. Two runs are compared, which draw different dropout masks."""
-    return arguments[7] == 1
+def test_opcheck(cell, packed):
+    """Every utility on every sample, dropout's too: each run starts from the same seed."""
+    for arguments in samples():
+        if arguments[0] == cell and (arguments[5] is not None) == packed:
+            for keep in [False, True]:
+                torch.library.opcheck(ops.forward, (*arguments, keep), test_utils=UTILITIES)
+            backward = backward_arguments(arguments)
+            torch.library.opcheck(ops.backward, backward, test_utils=UTILITIES)
 
 
 def properties(tensors):
@@ -120,6 +116,16 @@ def test_fake_kernels_tell_shapes_dtypes_and_strides(wanted):
         arguments = backward_arguments(arguments, wanted)
         meta = to_meta(arguments)
         assert properties(ops.backward(*arguments)) == properties(ops.backward(*meta))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("i", [1, 2, 3, 13, 14, 15, 16])
+def test_backward_wants_gradients_and_what_was_kept_of_every_model(i):
+    given = of_models(sample("lstm", L=2, dropout=0.5, train=True), 3)
+    arguments = list(backward_arguments(given))
+    arguments[i] = arguments[i][1:]
+    with pytest.raises(RuntimeError, match="of 3 models"):
+        ops.backward(*arguments)
 
 
 #: what is wrong -> how to make it so, of the arguments by name
