@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,7 +79,6 @@ def _with_the_same_masks(dims: _Dims, args: Sequence[Any], V: int) -> tuple[Any,
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * 7
 
 
-@torch.library.register_vmap("fastrnn::forward")
 def _forward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
     cell, input, h0, c0, weights, batch_sizes, _, layers, _, p, train, *_ = args
     V = info.batch_size
@@ -115,7 +114,6 @@ def _forward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
 _TENSORS, _KEPT = (1, 2, 3, 4, 5, 6), (13, 14, 15, 16)
 
 
-@torch.library.register_vmap("fastrnn::backward")
 def _backward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
     weights, batch_sizes, wanted = args[7], args[8], args[17]
     V = info.batch_size
@@ -149,3 +147,51 @@ def _backward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
         *(d for _, d in found),
         [d for _, d in of_weights],
     )
+
+
+torch.library.register_vmap("fastrnn::forward", _forward)
+torch.library.register_vmap("fastrnn::backward", _backward)
+
+
+# ---- the older vmap ------------------------------------------------------------------------------
+# Of torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional's vectorize=True.
+
+
+class _Info(NamedTuple):
+    batch_size: int
+
+
+def _unwrapped(t: Any, level: int) -> tuple[Any, int | None]:
+    """The tensor with its dimension of this vmap in front, and where that is; or as it is."""
+    if not isinstance(t, Tensor) or not torch._C._functorch.is_legacy_batchedtensor(t):
+        return t, None
+    # One without such a dimension comes back expanded to this size.
+    removed = torch._remove_batch_dim(t, level, 0, 0)
+    return (removed, 0) if len(removed) else (t, None)
+
+
+def _backward_of_older_vmap(*args: Any) -> Any:
+    leaves, spec = pytree.tree_flatten(args)
+    level = torch._C._vmapmode_increment_nesting()
+    torch._C._vmapmode_decrement_nesting()
+    sizes: list[int] = []
+    while not sizes:  # the innermost that is left
+        level -= 1
+        pairs = [_unwrapped(t, level) for t in leaves]
+        sizes = [len(t) for t, d in pairs if d is not None]
+    found, dims = _backward(
+        _Info(sizes[0]),
+        pytree.tree_unflatten([d for _, d in pairs], spec),
+        *pytree.tree_unflatten([t for t, _ in pairs], spec),
+    )
+    results, spec = pytree.tree_flatten(found)
+    where = pytree.tree_flatten(dims, is_leaf=lambda d: d is None)[0]
+    wrapped = [
+        t if d is None else torch._add_batch_dim(t, d, level)
+        for t, d in zip(results, where, strict=True)
+    ]
+    return pytree.tree_unflatten(wrapped, spec)
+
+
+_older_vmap = torch.library.Library("fastrnn", "IMPL")
+_older_vmap.impl("backward", _backward_of_older_vmap, "Batched")
