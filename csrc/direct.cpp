@@ -248,7 +248,8 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0}, false, false);
     if (!r) return py::none();
     const auto result = [&](const Tensor& t) {
-        if (t.requires_grad()) return wrap(t.view(shape));
+        // No view to autograd, as torch's cells return none.
+        if (t.requires_grad()) return wrap(at::_unsafe_view(t, shape));
         t.unsafeGetTensorImpl()->set_sizes_contiguous(shape);  // a new tensor, nobody else's
         return wrap(t);
     };

@@ -26,6 +26,10 @@ const Device& device_for(at::Device device) {
                                 ", expected tensors on the CPU or a CUDA device");
 }
 
+at::ScalarType gradient_dtype(const Problem& p) {
+    return device_for(p.device).stores_gradients ? p.dtype : p.arithmetic;
+}
+
 // Steps of rows, with the memory that holds them.
 struct Rows {
     std::vector<int64_t> batch_sizes, offsets;
@@ -151,38 +155,52 @@ struct Gates {
 
 }  // namespace
 
-ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep keep) {
-    cpu::without_lost_threads();
-    const Device& device = device_for(p.device);
+ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep keep,
+                         at::IntArrayRef models) {
+    device_for(p.device);  // whether there is one, before anything is made on it
     const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
     const auto options = a.input.options().memory_format(std::nullopt);
+    const auto size = [&](at::IntArrayRef of_one) {
+        at::DimVector all(models);
+        all.append(of_one.begin(), of_one.end());
+        return all;
+    };
 
     ForwardResult r;
-    r.output = a.batch_sizes ? allocate({p.rows, width}, options)
-                             : allocate({p.steps, p.batch, width}, options);
-    r.h_n = at::empty({states, p.batch, p.recurrent}, options);
-    if (p.cell.has_c) r.c_n = at::empty({states, p.batch, p.hidden}, options);
+    r.output = a.batch_sizes ? allocate(size({p.rows, width}), options)
+                             : allocate(size({p.steps, p.batch, width}), options);
+    r.h_n = at::empty(size({states, p.batch, p.recurrent}), options);
+    if (p.cell.has_c) r.c_n = at::empty(size({states, p.batch, p.hidden}), options);
     // The last layer's output is kept apart from the one that is returned: that is the user's to change.
     const int64_t between = p.layers - (keep == Keep::nothing ? 1 : 0);
-    if (between > 0) r.hidden = allocate({between, p.rows, width}, options);
+    if (between > 0) r.hidden = allocate(size({between, p.rows, width}), options);
     if (keep == Keep::gates) {
-        r.saved = allocate({p.layers, p.directions, p.rows, p.cell.saved * p.hidden}, options);
-        r.c = allocate({p.layers, p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
+        const auto gates = [&](int64_t values) {
+            return allocate(size({p.layers, p.directions, p.rows, values}), options);
+        };
+        r.saved = gates(p.cell.saved * p.hidden);
+        r.c = gates(p.cell.has_c ? p.hidden : 0);
     } else if (keep == Keep::outputs) {
         r.saved = at::empty({0}, options);
         r.c = at::empty({0}, options);
     }
     if (train && a.dropout > 0 && p.layers > 1) {
-        r.noise = at::empty({p.layers - 1, p.rows, width}, options.dtype(at::kByte));
+        r.noise = at::empty(size({p.layers - 1, p.rows, width}), options.dtype(at::kByte));
         // Layer by layer, as torch draws them: the same seed gives the same masks. torch draws
         // nothing for 1.
-        for (int64_t layer = 0; layer + 1 < p.layers; ++layer)
-            draw(r.noise[layer], a.dropout, options);
+        const int64_t masks = c10::multiply_integers(models) * (p.layers - 1);
+        const Tensor noise = r.noise.view({masks, p.rows, width});
+        for (int64_t mask = 0; mask < masks; ++mask) draw(noise[mask], a.dropout, options);
     } else if (keep != Keep::nothing) {
         r.noise = at::empty({0}, options.dtype(at::kByte));
     }
-    if (p.batch == 0) return r;
+    return r;
+}
 
+void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResult& r) {
+    if (p.batch == 0) return;
+    const Device& device = device_for(p.device);
+    const int64_t width = p.directions * p.recurrent;
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
     const Tensor h0 = a.h0.contiguous();
@@ -190,7 +208,8 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep kee
     Tensor input = a.input.contiguous();
     for (int64_t layer = 0; layer < p.layers; ++layer) {
         if (layer > 0) input = dropped(r.hidden[layer - 1], mask_of(r.noise, layer), a.dropout);
-        char* out = layer < between ? mutable_slice(r.hidden, layer) : mutable_slice(r.output, 0);
+        const bool last = layer + 1 == p.layers && keep == Keep::nothing;
+        char* out = last ? mutable_slice(r.output, 0) : mutable_slice(r.hidden, layer);
         ForwardLayer task = forward_layer(p, rows.sequence, weights, input, h0, c0, layer);
         for (int64_t d = 0; d < p.directions; ++d) {
             const int64_t state = layer * p.directions + d;
@@ -206,38 +225,40 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep kee
         device.forward(p, task);
     }
     if (keep != Keep::nothing) r.output.view({p.rows, width}).copy_(r.hidden[p.layers - 1]);
+}
+
+ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep keep) {
+    cpu::without_lost_threads();
+    ForwardResult r = results_of(a, p, train, keep);
+    forward(a, p, keep, r);
     return r;
 }
 
-BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
-                        const OutputGradients& gradients, const std::vector<bool>& wanted) {
-    cpu::without_lost_threads();
-    const Device& device = device_for(p.device);
-    const int64_t width = p.directions * p.recurrent;
-    const at::ScalarType dtype = device.stores_gradients ? p.dtype : p.arithmetic;
-    const auto options = a.input.options().memory_format(std::nullopt).dtype(dtype);
-    const auto want = [&](bool yes, at::IntArrayRef size) {
+BackwardResult gradients_of(const Arguments& a, const Problem& p, const std::vector<bool>& wanted) {
+    const auto options = a.input.options().memory_format(std::nullopt).dtype(gradient_dtype(p));
+    const auto make = [&](bool yes, at::IntArrayRef size) {
         return allocate(yes ? size : at::IntArrayRef{0}, options);
     };
-
-    Tensor grad_input = want(wanted[0], {p.rows, p.input});
-    Tensor grad_h0 = want(wanted[1], a.h0.sizes());
-    Tensor grad_c0 = p.cell.has_c ? want(wanted[2], a.c0->sizes()) : want(false, {});
     std::vector<Tensor> grad_weights;
     for (size_t i = 0; i < a.weights.size(); ++i)
-        grad_weights.push_back(want(wanted[3 + i], a.weights[i].sizes()));
+        grad_weights.push_back(make(wanted[3 + i], a.weights[i].sizes()));
+    return {make(wanted[0], a.input.sizes()), make(wanted[1], a.h0.sizes()),
+            p.cell.has_c ? make(wanted[2], a.c0->sizes()) : make(false, {}),
+            std::move(grad_weights)};
+}
 
-    const auto finish = [&]() -> BackwardResult {
-        for (Tensor& g : grad_weights) g = g.to(p.dtype);
-        return {(wanted[0] ? grad_input.view(a.input.sizes()) : grad_input).to(p.dtype),
-                grad_h0.to(p.dtype), grad_c0.to(p.dtype), std::move(grad_weights)};
-    };
+void backward(const Arguments& a, const Problem& p, const Kept& kept,
+              const OutputGradients& gradients, const BackwardResult& result) {
+    const auto& [grad_input, grad_h0, grad_c0, grad_weights] = result;
     if (p.batch == 0) {
-        for (Tensor* g : {&grad_input, &grad_h0, &grad_c0}) g->zero_();
-        for (Tensor& g : grad_weights) g.zero_();
-        return finish();
+        for (const Tensor* g : {&grad_input, &grad_h0, &grad_c0}) g->zero_();
+        for (const Tensor& g : grad_weights) g.zero_();
+        return;
     }
-
+    const Device& device = device_for(p.device);
+    const int64_t width = p.directions * p.recurrent;
+    const at::ScalarType dtype = gradient_dtype(p);
+    const auto options = a.input.options().memory_format(std::nullopt).dtype(dtype);
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
     const Tensor h0 = a.h0.contiguous(), hidden = kept.hidden.contiguous(),
@@ -297,7 +318,21 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
         device.backward(p, task);
         if (layer > 0) grad_output = dropped(grad_below, mask, a.dropout);
     }
-    return finish();
+}
+
+BackwardResult in_their_dtype(const Problem& p, BackwardResult result) {
+    auto& [grad_input, grad_h0, grad_c0, grad_weights] = result;
+    for (Tensor* g : {&grad_input, &grad_h0, &grad_c0}) *g = g->to(p.dtype);
+    for (Tensor& g : grad_weights) g = g.to(p.dtype);
+    return result;
+}
+
+BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
+                        const OutputGradients& gradients, const std::vector<bool>& wanted) {
+    cpu::without_lost_threads();
+    BackwardResult result = gradients_of(a, p, wanted);
+    backward(a, p, kept, gradients, result);
+    return in_their_dtype(p, std::move(result));
 }
 
 std::pair<Facts, Facts> explain(const Arguments& a, const Problem& p, int64_t layer) {

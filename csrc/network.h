@@ -29,6 +29,24 @@ ForwardResult forward(const Arguments& arguments, const Problem& problem, bool t
 BackwardResult backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted);
 
+// The parts of those two, for several models at a time (models.h).
+
+// Memory for the results of forward, with the masks of dropout drawn; `models` are dimensions more in
+// front. And for those of backward, in the gradient type and the arguments' shapes.
+ForwardResult results_of(const Arguments& arguments, const Problem& problem, bool train, Keep keep,
+                         at::IntArrayRef models = {});
+BackwardResult gradients_of(const Arguments& arguments, const Problem& problem,
+                            const std::vector<bool>& wanted);
+
+// Computes them.
+void forward(const Arguments& arguments, const Problem& problem, Keep keep,
+             const ForwardResult& result);
+void backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
+              const OutputGradients& gradients, const BackwardResult& result);
+
+// The gradients as the operator returns them.
+BackwardResult in_their_dtype(const Problem& problem, BackwardResult result);
+
 // Names and values of what there is to know of how a pass over a layer is computed.
 using Facts = std::vector<std::pair<std::string, std::string>>;
 

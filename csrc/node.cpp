@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
@@ -74,6 +75,7 @@ struct Options {
     int64_t num_layers;
     double dropout;
 
+    Options() = default;
     explicit Options(const Arguments& a)
         : cell(a.cell),
           has_biases(a.has_biases),
@@ -114,10 +116,83 @@ variable_list by_formulas(const char* name, const Options& o, const Tensor& batc
     return result;
 }
 
+// What a node computes gradients from, beside the incoming ones.
+struct State {
+    Options options;
+    std::vector<bool> wanted;  // of `backward`, else empty
+    variable_list in, held;    // what gradients are of; what was kept beside
+    Tensor sizes;
+};
+
+// What a node computes: the gradients of `in`, of which only the `needed` are looked at.
+struct Formula {
+    const char* name;
+    variable_list (*gradients)(const variable_list& grads, const State& state,
+                               const std::vector<bool>& needed);
+    bool traceable;  // by AOTAutograd, as a call of an operator
+
+    variable_list operator()(const variable_list& grads, const State& state,
+                             const std::vector<bool>& needed) const {
+        bool none = true;
+        for (const Tensor& g : grads) none &= !g.defined();
+        if (none) return variable_list(state.in.size());
+        variable_list result = gradients(grads, state, needed);
+        for (size_t i = 0; i < result.size(); ++i)
+            if (!needed[i]) result[i] = Tensor();
+        return result;
+    }
+};
+
+// Of `forward`: `in` are input, h0, c0 and the weights; hidden, saved, c and noise are held.
+constexpr Formula of_forward{
+    "FastrnnBackward",
+    [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
+        c10::List<bool> wanted;
+        for (const bool yes : needed) wanted.push_back(yes);
+        const Options& o = s.options;
+        auto [grad_input, grad_h0, grad_c0, grad_weights] = backward_operator().call(
+            o.cell, optional(grads[0]), optional(grads[1]), optional(grads[2]), s.in[0], s.in[1],
+            optional(s.in[2]), at::TensorList(s.in).slice(3), optional(s.sizes), o.has_biases,
+            o.num_layers, o.bidirectional, o.dropout, s.held[0], s.held[1], s.held[2], s.held[3],
+            wanted);
+        variable_list result = {grad_input, grad_h0, grad_c0};
+        result.insert(result.end(), grad_weights.begin(), grad_weights.end());
+        return result;
+    },
+    /*traceable=*/true};
+
+// Of `backward`: `in` are grad_output, grad_h_n, grad_c_n and then as above; noise is held.
+constexpr Formula of_backward{
+    "FastrnnBackwardBackward",
+    [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
+        return by_formulas("second_gradients", s.options, s.sizes, s.held[0], s.wanted, needed,
+                           s.in, grads);
+    },
+    /*traceable=*/false};
+
+using MaybeTensors = std::vector<std::optional<Tensor>>;
+
+MaybeTensors maybe(const variable_list& list) {
+    MaybeTensors result;
+    for (const Tensor& t : list) result.push_back(optional(t));
+    return result;
+}
+
+variable_list certain(const MaybeTensors& list) {
+    variable_list result;
+    for (const auto& t : list) result.push_back(tensor(t));
+    return result;
+}
+
 // A node with tensors that it keeps, and an edge for each that it is to give a gradient of.
 struct NetworkNode : public torch::autograd::Node {
-    explicit NetworkNode(const Arguments& a)
-        : options(a), batch_sizes(tensor(a.batch_sizes), false) {}
+    NetworkNode(const Arguments& a, const Formula& formula, std::vector<bool> wanted = {})
+        : formula_(formula),
+          options_(a),
+          wanted_(std::move(wanted)),
+          sizes_(tensor(a.batch_sizes), false) {}
+
+    std::string name() const override { return formula_.name; }
 
     void connect(const variable_list& variables) {
         torch::autograd::edge_list edges;
@@ -125,100 +200,123 @@ struct NetworkNode : public torch::autograd::Node {
             edges.push_back(t.defined() && t.requires_grad()
                                 ? torch::autograd::impl::gradient_edge(t)
                                 : torch::autograd::Edge());
-            inputs.emplace_back(t, /*is_output=*/false);
+            in_.emplace_back(t, /*is_output=*/false);
         }
         set_next_edges(std::move(edges));
     }
 
     void keep(std::initializer_list<Tensor> tensors) {
-        for (const Tensor& t : tensors) kept.emplace_back(t, /*is_output=*/false);
+        for (const Tensor& t : tensors) held_.emplace_back(t, /*is_output=*/false);
     }
 
     void release_variables() override {
         std::lock_guard<std::mutex> lock(mutex_);
-        for (auto* list : {&inputs, &kept})
+        for (auto* list : {&in_, &held_})
             for (SavedVariable& variable : *list) variable.reset_data();
-        batch_sizes.reset_data();
+        sizes_.reset_data();
     }
 
     variable_list apply(variable_list&& grads) override {
-        variable_list in, held;
-        Tensor sizes;
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            for (const SavedVariable& variable : inputs) in.push_back(variable.unpack());
-            for (const SavedVariable& variable : kept) held.push_back(variable.unpack());
-            sizes = batch_sizes.unpack();
-        }
-        std::vector<bool> needed;
-        for (size_t i = 0; i < in.size(); ++i) needed.push_back(task_should_compute_output(i));
-        bool none = true;
-        for (const Tensor& g : grads) none &= !g.defined();
-        if (none) return variable_list(in.size());
-        variable_list result = gradients(grads, in, held, sizes, needed);
-        for (size_t i = 0; i < result.size(); ++i)
-            if (!needed[i]) result[i] = Tensor();
-        return result;
+        return formula_(grads, state(), needed());
     }
 
-    virtual variable_list gradients(const variable_list& grads, const variable_list& in,
-                                    const variable_list& held, const Tensor& sizes,
-                                    const std::vector<bool>& needed) const = 0;
+    // The next two are compiled autograd's: what a graph depends on, and this node's part of it.
+    void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+        args.collect(name());
+        args.collect(options_.cell);
+        args.collect(options_.has_biases);
+        args.collect(options_.bidirectional);
+        args.collect(options_.num_layers);
+        args.collect(options_.dropout);
+        args.collect(wanted_);
+        args.collect(in_, false);
+        args.collect(held_, false);
+        args.collect(sizes_, false);
+    }
 
-    Options options;
+    variable_list apply_with_saved(const variable_list& grads,
+                                   torch::dynamo::autograd::SwapSavedVariables& saved) override {
+        using namespace torch::dynamo::autograd;
+        saved.before(in_);
+        saved.before(held_);
+        saved.before(sizes_);
+        const State now = state();
+        const auto call = [&](const auto&... values) {
+            PackedArgs packed;
+            (packed.pack(values), ...);
+            const auto& python = getPyCompilerInterface();
+            const std::string function = python->bind_function(
+                saved.get_py_compiler(), name(),
+                [formula = formula_](const variable_list& grads,
+                                     const std::vector<c10::IValue>& args) {
+                    return unpacked(formula, grads, args);
+                },
+                {IValuePacker<std::decay_t<decltype(values)>>::packed_type()...},
+                /*is_custom_function=*/true, formula_.traceable);
+            return python->call_function(
+                saved.get_py_compiler(), "apply_functional", function, grads, packed.vec(),
+                IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+                    get_input_metadata(next_edges())));
+        };
+        const Options& o = now.options;
+        variable_list result =
+            call(o.cell, o.has_biases, o.bidirectional, o.num_layers, o.dropout, now.wanted,
+                 maybe(now.in), maybe(now.held), optional(now.sizes), needed());
+        saved.after(in_);
+        saved.after(held_);
+        saved.after(sizes_);
+        return result;
+    }
 
 private:
-    SavedVariable batch_sizes;
-    std::vector<SavedVariable> inputs;  // what gradients are of
-    std::vector<SavedVariable> kept;
-};
-
-// Of `forward`: inputs are input, h0, c0 and the weights; hidden, saved, c and noise are kept.
-struct NetworkBackward : public NetworkNode {
-    using NetworkNode::NetworkNode;
-
-    std::string name() const override { return "FastrnnBackward"; }
-
-    variable_list gradients(const variable_list& grads, const variable_list& in,
-                            const variable_list& held, const Tensor& sizes,
-                            const std::vector<bool>& needed) const override {
-        c10::List<bool> wanted;
-        for (const bool yes : needed) wanted.push_back(yes);
-        const Options& o = options;
-        auto [grad_input, grad_h0, grad_c0, grad_weights] = backward_operator().call(
-            o.cell, optional(grads[0]), optional(grads[1]), optional(grads[2]), in[0], in[1],
-            optional(in[2]), at::TensorList(in).slice(3), optional(sizes), o.has_biases,
-            o.num_layers, o.bidirectional, o.dropout, held[0], held[1], held[2], held[3], wanted);
-        variable_list result = {grad_input, grad_h0, grad_c0};
-        result.insert(result.end(), grad_weights.begin(), grad_weights.end());
-        return result;
+    // A call of the formula in the compiled graph, of what apply_with_saved packed.
+    static variable_list unpacked(const Formula& formula, const variable_list& grads,
+                                  const std::vector<c10::IValue>& args) {
+        torch::dynamo::autograd::PackedArgs packed(args);
+        State s;
+        s.options.cell = packed.unpack<std::string>();
+        s.options.has_biases = packed.unpack<bool>();
+        s.options.bidirectional = packed.unpack<bool>();
+        s.options.num_layers = packed.unpack<int64_t>();
+        s.options.dropout = packed.unpack<double>();
+        s.wanted = packed.unpack<std::vector<bool>>();
+        s.in = certain(packed.unpack<MaybeTensors>());
+        s.held = certain(packed.unpack<MaybeTensors>());
+        s.sizes = tensor(packed.unpack<OptionalTensor>());
+        return formula(grads, s, packed.unpack<std::vector<bool>>());
     }
-};
 
-// Of `backward`: inputs are grad_output, grad_h_n, grad_c_n and then as above; noise is kept.
-struct NetworkBackwardBackward : public NetworkNode {
-    using NetworkNode::NetworkNode;
-    std::vector<bool> wanted;
-
-    std::string name() const override { return "FastrnnBackwardBackward"; }
-
-    variable_list gradients(const variable_list& grads, const variable_list& in,
-                            const variable_list& held, const Tensor& sizes,
-                            const std::vector<bool>& needed) const override {
-        return by_formulas("second_gradients", options, sizes, held[0], wanted, needed, in, grads);
+    State state() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        State now{options_, wanted_, {}, {}, sizes_.unpack()};
+        for (const SavedVariable& variable : in_) now.in.push_back(variable.unpack());
+        for (const SavedVariable& variable : held_) now.held.push_back(variable.unpack());
+        return now;
     }
+
+    std::vector<bool> needed() const {
+        std::vector<bool> flags;
+        for (size_t i = 0; i < in_.size(); ++i) flags.push_back(task_should_compute_output(i));
+        return flags;
+    }
+
+    Formula formula_;
+    Options options_;
+    std::vector<bool> wanted_;
+    SavedVariable sizes_;
+    std::vector<SavedVariable> in_, held_;
 };
 
 c10::DispatchKeySet below_autograd(c10::DispatchKeySet keys) {
     return keys & c10::after_ADInplaceOrView_keyset;
 }
 
-template <class Made>
-auto new_node(const Arguments& a) {
+auto new_node(const Arguments& a, const Formula& formula, std::vector<bool> wanted = {}) {
 #if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 13
-    return std::shared_ptr<Made>(new Made(a), torch::autograd::deleteNode);
+    return std::shared_ptr<NetworkNode>(new NetworkNode(a, formula, std::move(wanted)),
+                                        torch::autograd::deleteNode);
 #else
-    return c10::make_intrusive<Made>(a);
+    return c10::make_intrusive<NetworkNode>(a, formula, std::move(wanted));
 #endif
 }
 
@@ -281,8 +379,7 @@ BackwardResult backward(c10::DispatchKeySet keys, const std::string& cell,
         for (size_t i = 0; i < found.size(); ++i)
             if (formulas[i].defined()) *found[i] = formulas[i];
     } else if (any_requires_grad(all)) {
-        const auto node = new_node<NetworkBackwardBackward>(a);
-        node->wanted = flags;
+        const auto node = new_node(a, of_backward, flags);
         node->connect(all);
         node->keep({noise});
         for (size_t i = 0; i < found.size(); ++i)  // the empty ones keep their place
@@ -309,7 +406,7 @@ bool needs_gradient(const Arguments& a) {
 }
 
 void attach_backward(const Arguments& a, ForwardResult& r) {
-    const auto node = new_node<NetworkBackward>(a);
+    const auto node = new_node(a, of_forward);
     node->connect(tensors_of(a));
     node->keep({r.hidden, r.saved, r.c, r.noise});
     for (Tensor* t : {&r.output, &r.h_n, &r.c_n}) torch::autograd::set_history(*t, node);

@@ -9,6 +9,7 @@
 
 #include "cpu/dispatch.h"
 #include "direct.h"
+#include "models.h"
 #include "network.h"
 
 namespace fastrnn {
@@ -44,17 +45,16 @@ ForwardTensors forward(const std::string& cell, const Tensor& input, const Tenso
     at::AutoDispatchBelowADInplaceOrView guard;
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
-    const Problem problem = check(arguments);
-    ForwardResult r = fastrnn::forward(arguments, problem, train,
-                                       !keep       ? Keep::nothing
-                                       : recompute ? Keep::outputs
-                                                   : Keep::gates);
+    const Keep kept = !keep ? Keep::nothing : recompute ? Keep::outputs : Keep::gates;
+    ForwardResult r = are_of_models(weights)
+                          ? forward_models(arguments, train, kept)
+                          : fastrnn::forward(arguments, check(arguments), train, kept);
     const auto empty = [&](at::ScalarType dtype) {
         return at::empty({0}, input.options().dtype(dtype));
     };
-    if (!r.c_n.defined()) r.c_n = empty(problem.dtype);
+    if (!r.c_n.defined()) r.c_n = empty(input.scalar_type());
     if (!keep) {
-        for (Tensor* t : {&r.hidden, &r.saved, &r.c}) *t = empty(problem.dtype);
+        for (Tensor* t : {&r.hidden, &r.saved, &r.c}) *t = empty(input.scalar_type());
         r.noise = empty(at::kByte);
     }
     return {r.output, r.h_n, r.c_n, r.hidden, r.saved, r.c, r.noise};
@@ -70,16 +70,17 @@ BackwardResult backward(const std::string& cell, const OptionalTensor& grad_outp
     at::AutoDispatchBelowADInplaceOrView guard;
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
-    const Problem problem = check(arguments);
     const Kept kept{hidden, saved, c, noise};
     const OutputGradients gradients{grad_output, grad_h_n, grad_c_n};
-    check_kept(arguments, problem, kept);
-    check_gradients(arguments, problem, gradients);
     TORCH_CHECK_VALUE(wanted.size() == 3 + weights.size(), "wanted has ", wanted.size(),
                       " elements, expected ", 3 + weights.size(),
                       ": one for input, h0, c0 and each weight");
-    return fastrnn::backward(arguments, problem, kept, gradients,
-                             std::vector<bool>(wanted.begin(), wanted.end()));
+    const std::vector<bool> flags(wanted.begin(), wanted.end());
+    if (are_of_models(weights)) return backward_models(arguments, kept, gradients, flags);
+    const Problem problem = check(arguments);
+    check_kept(arguments, problem, kept);
+    check_gradients(arguments, problem, gradients);
+    return fastrnn::backward(arguments, problem, kept, gradients, flags);
 }
 
 // For every device: the checks come first, and one without kernels is named by them.

@@ -63,6 +63,17 @@ def results(
     options: dict[str, Any], batch_sizes: Tensor | None, noise: Tensor, tensors: Sequence[Any]
 ) -> tuple[Tensor | None, ...]:
     """output, h_n and c_n (or None), as the operator `forward` gives them."""
+    if ops.are_of_models(tensors[3:]):
+        each = [
+            results(
+                options, batch_sizes, noise[model] if noise.numel() else noise,
+                [None if t is None else t[model] for t in tensors],
+            )
+            for model in range(len(tensors[3]))
+        ]  # fmt: skip
+        return tuple(
+            None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)
+        )
     dtype = tensors[0].dtype
     if dtype in (torch.bfloat16, torch.float16):  # computed in float32, as by the kernels
         tensors = [None if t is None else t.float() for t in tensors]

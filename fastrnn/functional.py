@@ -368,7 +368,8 @@ def _cell(
     except (RuntimeError, ValueError, IndexError):
         _raise_as_torch(torchs, *arguments)
         raise
-    h, *c = (t.squeeze(0) for t in last)
+    # No views to autograd, as torch's cells return none.
+    h, *c = (torch.ops.aten._unsafe_view(t, t.shape[1:]) for t in last)
     return (h, *c) if c else h
 
 

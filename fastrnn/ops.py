@@ -5,11 +5,16 @@ whole backward pass. Both check every argument in C++. A fake kernel tells shape
 computing, and refuses what the kernels refuse. Sizes are named as everywhere: T steps, B batch, N
 rows (T * B, or the rows of packed data), I input, H hidden, R the size of h (H, or P with a
 projection), L layers, D directions, G gates.
+
+Where the weights have a dimension more in front, they are those of E models, and so is everything
+but batch_sizes: input [E, T, B, I], weight_hh [E, G * H, R], output [E, T, B, D * R]. What is empty
+for one model is empty for all. `vmap` over weights makes such calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +120,24 @@ def _check_network(
         _check_shape("hidden[1]", c0, num_layers * D, B, H)
 
 
+def are_of_models(weights: Sequence[Tensor]) -> bool:
+    """Whether these weights are those of several models."""
+    return bool(weights) and weights[0].dim() == 3
+
+
+def _of_first(models: int, tensors: Sequence[Tensor | None]) -> list[Any]:
+    """The first model's parts of arguments, all checked to be of so many models."""
+    for t in tensors:
+        text = "" if t is None else f"Expected tensors of {models} models, got {list(t.shape)}"
+        torch._check(t is None or (t.dim() > 0 and t.shape[0] == models), lambda text=text: text)
+    return [None if t is None else t[0] for t in tensors]
+
+
+def _of_all(models: int, results: Sequence[Tensor]) -> list[Tensor]:
+    """The results of all models, by those of one."""
+    return [t if t.dim() == 1 else t.new_empty((models, *t.shape)) for t in results]
+
+
 @torch.library.register_fake("fastrnn::forward")
 def _forward_fake(
     cell: str,
@@ -132,6 +155,14 @@ def _forward_fake(
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     _check_devices(input, batch_sizes, {"hidden": [h0, c0], "parameter": weights})
+    if are_of_models(weights):
+        models = weights[0].shape[0]
+        input, h0, c0, *weights = _of_first(models, [input, h0, c0, *weights])
+        found = _forward_fake(
+            cell, input, h0, c0, weights, batch_sizes,
+            has_biases, num_layers, bidirectional, dropout, train, keep, recompute,
+        )  # fmt: skip
+        return tuple(_of_all(models, found))
     _check_network(
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout
     )
@@ -158,6 +189,35 @@ def _forward_fake(
     else:
         noise = input.new_empty((0,), dtype=torch.uint8)
     return output, h_n, c_n, hidden, saved, c, noise
+
+
+def _check_gradients(
+    cell: str,
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    bidirectional: bool,
+) -> None:
+    """The same of the gradients of the results."""
+    for name, given in {
+        "grad_output": grad_output,
+        "grad_h_n": grad_h_n,
+        "grad_c_n": grad_c_n,
+    }.items():
+        if given is not None and given.dtype != input.dtype:
+            raise RuntimeError(f"Expected {name} of dtype {input.dtype}, got {given.dtype}")
+    if grad_output is not None:
+        width = (2 if bidirectional else 1) * h0.shape[2]
+        _check_shape("grad_output", grad_output, *input.shape[:-1], width)
+    if grad_h_n is not None:
+        _check_shape("grad_h_n", grad_h_n, *h0.shape)
+    if grad_c_n is not None:
+        if c0 is None:
+            raise RuntimeError(f"{cell} has no c_n, but grad_c_n was given")
+        _check_shape("grad_c_n", grad_c_n, *c0.shape)
 
 
 @torch.library.register_fake("fastrnn::backward")
@@ -192,30 +252,19 @@ def _backward_fake(
         "grad_c_n": [grad_c_n],
     }
     _check_devices(input, batch_sizes, others)
-    _check_network(
-        cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout
-    )
+    if are_of_models(weights):
+        models = weights[0].shape[0]
+        first = _of_first(models, [grad_output, grad_h_n, grad_c_n, input, h0, c0, *weights])
+    else:
+        first = [grad_output, grad_h_n, grad_c_n, input, h0, c0, *weights]
+    g_output, g_h_n, g_c_n, x, h, c_0, *w = first
+    _check_network(cell, x, h, c_0, w, batch_sizes, has_biases, num_layers, bidirectional, dropout)
+    _check_gradients(cell, g_output, g_h_n, g_c_n, x, h, c_0, bidirectional)
     if len(wanted) != 3 + len(weights):
         raise ValueError(
             f"wanted has {len(wanted)} elements, expected {3 + len(weights)}: "
             "one for input, h0, c0 and each weight"
         )
-    for name, given in {
-        "grad_output": grad_output,
-        "grad_h_n": grad_h_n,
-        "grad_c_n": grad_c_n,
-    }.items():
-        if given is not None and given.dtype != input.dtype:
-            raise RuntimeError(f"Expected {name} of dtype {input.dtype}, got {given.dtype}")
-    if grad_output is not None:
-        width = (2 if bidirectional else 1) * h0.shape[2]
-        _check_shape("grad_output", grad_output, *input.shape[:-1], width)
-    if grad_h_n is not None:
-        _check_shape("grad_h_n", grad_h_n, *h0.shape)
-    if grad_c_n is not None:
-        if c0 is None:
-            raise RuntimeError(f"{cell} has no c_n, but grad_c_n was given")
-        _check_shape("grad_c_n", grad_c_n, *c0.shape)
 
     def gradient(of: Tensor | None, yes: bool) -> Tensor:
         return input.new_empty((0,) if of is None or not yes else of.shape)

@@ -1,15 +1,15 @@
 """torch.func.vmap of the operators.
 
-A dimension of the inputs is folded into the batch: the operator is called once. Where weights have
-it, or where each sample is to have gradients of the weights of its own, the operator is called for
-one after the other.
+The operator is called once. A dimension of the inputs is folded into the batch. Where weights have
+it, or where each sample is to have gradients of the weights of its own, it becomes the operator's
+own dimension of models (ops.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,30 +44,43 @@ def _unfold(t: Tensor, axis: int, V: int) -> tuple[Tensor, int | None]:
     return t.unflatten(axis, (t.size(axis) // V, V)), axis + 1
 
 
-def _one_by_one(
-    operator: Callable[..., Any], dims: _Dims, args: Sequence[Any], V: int, same_random: bool
-) -> tuple[Any, Any]:
-    """The operator's results for every sample, stacked."""
+def _to_models(t: Tensor | None, dim: int | None, V: int, of_models: bool) -> Tensor | None:
+    """The tensor with V in front, or in the dimension of models that is there already."""
+    if t is None:
+        return None
+    t = t.expand(V, *t.shape) if dim is None else t.movedim(dim, 0)
+    return t.flatten(0, 1) if of_models else t
+
+
+def _from_models(t: Tensor, V: int, of_models: bool) -> tuple[Tensor, int | None]:
+    """The way back, and where V is."""
+    if t.dim() == 1:
+        return t, None
+    return t.unflatten(0, (V, t.size(0) // V)) if of_models else t, 0
+
+
+def _are_of_models(weights: Sequence[Tensor], dims: Sequence[int | None]) -> bool:
+    """Whether each sample's weights are those of several models: vmap over vmap."""
+    return bool(weights) and weights[0].dim() - (dims[0] is not None) == 3
+
+
+def _with_the_same_masks(dims: _Dims, args: Sequence[Any], V: int) -> tuple[Any, Any]:
+    """The results of forward for one sample after the other, stacked."""
     leaves, spec = pytree.tree_flatten(tuple(args))
     where = pytree.tree_flatten(tuple(dims), is_leaf=lambda d: d is None)[0]
     device = next(t.device for t in leaves if isinstance(t, Tensor))
     results = []
     for v in range(V):
-        # The numbers of a call with the same randomness are left undrawn, but by the last.
+        # The numbers of a call are left undrawn, but by the last.
         fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with fork if same_random and v + 1 < V else contextlib.nullcontext():
+        with fork if v + 1 < V else contextlib.nullcontext():
             given = [t if d is None else t.select(d, v) for t, d in zip(leaves, where, strict=True)]
-            results.append(operator(*pytree.tree_unflatten(given, spec)))
-    flat = [pytree.tree_flatten(r) for r in results]
-    stacked = [torch.stack(parts) for parts in zip(*(f for f, _ in flat), strict=True)]
-    return pytree.tree_unflatten(stacked, flat[0][1]), pytree.tree_unflatten(
-        [0] * len(stacked), flat[0][1]
-    )
+            results.append(ops.forward(*pytree.tree_unflatten(given, spec)))
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * 7
 
 
-@torch.library.register_vmap("fastrnn::forward")
 def _forward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
-    cell, input, h0, c0, weights, batch_sizes, biases, layers, bidirectional, p, train, *keep = args
+    cell, input, h0, c0, weights, batch_sizes, _, layers, _, p, train, *_ = args
     V = info.batch_size
     random = train and p > 0 and layers > 1
     if random and info.randomness == "error":
@@ -76,35 +89,109 @@ def _forward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
             "'same' or 'different' randomness flags on vmap or perform the randomness operation "
             "out of vmap"
         )
-    same_random = random and info.randomness == "same"
-    if any(d is not None for d in dims[4]) or same_random:
-        return _one_by_one(ops.forward, dims, args, V, same_random)
-    packed = batch_sizes is not None
-    results = ops.forward(
-        cell, _fold(input, dims[1], 0 if packed else 1, V), _fold(h0, dims[2], 1, V),
-        _fold(c0, dims[3], 1, V), weights, batch_sizes * V if packed else None,
-        biases, layers, bidirectional, p, train, *keep,
-    )  # fmt: skip
-    axes = [0 if packed else 1, 1, 1, 1, 2, 2, 1]
-    found = [_unfold(t, axis, V) for t, axis in zip(results, axes, strict=True)]
+    if random and info.randomness == "same":
+        return _with_the_same_masks(dims, args, V)
+    of_models = _are_of_models(weights, dims[4])
+    if any(d is not None for d in dims[4]):
+        tensors = zip([input, h0, c0, *weights], [*dims[1:4], *dims[4]], strict=True)
+        input, h0, c0, *weights = (_to_models(t, d, V, of_models) for t, d in tensors)
+        results = ops.forward(cell, input, h0, c0, weights, *args[5:])
+        found = [_from_models(t, V, of_models) for t in results]
+    else:
+        packed = batch_sizes is not None
+        rows = of_models + (not packed)
+        one = of_models + 1
+        results = ops.forward(
+            cell, _fold(input, dims[1], rows, V), _fold(h0, dims[2], one, V),
+            _fold(c0, dims[3], one, V), weights, batch_sizes * V if packed else None, *args[6:],
+        )  # fmt: skip
+        axes = [rows, one, one, one, one + 1, one + 1, one]
+        found = [_unfold(t, axis, V) for t, axis in zip(results, axes, strict=True)]
     return tuple(t for t, _ in found), tuple(d for _, d in found)
 
 
-@torch.library.register_vmap("fastrnn::backward")
+# Of the arguments of backward, and what was kept among them.
+_TENSORS, _KEPT = (1, 2, 3, 4, 5, 6), (13, 14, 15, 16)
+
+
 def _backward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
     weights, batch_sizes, wanted = args[7], args[8], args[17]
     V = info.batch_size
+    of_models = _are_of_models(weights, dims[7])
+    given = list(args)
     if any(d is not None for d in dims[7]) or any(wanted[3:]):
-        return _one_by_one(ops.backward, dims, args, V, same_random=False)
-    packed = batch_sizes is not None
-    rows = 0 if packed else 1
-    # The axes of the batch: of the results' gradients, input and states; of what was kept.
-    axes = {1: rows, 2: 1, 3: 1, 4: rows, 5: 1, 6: 1, 13: 1, 14: 2, 15: 2, 16: 1}
-    folded = [_fold(a, dims[i], axes[i], V) if i in axes else a for i, a in enumerate(args)]
-    folded[8] = batch_sizes * V if packed else None
-    *found, grad_weights = ops.backward(*folded)
-    pairs = [_unfold(t, axis, V) for t, axis in zip(found, [rows, 1, 1], strict=True)]
-    return (*(t for t, _ in pairs), grad_weights), (
-        *(d for _, d in pairs),
-        [None] * len(weights),
+        for i in _TENSORS + _KEPT:
+            if i in _KEPT and args[i].dim() - (dims[i] is not None) == 1:  # empty, for all
+                given[i] = args[i] if dims[i] is None else args[i].select(dims[i], 0)
+            else:
+                given[i] = _to_models(args[i], dims[i], V, of_models)
+        pairs = zip(weights, dims[7], strict=True)
+        given[7] = [_to_models(w, d, V, of_models) for w, d in pairs]
+        *grads, grad_weights = ops.backward(*given)
+        found = [_from_models(t, V, of_models) for t in grads]
+        of_weights = [_from_models(t, V, of_models) for t in grad_weights]
+    else:
+        packed = batch_sizes is not None
+        rows = of_models + (not packed)
+        one = of_models + 1
+        # The axes of the batch: of the results' gradients, input and states; of what was kept.
+        axes = dict(zip(_TENSORS, [rows, one, one, rows, one, one], strict=True))
+        axes |= dict(zip(_KEPT, [one, one + 1, one + 1, one], strict=True))
+        for i, axis in axes.items():
+            given[i] = _fold(args[i], dims[i], axis, V)
+        given[8] = batch_sizes * V if packed else None
+        *grads, grad_weights = ops.backward(*given)
+        found = [_unfold(t, axis, V) for t, axis in zip(grads, [rows, one, one], strict=True)]
+        of_weights = [(t, None) for t in grad_weights]
+    return (*(t for t, _ in found), [t for t, _ in of_weights]), (
+        *(d for _, d in found),
+        [d for _, d in of_weights],
     )
+
+
+torch.library.register_vmap("fastrnn::forward", _forward)
+torch.library.register_vmap("fastrnn::backward", _backward)
+
+
+# ---- the older vmap ------------------------------------------------------------------------------
+# Of torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional's vectorize=True.
+
+
+class _Info(NamedTuple):
+    batch_size: int
+
+
+def _unwrapped(t: Any, level: int) -> tuple[Any, int | None]:
+    """The tensor with its dimension of this vmap in front, and where that is; or as it is."""
+    if not isinstance(t, Tensor) or not torch._C._functorch.is_legacy_batchedtensor(t):
+        return t, None
+    # One without such a dimension comes back expanded to this size.
+    removed = torch._remove_batch_dim(t, level, 0, 0)
+    return (removed, 0) if len(removed) else (t, None)
+
+
+def _backward_of_older_vmap(*args: Any) -> Any:
+    leaves, spec = pytree.tree_flatten(args)
+    level = torch._C._vmapmode_increment_nesting()
+    torch._C._vmapmode_decrement_nesting()
+    sizes: list[int] = []
+    while not sizes:  # the innermost that is left
+        level -= 1
+        pairs = [_unwrapped(t, level) for t in leaves]
+        sizes = [len(t) for t, d in pairs if d is not None]
+    found, dims = _backward(
+        _Info(sizes[0]),
+        pytree.tree_unflatten([d for _, d in pairs], spec),
+        *pytree.tree_unflatten([t for t, _ in pairs], spec),
+    )
+    results, spec = pytree.tree_flatten(found)
+    where = pytree.tree_flatten(dims, is_leaf=lambda d: d is None)[0]
+    wrapped = [
+        t if d is None else torch._add_batch_dim(t, d, level)
+        for t, d in zip(results, where, strict=True)
+    ]
+    return pytree.tree_unflatten(wrapped, spec)
+
+
+_older_vmap = torch.library.Library("fastrnn", "IMPL")
+_older_vmap.impl("backward", _backward_of_older_vmap, "Batched")

@@ -261,6 +261,115 @@ def test_one_layer_can_be_left_out():
         call_compiled(model)
 
 
+# ---- compiled autograd ---------------------------------------------------------------------------
+
+
+class Compiled:
+    """Backward passes compiled by a backend, and how often fastrnn's node is in each graph."""
+
+    def __init__(self, backend):
+        self.backend, self.nodes = backend, []
+
+    def __call__(self, graph):
+        targets = [str(node.target) for node in graph.graph.nodes]
+        self.nodes.append(sum("FastrnnBackward" in target for target in targets))
+        return torch.compile(graph, backend=self.backend)
+
+    def gradients(self, loss, wanted):
+        """Accumulated in .grad, since that is all that compiled autograd does."""
+        for t in wanted:
+            t.grad = None
+        with torch._dynamo.compiled_autograd._enable(self):
+            loss.backward()
+        return [None if t.grad is None else t.grad.clone() for t in wanted]
+
+
+def a_loss(call, args):
+    torch.manual_seed(3)  # of dropout
+    return sum(o.sin().sum() for o in flat(call(*args)))
+
+
+# Of one after the other: a graph of rnn_tanh is not to be taken for rnn_relu's.
+COMPILED = [
+    ("lstm", {"bidirectional": True, "recompute": True}),
+    ("lstm_proj", {"dropout": 0.5}),
+    ("gru", {}),
+    ("rnn_tanh", {}),
+    ("rnn_relu", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("packed", "backend"),
+    [
+        (True, "aot_eager"),
+        *(
+            pytest.param(packed, backend, marks=pytest.mark.slow)
+            for packed, backend in [(False, "aot_eager"), (True, "eager"), (True, "inductor")]
+        ),
+    ],
+)
+def test_compiled_autograd(packed, backend):
+    compiled = Compiled(backend)
+    for kind, options in COMPILED:
+        options = dict(options)
+        recompute = options.pop("recompute", False)
+        layer, _ = pair(kind, 5, 5, num_layers=2, **options)
+        layer.recompute = recompute
+        layer.weight_hh_l0.requires_grad_(kind != "gru")
+        args = leaves((ragged([4, 3, 1], 5) if packed else torch.randn(4, 3, 5),))
+        args += (None if kind == "rnn_relu" else leaves(random_state(layer, 3)),)
+        loss = a_loss(layer, args)
+        wanted = [t for t in [*flat(args), *layer.parameters()] if t.requires_grad]
+        expected = torch.autograd.grad(loss, wanted, retain_graph=True)
+        torch.testing.assert_close(compiled.gradients(loss, wanted), list(expected))
+    assert compiled.nodes == [1] * len(COMPILED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CELLS)
+def test_compiled_autograd_of_cells(kind):
+    compiled = Compiled("aot_eager")
+    cell, _ = cell_pair(kind, 5, 5)
+    for batch in [3, 3, 7]:
+        args = leaves((torch.randn(batch, 5), cell_state(cell, batch)))
+
+        def two_steps(x, hx):
+            return cell(x, cell(x, hx))
+
+        loss = a_loss(two_steps, args)
+        wanted = [*flat(args), *cell.parameters()]
+        expected = torch.autograd.grad(loss, wanted, retain_graph=True)
+        torch.testing.assert_close(compiled.gradients(loss, wanted), list(expected))
+    assert set(compiled.nodes) == {2}
+
+
+def test_compiled_autograd_of_a_gradients_gradient():
+    """Of a penalty on gradients, by formulas that its graph calls as they are."""
+    compiled = Compiled("aot_eager")
+    layer, _ = pair("gru", 5, 7)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    (first,) = torch.autograd.grad(a_loss(layer, (x,)), x, create_graph=True)
+    loss, wanted = first.square().sum(), [x, *layer.parameters()]
+    expected = torch.autograd.grad(loss, wanted, retain_graph=True)
+    torch.testing.assert_close(compiled.gradients(loss, wanted), list(expected))
+
+
+def test_compiled_autograd_as_configured():
+    """A whole step under torch.compile."""
+    layer, _ = pair("lstm", 5, 17)
+    x = torch.randn(4, 3, 5)
+    a_loss(layer, (x,)).backward()
+    expected = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda x: a_loss(layer, (x,)).backward(), backend="eager")(x)
+    torch.testing.assert_close([p.grad for p in layer.parameters()], expected)
+
+
+# ---- without dynamo ------------------------------------------------------------------------------
+
+
 def in_a_new_process(program):
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -135,6 +135,20 @@ def test_gradients_of_cells(kind):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_cell_returns_no_views(kind):
+    """FSDP2 warns of views: it loses its hooks where they are changed in place."""
+    layer, theirs = cell_pair(kind, 5, 17)
+    args = torch.randn(3, 5), cell_state(layer, 3)
+    loss = sum((2 * t).sin().sum() for t in flat(theirs(*args)))
+    expected = torch.autograd.grad(loss, list(theirs.parameters()))
+    for call in [direct, long_way]:
+        results = flat(call(layer, *args))
+        assert all(t.requires_grad and t._base is None for t in results)
+        loss = sum(t.mul_(2).sin().sum() for t in results)
+        torch.testing.assert_close(torch.autograd.grad(loss, list(layer.parameters())), expected)
+
+
 def test_only_the_gradients_that_are_wanted():
     layer = fastrnn.LSTM(5, 17)
     layer.weight_hh_l0.requires_grad_(False)

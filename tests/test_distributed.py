@@ -1,6 +1,7 @@
 """Two processes that train together: the gradients, parameters and checkpoints of one."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -132,6 +133,8 @@ def data_parallel():
 
 
 def fully_sharded():
+    # FSDP2 warns where a module returns a view, such as a cell that is sharded by itself.
+    warnings.simplefilter("error")
     for kind in LAYERS:
         ours, theirs = models(kind)
         ours.layer.recompute = kind == "lstm"  # whose backward needs the weights for more

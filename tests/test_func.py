@@ -6,7 +6,19 @@ import itertools
 
 import pytest
 import torch
-from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, is_lstm, pair, ragged, random_state
+from helpers import (
+    CELLS,
+    LAYERS,
+    cell_pair,
+    cell_state,
+    device,
+    flat,
+    host_tensor,
+    is_lstm,
+    pair,
+    ragged,
+    random_state,
+)
 from test_gradients import CHECKS, as_function
 from torch import nn
 from torch.func import (
@@ -28,7 +40,6 @@ from fastrnn import ops
 
 pytestmark = [
     pytest.mark.once,
-    pytest.mark.cpu("torch's layers on CUDA have no forward mode to compare with"),
     # torch's own derivatives of some operators are still scripts
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
 ]
@@ -128,7 +139,7 @@ def test_per_sample_gradients(kind):
 
     with Counting() as counting:
         found = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0))(parameters, x)
-    assert counting.counts[ops.forward] == 1
+    assert counting.counts[ops.forward] == counting.counts[ops.backward] == 1
     for v in range(len(x)):
         data = x[v].clone().requires_grad_()
         wanted = dict(theirs.named_parameters()) | {"x": data}
@@ -138,33 +149,157 @@ def test_per_sample_gradients(kind):
         torch.testing.assert_close(each, list(expected))
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-def test_an_ensemble(kind):
-    """Its results and gradients; one input for all, or one for each."""
-    layers = [pair(kind, 5, 7, num_layers=2, dtype=F64)[0] for _ in range(3)]
+def assert_bits(found, expected):
+    """Equal to the last bit; on a GPU close: what cuBLAS runs depends on the places in memory."""
+    exact = {} if device() == "cuda" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(found, expected, **exact)
+
+
+def ensemble(layers):
+    """Their stacked parameters, and a call of a model with its own."""
     states, _ = stack_module_state(layers)
     skeleton = copy.deepcopy(layers[0]).to("meta")
-    x = torch.randn(3, 4, 2, 5, dtype=F64)
 
-    def call(parameters, x):
-        return tuple(flat(functional_call(skeleton, parameters, (x,))))
+    def call(parameters, x, *hx):
+        hx = hx if len(hx) == 2 else hx[0] if hx else None
+        return tuple(flat(functional_call(skeleton, parameters, (x, hx))))
 
-    def loss(parameters, x):
-        return sum(o.sin().sum() for o in call(parameters, x))
+    return states, call
 
+
+def loss_of(call):
+    return lambda *args: sum(o.sin().sum() for o in call(*args))
+
+
+@PACKED
+@pytest.mark.parametrize("shared", [True, False], ids=["one input", "own inputs"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_an_ensemble(kind, shared, packed):
+    """Results and gradients of each model have the bits of a call for it alone; in one call."""
+    options = {"num_layers": 2, "bidirectional": True}
+    layers = [pair(kind, 5, 17, **options)[0] for _ in range(5)]
+    states, call = ensemble(layers)
+    sequence = ragged([4, 3, 1], 5)
+    x = torch.randn(5, *(sequence.data.shape if packed else (4, 3, 5)))
+    hx = [torch.stack(s) for s in zip(*(flat(random_state(m, 3)) for m in layers), strict=True)]
+    inputs = x[0] if shared else x
+    dims = (0, None if shared else 0, *[0] * len(hx))
+
+    def of_data(call):
+        return lambda p, x, *hx: call(p, sequence._replace(data=x) if packed else x, *hx)
+
+    call = of_data(call)
+    own = [
+        (dict(m.named_parameters()), inputs if shared else x[e], *(s[e] for s in hx))
+        for e, m in enumerate(layers)
+    ]
+    with torch.no_grad(), Counting() as counting:
+        found = vmap(call, dims)(states, inputs, *hx)
+    assert counting.counts[ops.forward] == 1
     with torch.no_grad():
-        assert_is_loop(vmap(call, (0, None))(states, x[0]), [flat(m(x[0])) for m in layers])
-        assert_is_loop(
-            vmap(call)(states, x), [flat(m(data)) for m, data in zip(layers, x, strict=True)]
+        each = [call(*args) for args in own]
+        assert_bits(list(found), [torch.stack(t) for t in zip(*each, strict=True)])
+
+    # By torch.func, and by the graph of torch's own autograd around the vmap.
+    detached = {name: p.detach() for name, p in states.items()}
+    with Counting() as counting:
+        of_weights, *of_states = vmap(grad(loss_of(call), (0, *range(2, 2 + len(hx)))), dims)(
+            detached, inputs, *hx
         )
-    found = vmap(grad(loss))({name: p.detach() for name, p in states.items()}, x)
-    for v, layer in enumerate(layers):
-        sum(o.sin().sum() for o in flat(layer(x[v]))).backward()
-        each = {name: g[v] for name, g in found.items()}
-        torch.testing.assert_close(each, {name: p.grad for name, p in layer.named_parameters()})
-    # By the graph of torch's own autograd around the vmap, too.
-    sum(o.sin().sum() for o in vmap(call)(states, x)).backward()
-    torch.testing.assert_close({name: p.grad for name, p in states.items()}, found)
+    assert counting.counts[ops.forward] == counting.counts[ops.backward] == 1
+    leaves = [s.clone().requires_grad_() for s in hx]
+    loss_of(vmap(call, dims))(states, inputs, *leaves).backward()
+    for e, (parameters, data, *state) in enumerate(own):
+        state = [s.clone().requires_grad_() for s in state]
+        loss_of(call)(parameters, data, *state).backward()
+        expected = [*(p.grad for p in parameters.values()), *(s.grad for s in state)]
+        for all_of_one in [
+            [*of_weights.values(), *of_states],
+            [*(p.grad for p in states.values()), *(s.grad for s in leaves)],
+        ]:
+            each = [t[e] for t in all_of_one]
+            assert_bits(each, expected)
+
+
+@pytest.mark.cpu("its threads")
+@pytest.mark.parametrize("models", [1, 2, 3])
+@pytest.mark.parametrize("hidden", [1, 64, 300])
+def test_an_ensemble_on_threads(hidden, models):
+    """Side by side where weights stay in a core's cache, and one after the other: the same bits."""
+    layers = [fastrnn.LSTM(33, hidden) for _ in range(models)]
+    states, call = ensemble(layers)
+    x = torch.randn(20, 17, 33)
+    found = vmap(grad(loss_of(call)), (0, None))({n: p.detach() for n, p in states.items()}, x)
+    for e, layer in enumerate(layers):
+        loss_of(lambda x, m=layer: flat(m(x)))(x).backward()
+        each = {name: g[e] for name, g in found.items()}
+        expected = {name: p.grad for name, p in layer.named_parameters()}
+        assert_bits(each, expected)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_ensembles_of_ensembles_and_their_samples(kind):
+    """vmap over vmap: of models, and of samples of each; and the second derivatives."""
+    layers = [pair(kind, 5, 3, num_layers=2, dtype=F64)[0] for _ in range(6)]
+    states, call = ensemble(layers)
+    x = torch.randn(4, 3, 2, 5, dtype=F64)
+    states = {name: p.detach() for name, p in states.items()}
+    nested = {name: p.unflatten(0, (3, 2)) for name, p in states.items()}
+    found = vmap(vmap(call, (0, None)), (0, None))(nested, x[0])
+    assert_is_loop([t.flatten(0, 1) for t in found], [flat(m(x[0])) for m in layers])
+    # Samples within models, and models within samples.
+    gradients = grad(loss_of(call))
+    found = vmap(vmap(gradients, (None, 0)), (0, None))(states, x)
+    other = vmap(vmap(gradients, (0, None)), (None, 0))(states, x)
+    for name in states:
+        assert found[name].shape[:2] == (6, 4)
+        torch.testing.assert_close(other[name].transpose(0, 1), found[name])
+        for e, layer in enumerate(layers):
+            for v in range(4):
+                one = torch.autograd.grad(
+                    loss_of(lambda x, m=layer: flat(m(x)))(x[v]),
+                    dict(layer.named_parameters())[name],
+                )[0]
+                torch.testing.assert_close(found[name][e, v], one)
+
+    def penalty(parameters, x):
+        return sum(g.square().sum() for g in gradients(parameters, x).values())
+
+    found = vmap(grad(penalty), (0, None))(states, x[0])
+    for e in [0, 5]:
+        one = grad(penalty)({name: p[e] for name, p in states.items()}, x[0])
+        torch.testing.assert_close({name: g[e] for name, g in found.items()}, one)
+    tangents = {name: torch.randn_like(p) for name, p in states.items()}
+    _, found = jvp(lambda p: vmap(call, (0, None))(p, x[0]), (states,), (tangents,))
+    each = [
+        jvp(
+            lambda p: call(p, x[0]),
+            *(({n: t[e] for n, t in d.items()},) for d in [states, tangents]),
+        )
+        for e in range(6)
+    ]
+    assert_is_loop(found, [tangent for _, tangent in each])
+
+
+def test_dropout_of_an_ensemble():
+    """Each model's masks are those that it would draw in its turn; in backward, too."""
+    layers = [fastrnn.GRU(5, 17, num_layers=3, dropout=0.5) for _ in range(3)]
+    states, call = ensemble(layers)
+    x = torch.randn(4, 2, 5)
+    detached = {name: p.detach() for name, p in states.items()}
+    torch.manual_seed(1)
+    found = vmap(grad(loss_of(call)), (0, None), randomness="different")(detached, x)
+    torch.manual_seed(1)
+    for e, layer in enumerate(layers):
+        loss_of(lambda x, m=layer: flat(m(x)))(x).backward()
+        each = {name: g[e] for name, g in found.items()}
+        expected = {name: p.grad for name, p in layer.named_parameters()}
+        assert_bits(each, expected)
+    torch.manual_seed(1)
+    same = vmap(call, (0, None), randomness="same")(states, x)
+    for e, layer in enumerate(layers):
+        torch.manual_seed(1)
+        assert_bits([t[e] for t in same], flat(layer(x)))
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -232,6 +367,66 @@ def test_the_hessian_of_weights():
     torch.testing.assert_close(hessian(loss(layer))(w), expected)
 
 
+# ---- the older vmap ------------------------------------------------------------------------------
+
+
+@PACKED
+@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"dropout": 0.5}])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_batched_grads(kind, options, packed):
+    """torch.autograd.grad(is_grads_batched=True): some of the results, of data, states, weights."""
+    layer, _ = pair(kind, 5, 7, num_layers=2, bidirectional=True, dtype=F64)
+    layer.dropout, layer.recompute = options.get("dropout", 0.0), "recompute" in options
+    function, shape, states = of_input(layer, packed)
+    inputs = [t.requires_grad_() for t in [torch.randn(shape, dtype=F64), *states]]
+    outputs = function(*inputs)
+    for some in [outputs, outputs[:1], outputs[1:]]:
+        many = [torch.randn(6, *o.shape, dtype=F64) for o in some]
+        for wanted in [inputs, [*inputs, *layer.parameters()]]:
+            keep = {"retain_graph": True}
+            with Counting() as counting:
+                found = torch.autograd.grad(some, wanted, many, is_grads_batched=True, **keep)
+            assert counting.counts[ops.backward] == 1
+            each = [
+                torch.autograd.grad(some, wanted, list(g), **keep) for g in zip(*many, strict=True)
+            ]
+            assert_is_loop(found, each)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_vectorized_derivatives(kind):
+    """torch.autograd.functional's, of which one is a vmap in a vmap, by those of torch's layer."""
+    layer, theirs = pair(kind, 5, 2, dtype=F64)
+    (ours, shape, _), (torchs, *_) = of_input(layer, False), of_input(theirs, False)
+    x = torch.randn(shape, dtype=F64)
+    functional = torch.autograd.functional
+    for strategy in ["reverse-mode", "forward-mode"]:
+        found = functional.jacobian(ours, x, vectorize=True, strategy=strategy)
+        torch.testing.assert_close(found, functional.jacobian(torchs, x))
+
+        def total(function):
+            return lambda x: sum(o.sin().sum() for o in function(x))
+
+        found = functional.hessian(total(ours), x, vectorize=True, outer_jacobian_strategy=strategy)
+        torch.testing.assert_close(found, functional.hessian(total(torchs), x))
+
+
+def test_the_older_vmap_in_itself():
+    layer, _ = pair("gru", 5, 7, dtype=F64)
+    x = torch.randn(4, 3, 5, dtype=F64, requires_grad=True)
+    output, _ = layer(x)
+    v = torch.randn(2, 6, *output.shape, dtype=F64)
+    wanted = [x, *layer.parameters()]
+
+    def pulled(v):
+        return torch.autograd.grad(output, wanted, v, retain_graph=True)
+
+    for grads in [v, v.transpose(0, 1)]:
+        found = torch._vmap_internals._vmap(torch._vmap_internals._vmap(pulled))(grads)
+        each = [pulled(g) for g in grads.flatten(0, 1)]
+        assert_is_loop([t.flatten(0, 1) for t in found], each)
+
+
 # ---- dropout -------------------------------------------------------------------------------------
 
 
@@ -246,7 +441,8 @@ def test_dropout_under_vmap():
     same, _ = vmap(layer, randomness="same")(x)
     torch.manual_seed(1)
     expected, _ = layer(x[0])
-    assert all(torch.equal(s, expected) for s in same)
+    for one in same:
+        assert_bits(one, expected)
     after = torch.rand(1)
     torch.manual_seed(1)
     layer(x[0])
@@ -274,7 +470,7 @@ def test_gradients_of_dropout_under_vmap():
 
 def test_batch_sizes_are_one_for_all():
     layer = fastrnn.GRU(5, 17)
-    data, sizes = torch.randn(2, 3, 5), torch.tensor([[2, 1], [2, 1]])
+    data, sizes = torch.randn(2, 3, 5), host_tensor([[2, 1], [2, 1]])
 
     def call(data, sizes):
         return layer(PackedSequence(data, sizes))[0].data

@@ -32,6 +32,17 @@ def sample(cell, *, packed=False, L=1, D=1, P=0, bias=True, dropout=0.0, train=F
     return cell, x, h0, c0, weights, sizes, bias, L, D == 2, dropout, train
 
 
+def of_models(arguments, models=2):
+    """The same for so many models."""
+    stacked = [
+        [torch.stack([t] * models) for t in a] if isinstance(a, list)
+        else torch.stack([a] * models) if isinstance(a, torch.Tensor) and a.dtype != torch.int64
+        else a
+        for a in arguments
+    ]  # fmt: skip
+    return tuple(stacked)
+
+
 def samples():
     for cell, packed in itertools.product(CELLS, [False, True]):
         yield sample(cell, packed=packed)
@@ -40,6 +51,8 @@ def samples():
         yield sample(cell, packed=packed, dtype=torch.float64)
         if CELLS[cell]["allows_projection"]:
             yield sample(cell, packed=packed, L=2, D=2, P=3)
+        yield of_models(sample(cell, packed=packed, L=2, D=2, dropout=0.5, train=True))
+        yield of_models(sample(cell, packed=packed, bias=False, dtype=torch.bfloat16))
 
 
 def backward_arguments(arguments, wanted=True):
@@ -62,24 +75,20 @@ UTILITIES = [
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    "cell", [c if c == "lstm" else pytest.param(c, marks=pytest.mark.slow) for c in CELLS]
+    ("cell", "packed"),
+    [
+        pytest.param(c, packed, marks=[] if c == "lstm" and not packed else pytest.mark.slow)
+        for c, packed in itertools.product(CELLS, [False, True])
+    ],
 )
-def test_opcheck(cell):
-    for arguments in (a for a in samples() if a[0] == cell):
-        check_one(arguments)
-
-
-def check_one(arguments):
-    for keep in [False, True]:
-        utilities = UTILITIES if traced(arguments) else UTILITIES[:3]
-        torch.library.opcheck(ops.forward, (*arguments, keep), test_utils=utilities)
-    utilities = UTILITIES if traced(arguments) else UTILITIES[:3]
-    torch.library.opcheck(ops.backward, backward_arguments(arguments), test_utils=utilities)
-
-
-def traced(arguments):
-    """Of one layer, which is enough. Two runs are compared, which draw different dropout masks."""
-    return arguments[7] == 1
+def test_opcheck(cell, packed):
+    """Every utility on every sample, dropout's too: each run starts from the same seed."""
+    for arguments in samples():
+        if arguments[0] == cell and (arguments[5] is not None) == packed:
+            for keep in [False, True]:
+                torch.library.opcheck(ops.forward, (*arguments, keep), test_utils=UTILITIES)
+            backward = backward_arguments(arguments)
+            torch.library.opcheck(ops.backward, backward, test_utils=UTILITIES)
 
 
 def properties(tensors):
@@ -107,6 +116,16 @@ def test_fake_kernels_tell_shapes_dtypes_and_strides(wanted):
         arguments = backward_arguments(arguments, wanted)
         meta = to_meta(arguments)
         assert properties(ops.backward(*arguments)) == properties(ops.backward(*meta))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("i", [1, 2, 3, 13, 14, 15, 16])
+def test_backward_wants_gradients_and_what_was_kept_of_every_model(i):
+    given = of_models(sample("lstm", L=2, dropout=0.5, train=True), 3)
+    arguments = list(backward_arguments(given))
+    arguments[i] = arguments[i][1:]
+    with pytest.raises(RuntimeError, match="of 3 models"):
+        ops.backward(*arguments)
 
 
 #: what is wrong -> how to make it so, of the arguments by name
@@ -146,11 +165,27 @@ NAMES = ["cell", "input", "h0", "c0", "weights", "batch_sizes", "has_biases", "n
 NAMES += ["bidirectional", "dropout", "train"]
 
 
+#: and of those of three models
+WRONG_OF_MODELS = {
+    "models of the input": lambda a: {"input": a["input"][1:]},
+    "models of h0": lambda a: {"h0": a["h0"][0]},
+    "models of c0": lambda a: {"c0": a["c0"][:2]},
+    "models of a bias": lambda a: {"weights": [*a["weights"][:-1], a["weights"][-1][0]]},
+    "models of a weight": lambda a: {
+        "weights": [*a["weights"][:5], a["weights"][5][:1], *a["weights"][6:]]
+    },
+    "no models": lambda a: {"weights": [w[:0] for w in a["weights"]]},
+}
+WRONG |= WRONG_OF_MODELS
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("wrong", WRONG)
 def test_fake_kernels_refuse_what_the_kernels_refuse(wrong):
     """By the same type of error; and so does the backward's."""
-    arguments = dict(zip(NAMES, sample("lstm", L=2, D=2), strict=True))
+    given = sample("lstm", L=2, D=2)
+    given = of_models(given, 3) if wrong in WRONG_OF_MODELS else given
+    arguments = dict(zip(NAMES, given, strict=True))
     backward = backward_arguments(tuple(arguments.values()))
     arguments |= WRONG[wrong](arguments)
     given = list(arguments.values())

@@ -1,6 +1,7 @@
 #include "run.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <omp.h>
 #include <pthread.h>
 
@@ -64,6 +65,16 @@ const int watched = pthread_atfork(count_threads, nullptr, [] {
 
 int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
+// Whether as many models as there are threads are best run at a time, on a thread each: none waits for
+// another at any step. Where their weights stay in that thread's cache, as with rows of its own.
+bool side_by_side(const Problem& p, int64_t models, int64_t threads) {
+    const int64_t inputs = p.input + (p.layers - 1) * p.directions * p.recurrent;
+    const int64_t unit = p.cell.gates * p.hidden;
+    const int64_t total = models * p.rows * p.directions * unit * (inputs + p.layers * p.recurrent);
+    return threads > 1 && models >= threads && total >= worth_a_thread * threads &&
+           unit * p.recurrent <= values_per_thread;
+}
+
 // Runs one kernel with the threads that torch allows.
 template <class Layer>
 void run(const Problem& p, Layer layer, size_t (*workspace_size)(const Layer&),
@@ -86,6 +97,18 @@ void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
 void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
     const Kernel& kernels = kernel(p.cell_index, p.storage);
     run(p, BackwardLayer{layer, nullptr, nullptr}, kernels.backward_workspace, kernels.backward);
+}
+
+void for_each_model(const Problem& p, int64_t models, const std::function<void(int64_t)>& run) {
+    const int64_t threads = threads_allowed();
+    // The last ones, if they are fewer than the threads, have all of those each.
+    const int64_t together =
+        side_by_side(p, models, threads) ? models / threads * threads : int64_t{0};
+    at::parallel_for(0, together, together / threads, [&](int64_t begin, int64_t end) {
+        at::AutoDispatchBelowADInplaceOrView below_autograd;  // a thread's own, as the operator's
+        for (int64_t model = begin; model < end; ++model) run(model);
+    });
+    for (int64_t model = together; model < models; ++model) run(model);
 }
 
 Facts explain(const Problem& p, const Sequence& sequence, const Dimensions& size, Pass pass) {

@@ -1,0 +1,158 @@
+#include "models.h"
+
+#include <ATen/ATen.h>
+
+#include "cpu/run.h"
+
+namespace fastrnn {
+namespace {
+
+using at::Tensor;
+
+Tensor part(const Tensor& t, int64_t model) { return t.select(0, model); }
+
+OptionalTensor part(const OptionalTensor& t, int64_t model) {
+    return t ? OptionalTensor(part(*t, model)) : std::nullopt;
+}
+
+std::vector<Tensor> parts(at::TensorList all, int64_t model) {
+    std::vector<Tensor> list;
+    for (const Tensor& t : all) list.push_back(part(t, model));
+    return list;
+}
+
+// Of a result or of what is kept: what one model has nothing of is empty for all of them together.
+Tensor part_or_empty(const Tensor& t, int64_t model) {
+    return t.defined() && t.dim() > 1 ? part(t, model) : t;
+}
+
+// A model's arguments, with the tensors that they refer to.
+struct Model {
+    Tensor input, h0;
+    OptionalTensor c0;
+    std::vector<Tensor> weights;
+    Arguments arguments;
+
+    Model(const Arguments& all, int64_t model)
+        : input(part(all.input, model)),
+          h0(part(all.h0, model)),
+          c0(part(all.c0, model)),
+          weights(parts(all.weights, model)),
+          arguments{all.cell,
+                    input,
+                    h0,
+                    c0,
+                    weights,
+                    all.batch_sizes,
+                    all.has_biases,
+                    all.num_layers,
+                    all.bidirectional,
+                    all.dropout} {}
+    Model(const Model&) = delete;
+};
+
+// And what backward is given beside them.
+struct Given {
+    Tensor hidden, saved, c, noise;
+    OptionalTensor output, h_n, c_n;
+    Kept kept{hidden, saved, c, noise};
+    OutputGradients gradients{output, h_n, c_n};
+
+    Given(const Kept& k, const OutputGradients& g, int64_t model)
+        : hidden(part_or_empty(k.hidden, model)),
+          saved(part_or_empty(k.saved, model)),
+          c(part_or_empty(k.c, model)),
+          noise(part_or_empty(k.noise, model)),
+          output(part(g.output, model)),
+          h_n(part(g.h_n, model)),
+          c_n(part(g.c_n, model)) {}
+    Given(const Given&) = delete;
+};
+
+// What is left to check beside the sizes of one model.
+void check_count(const char* name, const Tensor& t, int64_t models) {
+    TORCH_CHECK(t.defined(), "fastrnn: the ", name, " tensor is undefined");
+    TORCH_CHECK(t.dim() > 0 && t.size(0) == models, "Expected ", name, " of ", models,
+                " models, got size ", t.sizes());
+}
+
+void check_count(const char* name, const OptionalTensor& t, int64_t models) {
+    if (t) check_count(name, *t, models);
+}
+
+// How many models there are.
+int64_t count(const Arguments& a) {
+    const int64_t models = a.weights[0].size(0);
+    TORCH_CHECK(models > 0, "Expected weights of at least one model, got size ",
+                a.weights[0].sizes());
+    check_count("input", a.input, models);
+    check_count("hidden", a.h0, models);
+    check_count("hidden", a.c0, models);
+    for (const Tensor& weight : a.weights) check_count("parameter", weight, models);
+    return models;
+}
+
+void check_counts(const Kept& k, const OutputGradients& g, int64_t models) {
+    check_count("grad_output", g.output, models);
+    check_count("grad_h_n", g.h_n, models);
+    check_count("grad_c_n", g.c_n, models);
+    check_count("hidden", k.hidden, models);
+    if (!recomputes(k)) {
+        check_count("saved", k.saved, models);
+        check_count("c", k.c, models);
+    }
+    if (k.noise.dim() > 1) check_count("noise", k.noise, models);
+}
+
+void for_each(const Problem& p, int64_t models, const std::function<void(int64_t)>& run) {
+    if (p.device.is_cpu())
+        cpu::for_each_model(p, models, run);
+    else
+        for (int64_t model = 0; model < models; ++model) run(model);
+}
+
+}  // namespace
+
+bool are_of_models(at::TensorList weights) {
+    return !weights.empty() && weights[0].defined() && weights[0].dim() == 3;
+}
+
+ForwardResult forward_models(const Arguments& a, bool train, Keep keep) {
+    cpu::without_lost_threads();
+    const int64_t models = count(a);
+    const Problem p = check(Model(a, 0).arguments);
+    const ForwardResult all = results_of(a, p, train, keep, models);
+    for_each(p, models, [&](int64_t model) {
+        const Model own(a, model);
+        const auto of = [&](const Tensor& t) { return part_or_empty(t, model); };
+        forward(own.arguments, p, keep,
+                ForwardResult{of(all.output), of(all.h_n), of(all.c_n), of(all.hidden),
+                              of(all.saved), of(all.c), of(all.noise)});
+    });
+    return all;
+}
+
+BackwardResult backward_models(const Arguments& a, const Kept& kept,
+                               const OutputGradients& gradients, const std::vector<bool>& wanted) {
+    cpu::without_lost_threads();
+    const int64_t models = count(a);
+    const Model first(a, 0);
+    const Problem p = check(first.arguments);
+    check_counts(kept, gradients, models);
+    const Given of_first(kept, gradients, 0);
+    check_kept(first.arguments, p, of_first.kept);
+    check_gradients(first.arguments, p, of_first.gradients);
+    const BackwardResult all = gradients_of(a, p, wanted);
+    for_each(p, models, [&](int64_t model) {
+        const Model own(a, model);
+        const Given given(kept, gradients, model);
+        const auto of = [&](const Tensor& t) { return part_or_empty(t, model); };
+        const auto& [grad_input, grad_h0, grad_c0, grad_weights] = all;
+        BackwardResult result{of(grad_input), of(grad_h0), of(grad_c0), {}};
+        for (const Tensor& t : grad_weights) std::get<3>(result).push_back(of(t));
+        backward(own.arguments, p, given.kept, given.gradients, result);
+    });
+    return in_their_dtype(p, all);
+}
+
+}  // namespace fastrnn
