@@ -5,7 +5,8 @@
 The input is zero and the gates keep nearly all of the state: begun at 1e-39, it stays for all T
 steps among the numbers below 1.2e-38, which have fewer digits and which many CPUs multiply in
 microcode. There is no bias but that of the gate: all other sums of a step are such numbers too.
-Ratios are of a layer's own times, by round: above 1 its subnormal numbers cost.
+Ratios are of a layer's own times, by round: above 1 its subnormal numbers cost. Columns "flushed"
+are under torch.set_flush_denormal(True), which has the CPU take them for zeros.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ T = 100
 SIZES = [(1, 256), (16, 256), (16, 64)]  # B, H; I = H
 CELLS = ["LSTM", "GRU", "RNN"]
 MODES = ["inference", "training"]
+CONTESTANTS = ["fastrnn", "torch", "fastrnn flushed", "torch flushed"]
 STATES = {"subnormal": 1e-39, "normal": 0.1}
 KEPT = 0.998  # of the state, a step: 0.8 of it is left after T
 
@@ -57,7 +59,9 @@ def started_at(layer: nn.RNNBase, B: int, value: float) -> Any:
     return (h, h) if isinstance(layer, nn.LSTM) else h
 
 
-def call_of(layer: nn.RNNBase, B: int, value: float, training: bool) -> Callable[[], object]:
+def call_of(
+    layer: nn.RNNBase, B: int, value: float, training: bool, flush: bool
+) -> Callable[[], object]:
     x, state = torch.zeros(T, B, layer.input_size), started_at(layer, B, value)
 
     def infer() -> object:
@@ -68,7 +72,14 @@ def call_of(layer: nn.RNNBase, B: int, value: float, training: bool) -> Callable
         layer.zero_grad()
         layer(x, state)[0].sum().backward()
 
-    return train if training else infer
+    call = train if training else infer
+
+    def with_setting() -> None:
+        torch.set_flush_denormal(flush)
+        call()
+        torch.set_flush_denormal(False)
+
+    return with_setting
 
 
 def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> dict[str, Any]:
@@ -76,8 +87,8 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> dict[str, Any]
     ours = getattr(fastrnn, cell)(H, H)
     ours.load_state_dict(theirs.state_dict())
     calls = {
-        f"{name}, {state}": call_of(layer, B, value, mode == "training")
-        for name, layer in [("fastrnn", ours), ("torch", theirs)]
+        f"{name}, {state}": call_of(layer, B, value, mode == "training", "flushed" in name)
+        for name, layer in zip(CONTESTANTS, [ours, theirs] * 2, strict=True)
         for state, value in STATES.items()
     }
     exact = copy.deepcopy(theirs).double()  # where nothing is subnormal
@@ -88,7 +99,7 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> dict[str, Any]
         raise SystemExit(f"{cell}: the state that should be subnormal is {last.max():.1e}")
     times = timed(calls, rounds)
     row = {"cell": cell, "mode": mode, "T": T, "B": B, "H": H, "contestants": times}
-    for name in ["fastrnn", "torch"]:
+    for name in CONTESTANTS:
         slow, fast = (times[f"{name}, {state}"]["seconds"] for state in STATES)
         row[name] = quartiles([a / b for a, b in zip(slow, fast, strict=True)])
     return row
@@ -96,15 +107,12 @@ def measure(cell: str, mode: str, B: int, H: int, rounds: int) -> dict[str, Any]
 
 def table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(title="time with a subnormal state / time with a normal one (quartiles)")
-    for name in ["cell", "mode", "B", "H", "fastrnn", "torch"]:
-        shown.add_column(
-            name, justify="right" if name in ("B", "H", "fastrnn", "torch") else "left"
-        )
+    for name in ["cell", "mode"]:
+        shown.add_column(name)
+    for name in ["B", "H", *CONTESTANTS]:
+        shown.add_column(name, justify="right")
     for row in rows:
-        ratios = [
-            "{median:.2f} ({low:.2f}-{high:.2f})".format(**row[name])
-            for name in ("fastrnn", "torch")
-        ]
+        ratios = ["{median:.2f} ({low:.2f}-{high:.2f})".format(**row[name]) for name in CONTESTANTS]
         shown.add_row(row["cell"], row["mode"], str(row["B"]), str(row["H"]), *ratios)
     return shown
 

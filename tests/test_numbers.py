@@ -7,6 +7,8 @@ import pytest
 import torch
 from helpers import LAYERS, affordable, assert_pool_no_worse, device, flat, gradients, pair
 
+import fastrnn
+
 kinds = pytest.mark.parametrize("kind", LAYERS)
 
 
@@ -88,3 +90,28 @@ def test_negative_zero_and_subnormal_numbers(kind):
     for our, their in zip(a, b, strict=True):
         assert torch.equal(our, their) or device() == "cuda"
         torch.testing.assert_close(our, their, rtol=1e-5, atol=2e-45)
+
+
+@pytest.mark.cpu
+def test_flush_denormal_holds_for_all_threads():
+    """torch.set_flush_denormal(True) is the calling thread's setting; those that help it follow."""
+    layer = torch.nn.RNN(256, 256, nonlinearity="relu", bias=False)
+    ours = fastrnn.RNN(256, 256, nonlinearity="relu", bias=False)
+    with torch.no_grad():
+        layer.weight_hh_l0.copy_(torch.eye(256) / 2)
+    ours.load_state_dict(layer.state_dict())
+    x, h = torch.zeros(3, 2, 256), torch.full((1, 2, 256), 3e-38)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        kept = ours(x, h)[0]
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this CPU can not flush them")
+        flushed = ours(x, h)[0]
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+    tiny = torch.finfo(torch.float32).tiny
+    assert ((kept[1:] > 0) & (kept[1:] < tiny)).all()
+    assert torch.equal(flushed, torch.where(kept < tiny, 0, kept))
+    assert torch.equal(ours(x, h)[0], kept)

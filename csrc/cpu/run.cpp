@@ -4,6 +4,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <omp.h>
 #include <pthread.h>
+#include <cfenv>
 
 #include <atomic>
 #include <filesystem>
@@ -36,13 +37,21 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
         return true;
     }
     bool enough = true;
+    // torch.set_flush_denormal holds for the thread that called it: those that help it follow.
+    std::fenv_t callers;
+    std::fegetenv(&callers);
 #pragma omp parallel num_threads(planned)
     {
         const int rank = omp_get_thread_num();
-        if (omp_get_num_threads() == planned)
+        if (omp_get_num_threads() == planned) {
+            std::fenv_t own;
+            std::fegetenv(&own);
+            std::fesetenv(&callers);
             kernel(layer, rank);
-        else if (rank == 0)
+            std::fesetenv(&own);
+        } else if (rank == 0) {
             enough = false;
+        }
     }
     return enough;
 }
