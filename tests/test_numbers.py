@@ -95,23 +95,30 @@ def test_negative_zero_and_subnormal_numbers(kind):
 @pytest.mark.cpu
 def test_flush_denormal_holds_for_all_threads():
     """torch.set_flush_denormal(True) is the calling thread's setting; those that help it follow."""
-    layer = torch.nn.RNN(256, 256, nonlinearity="relu", bias=False)
-    ours = fastrnn.RNN(256, 256, nonlinearity="relu", bias=False)
+    layers = [fastrnn.RNN(256, 256, nonlinearity="relu", bias=False) for _ in range(2)]
     with torch.no_grad():
-        layer.weight_hh_l0.copy_(torch.eye(256) / 2)
-    ours.load_state_dict(layer.state_dict())
+        for layer in layers:
+            layer.weight_hh_l0.copy_(torch.eye(256) / 2)
+    stacked = torch.func.stack_module_state(layers)[0]
     x, h = torch.zeros(3, 2, 256), torch.full((1, 2, 256), 3e-38)
+
+    def results():
+        def of(parameters):
+            return torch.func.functional_call(layers[0], parameters, (x, h))[0]
+
+        return torch.stack([layers[0](x, h)[0], *torch.vmap(of)(stacked)])
+
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        kept = ours(x, h)[0]
+        kept = results()
         if not torch.set_flush_denormal(True):
             pytest.skip("this CPU can not flush them")
-        flushed = ours(x, h)[0]
+        flushed = results()
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
     tiny = torch.finfo(torch.float32).tiny
-    assert ((kept[1:] > 0) & (kept[1:] < tiny)).all()
+    assert ((kept[:, 1:] > 0) & (kept[:, 1:] < tiny)).all()
     assert torch.equal(flushed, torch.where(kept < tiny, 0, kept))
-    assert torch.equal(ours(x, h)[0], kept)
+    assert torch.equal(results(), kept)

@@ -16,6 +16,25 @@
 namespace fastrnn::cpu {
 namespace {
 
+// How a thread computes with floating-point numbers. torch.set_flush_denormal is a setting of the
+// thread that called it: those that help it take it over.
+struct Settings {
+    std::fenv_t all;
+
+    Settings() { std::fegetenv(&all); }
+};
+
+// A thread's, while this lives.
+class Under {
+public:
+    explicit Under(const Settings& others) { std::fesetenv(&others.all); }
+    ~Under() { std::fesetenv(&own_.all); }
+    Under(const Under&) = delete;
+
+private:
+    const Settings own_;
+};
+
 // Runs one kernel with up to so many threads. False, and nothing was done, if the runtime gave fewer
 // than the work was divided among: the barriers would wait for the missing ones for ever.
 template <class Layer>
@@ -37,18 +56,13 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
         return true;
     }
     bool enough = true;
-    // torch.set_flush_denormal holds for the thread that called it: those that help it follow.
-    std::fenv_t callers;
-    std::fegetenv(&callers);
+    const Settings callers;
 #pragma omp parallel num_threads(planned)
     {
         const int rank = omp_get_thread_num();
         if (omp_get_num_threads() == planned) {
-            std::fenv_t own;
-            std::fegetenv(&own);
-            std::fesetenv(&callers);
+            const Under as_caller(callers);
             kernel(layer, rank);
-            std::fesetenv(&own);
         } else if (rank == 0) {
             enough = false;
         }
@@ -113,7 +127,9 @@ void for_each_model(const Problem& p, int64_t models, const std::function<void(i
     // The last ones, if they are fewer than the threads, have all of those each.
     const int64_t together =
         side_by_side(p, models, threads) ? models / threads * threads : int64_t{0};
+    const Settings callers;
     at::parallel_for(0, together, together / threads, [&](int64_t begin, int64_t end) {
+        const Under as_caller(callers);
         at::AutoDispatchBelowADInplaceOrView below_autograd;  // a thread's own, as the operator's
         for (int64_t model = begin; model < end; ++model) run(model);
     });
