@@ -157,6 +157,9 @@ torch.library.register_vmap("fastrnn::backward", _backward)
 # Of torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional's vectorize=True.
 
 
+_MOST_LEVELS = 63  # kVmapNumLevels in ATen/LegacyBatchedTensorImpl.h, less the one that is none
+
+
 class _Info(NamedTuple):
     batch_size: int
 
@@ -172,13 +175,17 @@ def _unwrapped(t: Any, level: int) -> tuple[Any, int | None]:
 
 def _backward_of_older_vmap(*args: Any) -> Any:
     leaves, spec = pytree.tree_flatten(args)
-    level = torch._C._vmapmode_increment_nesting()
+    nesting = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    sizes: list[int] = []
-    while not sizes:  # the innermost that is left
-        level -= 1
+    # The innermost that is left. A thread of autograd's, as gradients on a GPU have it, is not told
+    # how many there are.
+    for level in range(nesting or _MOST_LEVELS, 0, -1):
         pairs = [_unwrapped(t, level) for t in leaves]
         sizes = [len(t) for t, d in pairs if d is not None]
+        if sizes:
+            break
+    else:
+        raise RuntimeError("fastrnn: no tensor here has a dimension of a vmap")
     found, dims = _backward(
         _Info(sizes[0]),
         pytree.tree_unflatten([d for _, d in pairs], spec),
