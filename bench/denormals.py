@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from cpu import machine, versions
+from cpu import machine, save, versions
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -129,9 +128,7 @@ def main() -> None:
     rows = [measure(*case, args.rounds) for case in track(cases, console=console)]
     Console().print(table(rows))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        results = {"machine": machine(), "versions": versions(), "rows": rows}
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        save(args.json, {"machine": machine(), "versions": versions(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from cpu import machine, save, versions
 from figures import duration
 from rich.console import Console
 from rich.progress import track
@@ -113,8 +113,8 @@ def main() -> None:
         )
     Console().print(table)
     if args.json:
-        result = {"torch": torch.__version__, "sizes": {"E": E, "H": H}, "rows": rows}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        about = {"machine": machine(), "versions": versions(), "sizes": {"E": E, "H": H}}
+        save(args.json, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

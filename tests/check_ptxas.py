@@ -5,8 +5,8 @@
 Compiles csrc/cuda/*.cu and fails if a kernel spills registers or has a local array; if a block of a
 persistent kernel, all of which must be resident, needs more registers than a multiprocessor has; if
 a persistent kernel of 16 bits or TF32 has no instruction of the tensor cores, or any persistent
-kernel no load of 16 bytes. Needs nvcc, and cuobjdump in PATH or from the triton that comes with
-torch; no GPU.
+kernel no load of 16 bytes where it reads what it multiplies. Needs nvcc, and cuobjdump in PATH or
+from the triton that comes with torch; no GPU.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def faults(kernel: Kernel, instructions: str) -> list[str]:
             found.append(f"{kernel.threads} threads need more than {FILE} registers")
         if kernel.multiplied != "float" and "HMMA" not in instructions:
             found.append("does not use the tensor cores")
-        if not re.search(r"LDG?\.E(\.\w+)*\.128", instructions):
+        # What a step multiplies: from memory, or, in one block, from shared memory.
+        wide = r"LDS\.128" if "one_block_" in kernel.name else r"LDG?\.E(\.\w+)*\.128"
+        if not re.search(wide, instructions):
             found.append("loads no 16 bytes at a time")
     return found
 

@@ -34,7 +34,7 @@ public:
 #pragma unroll
                     for (int p = 0; p < P; ++p)
                         from.read16(p * piece + lane() % 4 * quarter, run[p]);
-                    keep(c, n, u, run);
+                    keep_operands<M>(run, weights_[c][n][u]);
                 }
     }
 
@@ -55,7 +55,7 @@ public:
                     for (int u = 0; u < 2; ++u) runs[u][p][i] = units[u];
                 }
 #pragma unroll
-            for (int u = 0; u < 2; ++u) keep(c, 0, u, runs[u]);
+            for (int u = 0; u < 2; ++u) keep_operands<M>(runs[u], weights_[c][0][u]);
         }
     }
 
@@ -106,20 +106,6 @@ private:
             const uint4 four = *reinterpret_cast<const uint4*>(from + p * piece);
             memcpy(to + 4 * p, &four, sizeof four);
         }
-    }
-
-    __device__ __forceinline__ void keep(int c, int n, int u, const S (&run)[P][quarter]) {
-        if constexpr (std::is_same_v<M, Tf32>) {
-#pragma unroll
-            for (int w = 0; w < words; ++w)
-                weights_[c][n][u][w] =
-                    __float_as_uint(round_to_tf32(run[w / quarter][w % quarter]));
-        } else {
-            memcpy(weights_[c][n][u], run, sizeof run);
-        }
-        // Two of 16 bits to a register from here on: the compiler would do it once all are there.
-#pragma unroll
-        for (uint32_t& word : weights_[c][n][u]) asm volatile("" : "+r"(word));
     }
 
     uint32_t weights_[C][N][2][words];

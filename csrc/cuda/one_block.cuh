@@ -328,11 +328,12 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
 }  // namespace fastrnn::cuda
 
 // Defines `one_block_<suffix>`: the kernels of each cell of the registry, in its order.
-#define FASTRNN_ONE_BLOCK_ENTRY(name, Cell)                                                        \
-    {{reinterpret_cast<const void*>(&one_block_forward<Cell, Multiplied>),                         \
-      one_block_chunks(Cell::gates, sizeof(Stored<Multiplied>)), 1, 2 * Cell::gates, Cell::gates}, \
-     {reinterpret_cast<const void*>(&one_block_backward<Cell, Multiplied>),                        \
-      one_block_chunks(Cell::gates, sizeof(Stored<Multiplied>)), Cell::gates, 0,                   \
+#define FASTRNN_ONE_BLOCK_ENTRY(name, Cell)                                                       \
+    {{reinterpret_cast<const void*>(&one_block_forward<Cell, Multiplied>),                        \
+      one_block_chunks(Cell::gates, sizeof(Stored<Multiplied>)) * chunk_size, 1, 2 * Cell::gates, \
+      Cell::gates},                                                                               \
+     {reinterpret_cast<const void*>(&one_block_backward<Cell, Multiplied>),                       \
+      one_block_chunks(Cell::gates, sizeof(Stored<Multiplied>)) * chunk_size, Cell::gates, 0,     \
       BackwardInputs<Cell, Stored<Multiplied>>::kinds}},
 #define FASTRNN_DEFINE_ONE_BLOCK(suffix, multiplied)               \
     namespace fastrnn::cuda {                                      \

@@ -6,11 +6,11 @@ namespace fastrnn::cuda {
 
 struct OneBlockKernel {
     const void* function;
-    int most_chunks;  // of the hidden units
-    int inputs;  // values a unit puts into the exchange buffer: 1 in the forward pass, G in the
-                 // backward
-    int biases;  // floats of a unit that stay in shared memory
-    int kinds;   // values of an element that are asked for ahead
+    int most_units;  // of the layer
+    int inputs;      // values a unit puts into the exchange buffer: 1 in the forward pass, G in the
+                     // backward
+    int biases;      // floats of a unit that stay in shared memory
+    int kinds;       // values of an element that are asked for ahead
 };
 
 // How many steps' values the asking ahead has room for.
@@ -30,8 +30,9 @@ FASTRNN_FN constexpr int one_block_chunks(int gates, int bytes) {
     return chunks;
 }
 // A warp has 16 units.
+FASTRNN_FN constexpr int threads_of_units(int units) { return (units + 15) / 16 * 32; }
 FASTRNN_FN constexpr int one_block_threads(int gates, int bytes) {
-    return one_block_chunks(gates, bytes) * 64;
+    return threads_of_units(one_block_chunks(gates, bytes) * chunk_size);
 }
 
 // Bytes of shared memory that so many threads have for themselves: biases of their two units, and values

@@ -72,6 +72,21 @@ __device__ __forceinline__ Stored<M> operand(float value) {
         return narrow<Stored<M>>(value);
 }
 
+// Weights as mma takes them, in a lane's registers. run: P pieces of 16 bytes.
+template <class M, int P, int n, int words>
+__device__ __forceinline__ void keep_operands(const Stored<M> (&run)[P][n],
+                                              uint32_t (&kept)[words]) {
+    if constexpr (std::is_same_v<M, Tf32>) {
+#pragma unroll
+        for (int w = 0; w < words; ++w) kept[w] = __float_as_uint(round_to_tf32(run[w / n][w % n]));
+    } else {
+        memcpy(kept, run, sizeof run);
+    }
+    // Two of 16 bits to a register from here on: the compiler would do it once all are there.
+#pragma unroll
+    for (uint32_t& word : kept) asm volatile("" : "+r"(word));
+}
+
 // sum [16, 8] += a [16, k] b [k, 8]; k: 16 of 16 bits, or 8 of TF32
 template <class M>
 __device__ __forceinline__ void mma(float* sum, const uint4& a, const uint32_t* b) {

@@ -214,22 +214,22 @@ PersistentPlan make_one_block_plan(Pass pass, int cell, Storage storage, bool tf
     if (batch == 0) return no("an empty batch");
     const Device device(device_index);
     if (device.major < 8) return no("compute capability below 8.0");
-    if (hidden > kernel->most_chunks * chunk_size)
+    if (hidden > kernel->most_units)
         return no("its weights do not fit into the registers of a block");
+    // As many blocks as the second dimension of a grid can have.
+    if (batch > one_block_rows * 65535) return no("a batch of more than 65535 blocks");
     plan.function = kernel->function;
-    const int64_t rows = std::clamp<int64_t>(
-        divide_up(batch * directions, std::max(device.multiprocessors, 1)), 1, one_block_rows);
-    // What blocks of a grid's second dimension there are.
-    if (batch > rows * 65535) return no("a batch of more than 65535 blocks");
-    plan.tiling.group_rows = static_cast<int>(rows);
+    const int rows = std::clamp(divide_up(batch * directions, std::max(device.multiprocessors, 1)),
+                                1, one_block_rows);
+    plan.tiling.group_rows = rows;
     plan.unit_blocks = 1;
     plan.groups = divide_up(batch, rows);
-    plan.threads = divide_up(hidden, 16) * 32;
+    plan.threads = threads_of_units(static_cast<int>(hidden));
     plan.exchange_width = static_cast<int>(round_up(hidden, chunk_size)) * kernel->inputs;
     const int bytes = value_bytes(storage);
-    plan.shared_bytes =
-        2 * rows * one_block_stride(plan.exchange_width, bytes) * bytes +
-        one_block_own_bytes(kernel->most_chunks * 64, kernel->biases, kernel->kinds, bytes);
+    plan.shared_bytes = 2 * rows * one_block_stride(plan.exchange_width, bytes) * bytes +
+                        one_block_own_bytes(threads_of_units(kernel->most_units), kernel->biases,
+                                            kernel->kinds, bytes);
     if (int64_t(plan.shared_bytes) > device.shared) return no("too little shared memory");
     if (cudaFuncSetAttribute(plan.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              device.shared) != cudaSuccess)

@@ -63,7 +63,7 @@ public:
                 alignas(16) S run[P][quarter];
 #pragma unroll
                 for (int p = 0; p < P; ++p) from.read16(p * piece + lane() % 4 * quarter, run[p]);
-                keep(c, o, run);
+                keep_operands<M>(run, weights_[c][o]);
             }
     }
 
@@ -84,7 +84,7 @@ public:
                     for (int n = 0; n < N; ++n) runs[n][p][i] = units[n];
                 }
 #pragma unroll
-            for (int n = 0; n < N; ++n) keep(c, n, runs[n]);
+            for (int n = 0; n < N; ++n) keep_operands<M>(runs[n], weights_[c][n]);
         }
     }
 
@@ -157,17 +157,6 @@ private:
     }
 
     static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-
-    __device__ __forceinline__ void keep(int c, int n, const S (&run)[P][quarter]) {
-        if constexpr (std::is_same_v<M, Tf32>) {
-            for (int w = 0; w < words; ++w)
-                weights_[c][n][w] = __float_as_uint(round_to_tf32(run[w / quarter][w % quarter]));
-        } else {
-            memcpy(weights_[c][n], run, sizeof run);
-        }
-        // Two of 16 bits to a register from here on: the compiler would do it once all are there.
-        for (uint32_t& word : weights_[c][n]) asm volatile("" : "+r"(word));
-    }
 
     uint32_t weights_[C][N][words];
 };
