@@ -52,6 +52,11 @@ if X86:
         *ISA_FLAGS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     ]
+# Which differ in nothing but products of bfloat16.
+BFLOAT16_FLAGS: dict[str, list[str]] = {}
+if X86:
+    BFLOAT16_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+    BFLOAT16_FLAGS["amx"] = [*BFLOAT16_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
 
 
 def cuda_toolkit() -> str | None:
@@ -190,10 +195,11 @@ class Build(BuildExtension):
 
     def build_extension(self, ext: CppExtension) -> None:
         kernels = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/cpu/kernels_*.cpp"))]
+        of_bfloat16 = [k for k in kernels if "bfloat16" in k]
         objects = []
-        for isa, flags in ISA_FLAGS.items():
+        for isa, flags in {**ISA_FLAGS, **BFLOAT16_FLAGS}.items():
             objects += self.compiler.compile(
-                kernels,
+                kernels if isa in ISA_FLAGS else of_bfloat16,
                 output_dir=os.path.join(self.build_temp, isa),
                 macros=[("FASTRNN_ISA", isa)],
                 extra_postargs=[*CXX_FLAGS, *flags],

@@ -73,7 +73,7 @@ def isa(record_testsuite_property) -> str:
     """
     name = fastrnn.build_info()["isa"]
     record_testsuite_property("isa", name)
-    order = ["generic", "avx2", "avx512"]
+    order = fastrnn.build_info()["isa_compiled"]
     cap = os.environ.get("FASTRNN_ISA")
     if cap in order:
         assert order.index(name) <= order.index(cap), f"FASTRNN_ISA={cap} gave {name}"

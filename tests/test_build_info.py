@@ -47,6 +47,9 @@ def test_the_instruction_sets_are_those_of_this_cpu():
     supported = fastrnn.build_info()["isa_supported"]
     assert ("avx512" in supported) == (capability == "avx512")
     assert ("avx2" in supported) == (capability != "default")
+    assert ("avx512_bf16" in supported) == torch.cpu._is_avx512_bf16_supported()
+    # Which may also be kept from this process.
+    assert "amx" not in supported or torch.cpu._is_amx_tile_supported()
 
 
 def test_info_command():
@@ -80,9 +83,9 @@ def test_other_commands_print_the_usage(words, monkeypatch, capsys):
 CODE = "import fastrnn; print(fastrnn.build_info()['isa'])"
 
 
-@pytest.mark.parametrize("cap", ["", "generic", "avx2", "avx512"])
+@pytest.mark.parametrize("cap", ["", "generic", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_a_cap_of_the_instruction_set(cap):
-    order = ["generic", "avx2", "avx512"]
+    order = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
     allowed = order[: order.index(cap) + 1] if cap else order
     best = [isa for isa in fastrnn.build_info()["isa_supported"] if isa in allowed][-1]
     result = run(["-c", CODE], FASTRNN_ISA=cap)

@@ -29,13 +29,29 @@ NUMERIC = [
     "test_fuzz.py",
     "test_numbers.py",
 ]
-SETS = ["generic", "avx2", "avx512"]
+SETS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
+#: These differ in products of bfloat16, and in nothing else.
+ALIKE = SETS[2:]
+OF_BFLOAT16 = ["test_dtypes.py", "test_determinism.py", "test_tiles.py"]
 
 
 def supported(name: str) -> bool:
     """By torch's look at this CPU, not fastrnn's, which is under test."""
     best = torch.backends.cpu.get_cpu_capability()  # capped by ATEN_CPU_CAPABILITY
+    if name == "avx512_bf16":
+        return supported("avx512") and torch.cpu._is_avx512_bf16_supported()
+    if name == "amx":
+        return supported("avx512_bf16") and torch.cpu._init_amx()
     return SETS.index(name) <= {"AVX2": 1, "AVX512": 2}.get(best, 0)
+
+
+def only_bfloat16(name: str) -> bool:
+    """Whether all else of the set is run already, by the suite itself."""
+    return name in ALIKE and fastrnn.build_info()["isa"] in ALIKE
+
+
+def files_for(name: str) -> list[str]:
+    return OF_BFLOAT16 if only_bfloat16(name) else NUMERIC
 
 
 def environment(name: str) -> dict[str, str]:
@@ -75,7 +91,12 @@ def runs(tmp_path_factory):
     for name in other_sets():
         report, log = folder / f"{name}.xml", (folder / f"{name}.log").open("w+")
         process = subprocess.Popen(
-            [*command, f"--junitxml={report}", *(str(TESTS / f) for f in NUMERIC)],
+            [
+                *command,
+                *(["-k", "bfloat16"] if only_bfloat16(name) else []),
+                f"--junitxml={report}",
+                *(str(TESTS / f) for f in files_for(name)),
+            ],
             env=environment(name), cwd=TESTS.parent, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         started[name] = process, report, log
@@ -104,8 +125,8 @@ def test_numbers(name, runs):
     assert count["failures"] == count["errors"] == 0, tail
     assert status == 0, tail
     ran = {case.get("classname").rsplit(".")[-1] for case in suite.iter("testcase")}
-    assert ran == {f.removesuffix(".py") for f in NUMERIC}
-    assert count["tests"] - count["skipped"] > 1000, count
+    assert ran == {f.removesuffix(".py") for f in files_for(name)}
+    assert count["tests"] - count["skipped"] > (100 if only_bfloat16(name) else 1000), count
 
 
 @pytest.mark.parametrize("value", ["sse9", ""])

@@ -8,7 +8,7 @@ import copy
 
 import pytest
 import torch
-from helpers import FULL, LOW, pair
+from helpers import FULL, LOW, assert_pool_no_worse, pair
 
 pytestmark = pytest.mark.cpu("the tiles of the CPU kernels")
 
@@ -86,6 +86,36 @@ def test_depth(kind, depth):
     """Sums are cut at 128 or 256 products, and at 384 rows of data."""
     for I, H, T, B in [(depth, 17, 2, 3), (5, depth, 2, 3), (5, 17, depth, 1), (5, 17, 1, depth)]:
         check(kind, I, H, T, B)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        *[(3, 16, 31, 32), (3, 17, 32, 33), (2, 31, 33, 17), (2, 32, 17, 48), (3, 33, 1, 64)],
+        *[(2, 49, 530, 20), (2, 16, 520, 20), (2, 65, 20, 545), (400, 1, 33, 33), (1, 33, 40, 70)],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_of_bfloat16(kind, size):
+    """AMX: up to 32 rows in two halves of 16, 32 products at a time, 512 in a part; gradients of
+    weights are sums over up to 384 rows."""
+    T, B, I, H = size
+    ours, theirs = pair(kind, I, H, dtype=torch.bfloat16)
+    x = torch.randn(T, B, I).bfloat16()
+    g = torch.randn(T, B, theirs.proj_size or H).bfloat16()
+    results = []
+    for module, dtype in [
+        (ours, x.dtype),
+        (theirs, x.dtype),
+        (copy.deepcopy(theirs).double(), None),
+    ]:
+        leaf = x.to(dtype or torch.float64).requires_grad_()
+        output, _ = module(leaf)
+        grads = torch.autograd.grad(output, [leaf, *module.parameters()], g.to(leaf.dtype))
+        results.append([output.detach(), *grads])
+    for of_one in zip(*results, strict=True):
+        assert_pool_no_worse([of_one], 2)
 
 
 @pytest.mark.parametrize("B", [9, 19, 70, 130])

@@ -19,14 +19,18 @@ struct Chunk {
     int64_t row, rows;  // of the data
 };
 
-template <class Cell, class T>
+// P is how the products with the gate gradients read their operands (operands.h).
+template <class Cell, class T, class P>
 struct BackwardPlan {
+    using D = typename P::Row;
+
     struct Direction {
         // Packed, transposed; `hh` and `hr` once for each part of the rows, of `ih` one panel a
         // thread, if at_once.
-        T *ih, *hh, *hr;
-        T* dgates;    // [rows of a chunk, stride]: grads * H values each
-        T* after;     // [B, stride]: those of the last step of the chunk before
+        typename P::Packed *ih, *hh;
+        T* hr;
+        D* dgates;    // [rows of a chunk, stride]: `grads` times `units`
+        D* after;     // [B, stride]: those of the last step of the chunk before
         T* dh;        // [B, H or P]: dL/dh of the step before, as far as it is known
         T* dc;        // [B, H]
         T* dh_total;  // [rows of a chunk, P]: dL/dh_t, for the gradient of the projection
@@ -35,11 +39,13 @@ struct BackwardPlan {
 
     Panels ih, hh, hr;           // for gradients of the input, of h and of the projection's input
     Panels sum_x, sum_h, sum_m;  // rows of input, of h_{t-1} and of m, for gradients of weights
-    T* sums;                     // packed rows, of each thread
-    int64_t sums_size;           // values a thread
-    T* tiles;                    // of each thread: columns of dgates, for gradients of weights
-    static constexpr int64_t tiled_rows = cpu::tiles_at_once * tile_rows(max_panel_vectors);
+    char* sums;                  // packed rows, of each thread
+    int64_t sums_size;           // bytes a thread
+    char* tiles;                 // of each thread: columns of dgates, for gradients of weights
+    template <class Q>
+    static constexpr int64_t tiled_rows = cpu::tiles_at_once * Q::tile_rows(max_panel_vectors);
     int64_t tiles_size;
+    int64_t units;                       // of a gate in dgates: H, and zeros up to P::depth_step
     int64_t stride;                      // of the gate gradients' rows
     int64_t chunk, chunks;               // steps of a chunk, and how many there are
     bool at_once;                        // few rows: a panel of W_ih is packed, used and done with
@@ -52,23 +58,23 @@ struct BackwardPlan {
         constexpr int L = lanes<T>;
         const Dimensions& d = layer.size;
         const Sequence& s = layer.sequence;
-        const int threads = layer.team->partition.threads(), units = layer.team->partition.units;
+        const int threads = layer.team->partition.threads(), share = layer.team->partition.units;
         const int64_t copies = layer.team->partition.rows;
-        const int64_t P = d.projected ? d.recurrent : 0;
+        const int64_t outputs = d.projected ? d.recurrent : 0;
+        units = round_up(d.hidden, P::depth_step);
         at_once = s.rows() <= cpu::at_once_rows;
-        unpacked_input = s.rows() <= cpu::unpacked_rows;
-        unpacked_step = s.steps == 1 && s.batch <= cpu::unpacked_rows;
-        ih =
-            Panels(Cell::gates * d.hidden, d.input, 1, L, cpu::backward_sum, at_once ? threads : 1);
-        hh = Panels(Cell::gates * d.hidden, d.recurrent, 1, L, cpu::backward_sum, units);
-        hr = Panels(P, d.hidden, 1, L, cpu::backward_sum, units);
-        sum_x = Panels(cpu::sum_rows, d.input, 1, L, cpu::backward_sum);
-        sum_h = Panels(cpu::sum_rows, d.recurrent, 1, L, cpu::backward_sum);
-        sum_m = Panels(cpu::sum_rows, d.projected ? d.hidden : 0, 1, L, cpu::backward_sum);
-        sums_size = sum_x.size();
-        if (sum_h.size() > sums_size) sums_size = sum_h.size();
-        if (sum_m.size() > sums_size) sums_size = sum_m.size();
-        stride = odd_lines<T>(Cell::grads * d.hidden);
+        unpacked_input = s.rows() <= cpu::unpacked_rows && units == d.hidden;
+        unpacked_step = s.steps == 1 && s.batch <= cpu::unpacked_rows && units == d.hidden;
+        ih = Panels(Cell::gates * units, d.input, 1, L, P::backward_sum, at_once ? threads : 1);
+        hh = Panels(Cell::gates * units, d.recurrent, 1, L, P::backward_sum, share);
+        hr = Panels(outputs, d.hidden, 1, L, Plain<T>::backward_sum, share);
+        sum_x = Panels(cpu::sum_rows, d.input, 1, L, P::backward_sum);
+        sum_h = Panels(cpu::sum_rows, d.recurrent, 1, L, P::backward_sum);
+        sum_m = Panels(cpu::sum_rows, d.projected ? d.hidden : 0, 1, L, Plain<T>::backward_sum);
+        sums_size = std::max({sum_x.size() * int64_t(sizeof(typename P::Packed)),
+                              sum_h.size() * int64_t(sizeof(typename P::Packed)),
+                              sum_m.size() * int64_t(sizeof(T))});
+        stride = odd_lines<D>(Cell::grads * units);
         first_product = false;
         for (int i = 0; i < d.directions; ++i)
             if (layer.direction[i].grad_h0) first_product = true;
@@ -76,27 +82,36 @@ struct BackwardPlan {
         chunks = (s.steps + chunk - 1) / chunk;
         const int64_t rows = minimum(s.rows(), chunk * s.batch);
         Workspace space(layer.workspace);
-        sums = space.take<T>(threads * sums_size);
-        tiles_size = minimum(cpu::sum_rows, rows) * tiled_rows;
-        tiles = space.take<T>(threads * tiles_size);
+        sums = space.take<char>(threads * sums_size);
+        const int64_t summed = minimum(cpu::sum_rows, rows);
+        tiles_size = std::max(round_up(summed, P::depth_step) * tiled_rows<P> * int64_t(sizeof(D)),
+                              d.projected ? summed * tiled_rows<Plain<T>> * int64_t(sizeof(T)) : 0);
+        tiles = space.take<char>(threads * tiles_size);
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
-            p.ih = space.take<T>(!layer.grad_input || unpacked_input ? 0
-                                 : at_once                           ? threads * ih.offset(1)
-                                                                     : ih.size());
-            p.hh = space.take<T>(unpacked_step ? 0 : copies * hh.size());
+            p.ih = space.take<typename P::Packed>(!layer.grad_input || unpacked_input ? 0
+                                                  : at_once ? threads * ih.offset(1)
+                                                            : ih.size());
+            p.hh = space.take<typename P::Packed>(unpacked_step ? 0 : copies * hh.size());
             p.hr = space.take<T>(copies * hr.size());
-            p.dgates = space.take<T>(rows * stride);
-            p.after = space.take<T>(chunks > 1 ? s.batch * stride : 0);
+            p.dgates = space.take<D>(rows * stride);
+            p.after = space.take<D>(chunks > 1 ? s.batch * stride : 0);
             p.dh = space.take<T>(s.batch * d.recurrent);
             p.dc = space.take<T>(Cell::has_c ? s.batch * d.hidden : 0);
-            p.dh_total = space.take<T>(rows * P);
+            p.dh_total = space.take<T>(rows * outputs);
             p.m = space.take<T>(d.projected ? rows * d.hidden : 0);
         }
         size = space.size();
     }
 
-    T* sums_of(int64_t rank) const { return sums + rank * sums_size; }
+    template <class V>
+    V* sums_of(int64_t rank) const {
+        return reinterpret_cast<V*>(sums + rank * sums_size);
+    }
+    template <class V>
+    V* tiles_of(int64_t rank) const {
+        return reinterpret_cast<V*>(tiles + rank * tiles_size);
+    }
 
     // The directions come to the same rows of the input's gradient in different chunks.
     bool starts_from_zeros(const BackwardLayer& layer) const {
@@ -137,13 +152,14 @@ struct PreviousRows {
 };
 
 // The time loop of one direction over one chunk.
-template <class Cell, class T, class S>
+template <class Cell, class T, class S, class P>
 class BackwardLoop {
     static constexpr int L = lanes<T>;
+    using D = typename P::Row;
 
 public:
-    BackwardLoop(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, const Share& share,
-                 int64_t rank, int64_t direction, int64_t chunk)
+    BackwardLoop(const BackwardLayer& layer, const BackwardPlan<Cell, T, P>& plan,
+                 const Share& share, int64_t rank, int64_t direction, int64_t chunk)
         : layer_(layer),
           plan_(plan),
           share_(share),
@@ -192,9 +208,9 @@ public:
 private:
     void start() {
         if (!plan_.unpacked_step && (layer_.sequence.steps > 1 || plan_.first_product))
-            pack_columns<T>(plan_.hh, h_panels_, step_weights(), hh_);
+            pack_columns<P>(plan_.hh, h_panels_, step_weights(), hh_);
         if (layer_.size.projected)
-            pack_columns<T>(
+            pack_columns<Plain<T>>(
                 plan_.hr, m_panels_,
                 [&](int64_t k) { return static_cast<const S*>(user_.weights.hr) + k * H_; }, hr_);
         const Span rows = share_.rows.part(share_.unit, share_.units);
@@ -210,10 +226,12 @@ private:
         share_.barrier->wait();
     }
 
-    // Row k of W_hh.
+    // The row of W_hh that the k-th gate gradient is multiplied with.
     auto step_weights() const {
-        return [hh = static_cast<const S*>(user_.weights.hh), R = R_](int64_t k) {
-            return hh + k * R;
+        return [hh = static_cast<const S*>(user_.weights.hh), units = plan_.units, H = H_,
+                R = R_](int64_t k) -> const S* {
+            if (units == H) return hh + k * R;
+            return k % units < H ? hh + (k / units * H + k % units) * R : nullptr;
         };
     }
 
@@ -234,13 +252,13 @@ private:
         const int64_t count = minimum(rows.last, layer_.sequence.batch_sizes[t]) - rows.first;
         if (count > 0)
             memcpy(own_.after + rows.first * plan_.stride, dgates_of(t, rows.first),
-                   count * plan_.stride * sizeof(T));
+                   count * plan_.stride * sizeof(D));
     }
 
     // Row b of step t in the memory of a chunk.
     int64_t slot(int64_t t, int64_t b) const { return layer_.sequence.offsets[t] + b - chunk_.row; }
 
-    T* dgates_of(int64_t t, int64_t b) const {
+    D* dgates_of(int64_t t, int64_t b) const {
         const bool inside = t >= chunk_.first && t < chunk_.first + chunk_.count;
         return inside ? own_.dgates + slot(t, b) * plan_.stride : own_.after + b * plan_.stride;
     }
@@ -284,17 +302,17 @@ private:
         const Span blocks{h_panels_.first * plan_.hh.blocks,
                           minimum(h_panels_.last * plan_.hh.blocks, plan_.hh.block_count())};
         if (linked > 0) {
-            // The last G * H columns of the gate gradients belong to W_hh h.
-            const T* dgates = dgates_of(after, b0) + (Cell::grads - Cell::gates) * H_;
+            // The last G gate gradients belong to W_hh h.
+            const D* dgates = dgates_of(after, b0) + (Cell::grads - Cell::gates) * plan_.units;
             const auto add = [&](int64_t row, int64_t block, const Vec<T>* sums) {
                 add_up(row, block, sums[0]);
             };
             if (plan_.unpacked_step)
                 product_of_few<T>(plan_.hh, blocks, step_weights(), dgates, plan_.stride, linked,
-                                  plan_.sums_of(rank_), add);
+                                  plan_.template sums_of<T>(rank_), add);
             else
-                product<Plain<T>>(plan_.hh, h_panels_, t % 2 != 0, hh_, nullptr, dgates,
-                                  plan_.stride, linked, add);
+                product<P>(plan_.hh, h_panels_, t % 2 != 0, hh_, nullptr, dgates, plan_.stride,
+                           linked, add);
         }
         for (int64_t row = linked > 0 ? linked : 0; row < rows; ++row)
             for (int64_t block = blocks.first; block < blocks.last; ++block)
@@ -328,8 +346,11 @@ private:
             dc = load<T>(own_.dc + b * H_ + unit, n);
         }
         Cell::backward(saved, h_prev, c_prev, h, c, dh, dc, dgates, dh_prev, dc_prev);
-        for (int i = 0; i < Cell::grads; ++i)
-            store<T>(own_.dgates + slot(t, b) * plan_.stride + i * H_ + unit, dgates[i], n);
+        for (int i = 0; i < Cell::grads; ++i) {
+            D* to = own_.dgates + slot(t, b) * plan_.stride + i * plan_.units;
+            store<T>(to + unit, dgates[i], n);
+            if (P::depth_step > 1 && unit + n == H_) std::fill(to + H_, to + plan_.units, D{});
+        }
         if (Cell::has_c) store<T>(own_.dc + b * H_ + unit, dc_prev, n);
         if constexpr (allows_projection<Cell>)
             if (layer_.size.projected)
@@ -338,16 +359,17 @@ private:
     }
 
     const BackwardLayer& layer_;
-    const BackwardPlan<Cell, T>& plan_;
+    const BackwardPlan<Cell, T, P>& plan_;
     const Share& share_;
     const int64_t rank_;
     const BackwardDirection& user_;
-    const typename BackwardPlan<Cell, T>::Direction& own_;
+    const typename BackwardPlan<Cell, T, P>::Direction& own_;
     const bool reverse_, is_first_, is_last_;
     const Chunk chunk_;
     const int64_t H_, R_;
     const Span h_panels_, m_panels_;
-    T *const hh_, *const hr_;  // packed, its copies
+    typename P::Packed* const hh_;  // packed, its copies
+    T* const hr_;
     const PreviousRows<S> h_prev_;
     const PreviousRows<S> c_prev_;
 };

@@ -2,21 +2,31 @@
 
 #include <cstdlib>
 #include <stdexcept>
-
-// From the narrowest to the widest. setup.py defines FASTRNN_X86 where it compiles the last two.
 #ifdef FASTRNN_X86
-#define FASTRNN_FOR_EACH_ISA(X)                                                          \
-    X(generic, true)                                                                     \
-    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))             \
-    X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+// From the narrowest to the widest: X(name, whose kernels it has but for bfloat16, whether this CPU has
+// it). setup.py defines FASTRNN_X86 where it compiles all but the first.
+#ifdef FASTRNN_X86
+#define FASTRNN_AVX512                                                         \
+    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+#define FASTRNN_FOR_EACH_ISA(X)                                                    \
+    X(generic, generic, true)                                                      \
+    X(avx2, avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) \
+    X(avx512, avx512, FASTRNN_AVX512)                                              \
+    X(avx512_bf16, avx512, FASTRNN_AVX512&& __builtin_cpu_supports("avx512bf16"))  \
+    X(amx, avx512, FASTRNN_AVX512&& __builtin_cpu_supports("avx512bf16") && may_use_amx())
 #else
-#define FASTRNN_FOR_EACH_ISA(X) X(generic, true)
+#define FASTRNN_FOR_EACH_ISA(X) X(generic, generic, true)
 #endif
 
 namespace fastrnn {
 
-#define FASTRNN_DECLARE(isa, supported)          \
+#define FASTRNN_DECLARE(isa, others, supported)  \
     namespace isa {                              \
     extern const cpu::Kernel kernels_float32[];  \
     extern const cpu::Kernel kernels_float64[];  \
@@ -28,6 +38,19 @@ FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
 namespace cpu {
 namespace {
 
+#ifdef FASTRNN_X86
+// Whether this CPU has AMX for bfloat16, and Linux lets this process use its registers: their state is
+// larger than what every process may have, and must be asked for (the kernel's documentation, x86/xstate).
+bool may_use_amx() {
+    constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    constexpr unsigned int bfloat16_and_tiles = 1u << 22 | 1u << 24;
+    unsigned int a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+           (d & bfloat16_and_tiles) == bfloat16_and_tiles &&
+           syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
+#endif
+
 struct Isa {
     const char* name;
     bool supported;
@@ -35,11 +58,11 @@ struct Isa {
 };
 
 const std::vector<Isa>& sets() {
-#define FASTRNN_ENTRY(isa, supported)                                       \
-    Isa{#isa,                                                               \
-        static_cast<bool>(supported),                                       \
-        {isa::kernels_float32, isa::kernels_float64, isa::kernels_bfloat16, \
-         isa::kernels_float16}},
+#define FASTRNN_ENTRY(isa, others, supported)                                     \
+    Isa{#isa,                                                                     \
+        static_cast<bool>(supported),                                             \
+        {others::kernels_float32, others::kernels_float64, isa::kernels_bfloat16, \
+         others::kernels_float16}},
     static const std::vector<Isa> list = {FASTRNN_FOR_EACH_ISA(FASTRNN_ENTRY)};
     return list;
 }

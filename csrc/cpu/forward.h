@@ -5,6 +5,8 @@
 // epilogue, and (if units are shared) a barrier. The last states are copied out.
 // A network of one step takes its weights as they are: nothing is packed but the biases.
 #pragma once
+#include <algorithm>
+
 #include "share.h"
 #include "simd_math.h"
 #include "unpacked.h"
@@ -48,19 +50,19 @@ struct ForwardPlan {
         constexpr int L = lanes<T>;
         const Dimensions& d = layer.size;
         const int share = layer.team->partition.units;
-        row_stride = (d.input + X::step - 1) / X::step * X::step;
-        ih = Panels(row_stride, d.hidden, Cell::gates, L, X::sum_length, share);
-        hh = Panels((d.recurrent + P::step - 1) / P::step * P::step, d.hidden, Cell::gates, L,
-                    P::sum_length, share);
-        hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, Plain<T>::sum_length, share);
+        row_stride = round_up(d.input, X::depth_step);
+        ih = Panels(row_stride, d.hidden, Cell::gates, L, X::forward_sum, share);
+        hh = Panels(round_up(d.recurrent, P::depth_step), d.hidden, Cell::gates, L, P::forward_sum,
+                    share);
+        hr = Panels(d.hidden, d.projected ? d.recurrent : 0, 1, L, Plain<T>::forward_sum, share);
         x_stride = odd_lines<T>(ih.columns());
-        h_stride = odd_lines<typename P::Row>(d.recurrent);
+        h_stride = odd_lines<typename P::Row>(hh.depth);
         c_stride = odd_lines<T>(d.hidden);
         const Sequence& s = layer.sequence;
         const bool all = s.rows() <= cpu::at_once_rows;
-        chunk = all                         ? s.steps
-                : s.batch < cpu::chunk_rows ? minimum(s.steps, cpu::chunk_rows / s.batch)
-                                            : 1;
+        chunk = all                       ? s.steps
+                : s.batch < X::chunk_rows ? minimum(s.steps, X::chunk_rows / s.batch)
+                                          : 1;
         one_step = s.steps == 1;
         at_once = !one_step && all;
         converts = !one_step && (sizeof(S) != sizeof(typename X::Row) || row_stride != d.input);
@@ -164,7 +166,9 @@ private:
         for (int64_t b = rows.first; b < rows.last; ++b) {
             for (H* h : own_.h) {
                 convert<T>(static_cast<const S*>(user_.h0) + b * R_, h + b * plan_.h_stride, R_);
-                if (R_ % P::step) h[b * plan_.h_stride + R_] = H{};  // a product reads that too
+                // A product reads that too.
+                std::fill(h + b * plan_.h_stride + R_, h + b * plan_.h_stride + plan_.hh.depth,
+                          H{});
             }
             if (Cell::has_c)
                 convert<T>(static_cast<const S*>(user_.c0) + b * H_, own_.c + b * plan_.c_stride,
@@ -184,7 +188,7 @@ private:
             for (int64_t b = rows.first; b < rows.last; ++b) {
                 auto* to = own_.rows + ((t - first) * s.batch + b) * plan_.row_stride;
                 convert<T>(static_cast<const S*>(layer_.input) + (s.offsets[t] + b) * I, to, I);
-                if (I % X::step) to[I] = {};
+                std::fill(to + I, to + plan_.row_stride, typename X::Row{});
             }
         }
         share_.barrier->wait();
@@ -238,6 +242,11 @@ private:
         }
     }
 
+    // h for the next step, which is to see what the output holds.
+    static FASTRNN_INLINE void keep(H* to, Vec<T> h, int n) {
+        store<T>(to, sizeof(H) == sizeof(S) ? h : rounded_to<T, S>(h), n);
+    }
+
     static Span blocks_of(const Panels& panels, Span span) {
         return {span.first * panels.blocks,
                 minimum(span.last * panels.blocks, panels.block_count())};
@@ -282,7 +291,7 @@ private:
                 if (projected) {
                     store<T>(own_.m + at_c, h, n);
                 } else {
-                    store<T>(h_next + at_h, rounded_to<T, S>(h), n);
+                    keep(h_next + at_h, h, n);
                     store<T>(
                         static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
                         h, n);
@@ -304,7 +313,7 @@ private:
             [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 const int n = static_cast<int>(minimum(L, R_ - unit));
-                store<T>(h_next + (b0 + row) * plan_.h_stride + unit, rounded_to<T, S>(sums[0]), n);
+                keep(h_next + (b0 + row) * plan_.h_stride + unit, sums[0], n);
                 store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
                          sums[0], n);
             });
@@ -341,10 +350,8 @@ template <class T, class S, class Body>
 auto with_operands(const ForwardLayer& layer, const Body& body) {
     if constexpr (sizeof(S) != sizeof(T)) {
         if (layer.sequence.steps > 1) {
-#if defined(__AVX512F__)
-            if constexpr (sizeof(S) == sizeof(BFloat16) && S::is_bfloat16)
-                if (BFloat16Pairs::supported()) return body(BFloat16Pairs(), BFloat16Pairs());
-#endif
+            if constexpr (!std::is_same_v<Products<T, S>, Plain<T>>)
+                return body(Products<T, S>(), Products<T, S>());
             if (layer.sequence.batch <= cpu::compact_rows) return body(Plain<T>(), Compact<T, S>());
         }
     }
@@ -359,17 +366,18 @@ size_t forward_workspace(const ForwardLayer& layer) {
 }
 
 // A step's rows go through panels of `vectors`; at most so many at a time.
-template <class T>
+template <class P>
 cpu::Cut cut_of(const Panels& panels, const char* operands) {
     const int vectors = panels.blocks_of(0) * panels.gates;
-    return {lanes<T>, vectors, tile_rows(vectors), operands};
+    return {lanes<typename P::T>, vectors, P::tile_rows(vectors), operands};
 }
 
 template <class Cell, class T, class S>
 cpu::Cut forward_cut(const ForwardLayer& layer) {
     return with_operands<T, S>(layer, [&](auto x, auto p) {
         const ForwardPlan<Cell, T, S, decltype(x), decltype(p)> plan(layer);
-        return cut_of<T>(plan.hh, plan.one_step ? "weights as they lie" : decltype(p)::name);
+        return cut_of<decltype(p)>(plan.hh,
+                                   plan.one_step ? "weights as they lie" : decltype(p)::name);
     });
 }
 
@@ -378,6 +386,7 @@ void forward(const ForwardLayer& layer, int rank) {
     with_operands<T, S>(layer, [&](auto x, auto p) {
         const ForwardPlan<Cell, T, S, decltype(x), decltype(p)> plan(layer);
         const Share share(*layer.team, rank, layer.sequence, layer.size.directions);
+        [[maybe_unused]] const typename decltype(p)::Registers registers;
         for (int64_t i = share.directions.first; i < share.directions.last; ++i)
             ForwardLoop<Cell, T, S, decltype(x), decltype(p)>(layer, plan, share, i).run();
     });

@@ -23,24 +23,26 @@ constexpr bool has_x_grads_first() {
     return true;
 }
 
-// Row k of the weights that the k-th gate gradient is multiplied with.
+// The row of W_ih that the k-th gate gradient, of gates of so many units, is multiplied with.
 template <class Cell, class S>
-auto input_weights(const BackwardLayer& layer, int direction) {
+auto input_weights(const BackwardLayer& layer, int direction, int64_t units) {
     const Dimensions& d = layer.size;
     const S* ih = static_cast<const S*>(layer.direction[direction].weights.ih);
-    return [&d, ih](int64_t k) {
-        const int64_t gate = gate_of_grad<Cell>(static_cast<int>(k / d.hidden));
-        return ih + (gate * d.hidden + k % d.hidden) * d.input;
+    return [&d, ih, units](int64_t k) -> const S* {
+        const int64_t gate = gate_of_grad<Cell>(static_cast<int>(k / units)), unit = k % units;
+        return unit < d.hidden ? ih + (gate * d.hidden + unit) * d.input : nullptr;
     };
 }
 
-template <class Cell, class T, class S>
+template <class Cell, class T, class S, class P>
 class Gradients {
     static constexpr int L = lanes<T>;
 
 public:
-    Gradients(const BackwardLayer& layer, const BackwardPlan<Cell, T>& plan, int rank,
-              int direction, int64_t chunk)
+    using Plan = BackwardPlan<Cell, T, P>;
+    using D = typename P::Row;
+
+    Gradients(const BackwardLayer& layer, const Plan& plan, int rank, int direction, int64_t chunk)
         : layer_(layer),
           plan_(plan),
           user_(layer.direction[direction]),
@@ -59,9 +61,8 @@ public:
         const Span rows{0, chunk_.rows}, panels{0, plan_.ih.count()};
         if (plan_.unpacked_input) {
             const Span blocks = Span{0, plan_.ih.block_count()}.part(rank_, threads_);
-            product_of_few<T>(plan_.ih, blocks, input_weights<Cell, S>(layer_, direction_),
-                              own_.dgates, plan_.stride, chunk_.rows, plan_.sums_of(rank_),
-                              put_input(chunk_.row));
+            product_of_few<T>(plan_.ih, blocks, input_weights(), own_.dgates, plan_.stride,
+                              chunk_.rows, plan_.template sums_of<T>(rank_), put_input(chunk_.row));
             return;
         }
         if (!plan_.at_once) {
@@ -69,10 +70,9 @@ public:
             return;
         }
         const Span mine = panels.part(rank_, threads_);
-        T* packed = own_.ih + rank_ * plan_.ih.offset(1);
+        auto* packed = own_.ih + rank_ * plan_.ih.offset(1);
         for (int64_t panel = mine.first; panel < mine.last; ++panel) {
-            pack_columns<T>(plan_.ih, {panel, panel + 1},
-                            input_weights<Cell, S>(layer_, direction_),
+            pack_columns<P>(plan_.ih, {panel, panel + 1}, input_weights(),
                             packed - plan_.ih.offset(panel));
             multiply({panel, panel + 1}, packed - plan_.ih.offset(panel), rows);
         }
@@ -87,8 +87,8 @@ public:
             const auto x_row = [&](int64_t, int64_t, int64_t n) {
                 return static_cast<const S*>(layer_.input) + n * I;
             };
-            sum_products(plan_.sum_x, x_row, H_, Cell::gates, own_.dgates, stride, Cell::x_grad,
-                         static_cast<T*>(grads.ih));
+            sum_products<P>(plan_.sum_x, x_row, H_, Cell::gates, own_.dgates, stride, Cell::x_grad,
+                            static_cast<T*>(grads.ih));
         }
         if (grads.hh) {
             const PreviousRows<S> before{layer_.sequence,
@@ -100,16 +100,16 @@ public:
             const auto h_row = [&](int64_t t, int64_t b, int64_t) {
                 return before.from_rows(t, b) ? before.row(t, b) : before.start(b);
             };
-            sum_products(plan_.sum_h, h_row, H_, Cell::gates, own_.dgates, stride, h_grad.index,
-                         static_cast<T*>(grads.hh));
+            sum_products<P>(plan_.sum_h, h_row, H_, Cell::gates, own_.dgates, stride, h_grad.index,
+                            static_cast<T*>(grads.hh));
         }
         if (grads.hr) {
             const auto m_row = [&](int64_t, int64_t, int64_t n) {
                 return own_.m + (n - chunk_.row) * H_;
             };
             constexpr int only[1] = {0};
-            sum_products(plan_.sum_m, m_row, R, 1, own_.dh_total, R, only,
-                         static_cast<T*>(grads.hr));
+            sum_products<Plain<T>>(plan_.sum_m, m_row, R, 1, own_.dh_total, R, only,
+                                   static_cast<T*>(grads.hr));
         }
         if (grads.bias_ih) sum_rows_of(Cell::x_grad, static_cast<T*>(grads.bias_ih));
         if (grads.bias_hh && grads.bias_ih && same(Cell::x_grad, h_grad.index))
@@ -119,13 +119,16 @@ public:
     }
 
 private:
-    void multiply(Span panels, const T* packed, Span rows) const {
+    auto input_weights() const {
+        return FASTRNN_ISA::input_weights<Cell, S>(layer_, direction_, plan_.units);
+    }
+
+    void multiply(Span panels, const typename P::Packed* packed, Span rows) const {
         // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
         for (int64_t first = rows.first; first < rows.last; first += cpu::input_rows)
-            product<Plain<T>>(plan_.ih, panels, false, packed, nullptr,
-                              own_.dgates + first * plan_.stride, plan_.stride,
-                              minimum(cpu::input_rows, rows.last - first),
-                              put_input(chunk_.row + first));
+            product<P>(plan_.ih, panels, false, packed, nullptr, own_.dgates + first * plan_.stride,
+                       plan_.stride, minimum(cpu::input_rows, rows.last - first),
+                       put_input(chunk_.row + first));
     }
 
     // The epilogue of a product whose first row is that one of the data.
@@ -155,40 +158,47 @@ private:
         return r;
     }
 
-    // out [G * U, units] (+)= sum over rows n of grad[n, column[g] * U + u] * row(n)[unit]
-    template <class Row>
-    void sum_products(const Panels& full, const Row& row, int64_t U, int gates, const T* grad,
-                      int64_t grad_stride, const int* column, T* out) {
+    // out [G * U, units] (+)= sum over rows n of grad[n, column[g] * plan.units + u] * row(n)[unit]
+    template <class Q, class Row>
+    void sum_products(const Panels& full, const Row& row, int64_t U, int gates,
+                      const typename Q::Row* grad, int64_t grad_stride, const int* column, T* out) {
+        // Rows of pairs stand as they do in any product.
+        constexpr bool tiled = Q::step == 1;
         const Sequence& s = layer_.sequence;
         const Span mine = Span{0, U}.part(rank_, threads_);
         if (mine.size() == 0) return;
-        T* packed = plan_.sums_of(rank_);
-        T* tiles = plan_.tiles + rank_ * plan_.tiles_size;
+        auto* packed = plan_.template sums_of<typename Q::Packed>(rank_);
+        auto* tiles = plan_.template tiles_of<typename Q::Row>(rank_);
         int64_t t = chunk_.first;
         for (int64_t first = 0; first < chunk_.rows; first += cpu::sum_rows) {
             Panels panels = full;
-            panels.depth = minimum(cpu::sum_rows, chunk_.rows - first);
+            const int64_t depth = minimum(cpu::sum_rows, chunk_.rows - first);
+            panels.depth = round_up(depth, Q::depth_step);
             const bool add = !first_ || first > 0;
-            pack_columns<T>(
+            pack_columns<Q>(
                 panels, {0, panels.count()},
-                [&](int64_t k) {
+                [&](int64_t k) -> decltype(row(0, 0, 0)) {
+                    if (k >= depth) return nullptr;
                     const int64_t n = chunk_.row + first + k;
                     while (n >= s.offsets[t + 1]) ++t;
                     return row(t, n - s.offsets[t], n);
                 },
                 packed);
             // Sums of few products are bound by the writing of the result, which is to go row by row.
-            const int64_t at_once = panels.depth < cpu::few_rows
-                                        ? tile_rows(max_panel_vectors)
-                                        : BackwardPlan<Cell, T>::tiled_rows;
+            const int64_t at_once = depth < cpu::few_rows ? Q::tile_rows(max_panel_vectors)
+                                                          : Plan::template tiled_rows<Q>;
             for (int g = 0; g < gates; ++g) {
                 for (int64_t m = mine.first; m < mine.last; m += at_once) {
                     T* to = out + (g * U + m) * panels.units;
                     const int64_t count = minimum(at_once, mine.last - m);
-                    pack_tiles<T>(panels, grad + first * grad_stride + column[g] * U + m,
-                                  grad_stride, count, tiles);
-                    product<Plain<T>, true>(
-                        panels, {0, panels.count()}, false, packed, nullptr, tiles, 0, count,
+                    const auto* from = grad + first * grad_stride + column[g] * plan_.units + m;
+                    if constexpr (tiled)
+                        pack_tiles(panels, from, grad_stride, count, tiles);
+                    else
+                        transpose_rows(panels, from, grad_stride, depth, count, tiles);
+                    product<Q, tiled>(
+                        panels, {0, panels.count()}, false, packed, nullptr, tiles,
+                        tiled ? 0 : panels.depth, count,
                         [&](int64_t row, int64_t block, const Vec<T>* sums) {
                             const int64_t unit = block * L;
                             const int n = static_cast<int>(minimum(L, panels.units - unit));
@@ -211,7 +221,7 @@ private:
         for (int g = 0; g < Cell::gates; ++g)
             for (int64_t block = mine.first; block < mine.last; ++block) {
                 const int n = static_cast<int>(minimum(L, H_ - block * L));
-                const T* from = own_.dgates + column[g] * H_ + block * L;
+                const D* from = own_.dgates + column[g] * plan_.units + block * L;
                 put(out + g * H_ + block * L, sum_pairwise(from, plan_.stride, chunk_.rows, n), n,
                     !first_);
             }
@@ -232,7 +242,7 @@ private:
     }
 
     // Halves of halves: the rounding error grows with the logarithm of the number of rows.
-    static Vec<T> sum_pairwise(const T* from, int64_t stride, int64_t rows, int n) {
+    static Vec<T> sum_pairwise(const D* from, int64_t stride, int64_t rows, int n) {
         if (rows <= 8) {
             Vec<T> sum{};
             for (int64_t row = 0; row < rows; ++row) sum += load<T>(from + row * stride, n);
@@ -244,9 +254,9 @@ private:
     }
 
     const BackwardLayer& layer_;
-    const BackwardPlan<Cell, T>& plan_;
+    const Plan& plan_;
     const BackwardDirection& user_;
-    const typename BackwardPlan<Cell, T>::Direction& own_;
+    const typename Plan::Direction& own_;
     const int direction_;
     const bool reverse_;
     const Chunk chunk_;
@@ -256,26 +266,29 @@ private:
 
 template <class Cell, class T, class S>
 size_t backward_workspace(const BackwardLayer& layer) {
-    return BackwardPlan<Cell, T>(layer).size;
+    return BackwardPlan<Cell, T, Products<T, S>>(layer).size;
 }
 
 template <class Cell, class T, class S>
 cpu::Cut backward_cut(const BackwardLayer& layer) {
-    const BackwardPlan<Cell, T> plan(layer);
-    return cut_of<T>(plan.hh, plan.unpacked_step ? "weights as they lie" : Plain<T>::name);
+    using P = Products<T, S>;
+    const BackwardPlan<Cell, T, P> plan(layer);
+    return cut_of<P>(plan.hh, plan.unpacked_step ? "weights as they lie" : P::name);
 }
 
 template <class Cell, class T, class S>
 void backward(const BackwardLayer& layer, int rank) {
     static_assert(has_x_grads_first<Cell>(), "x_grad must be an order of 0, ..., gates - 1");
-    const BackwardPlan<Cell, T> plan(layer);
+    using P = Products<T, S>;
+    const BackwardPlan<Cell, T, P> plan(layer);
+    [[maybe_unused]] const typename P::Registers registers;
     const Dimensions& d = layer.size;
     const int64_t threads = layer.team->partition.threads();
     if (layer.grad_input) {
         if (!plan.at_once)
             for (int i = 0; i < d.directions; ++i)
-                pack_columns<T>(plan.ih, Span{0, plan.ih.count()}.part(rank, threads),
-                                input_weights<Cell, S>(layer, i), plan.direction[i].ih);
+                pack_columns<P>(plan.ih, Span{0, plan.ih.count()}.part(rank, threads),
+                                input_weights<Cell, S>(layer, i, plan.units), plan.direction[i].ih);
         if (plan.starts_from_zeros(layer)) {
             const Span mine = Span{0, layer.sequence.rows() * d.input}.part(rank, threads);
             memset(static_cast<T*>(layer.grad_input) + mine.first, 0, mine.size() * sizeof(T));
@@ -284,10 +297,10 @@ void backward(const BackwardLayer& layer, int rank) {
     const Share share(*layer.team, rank, layer.sequence, d.directions);
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
         for (int64_t i = share.directions.first; i < share.directions.last; ++i)
-            BackwardLoop<Cell, T, S>(layer, plan, share, rank, i, chunk).run();
+            BackwardLoop<Cell, T, S, P>(layer, plan, share, rank, i, chunk).run();
         layer.team->all.wait();
         for (int i = 0; i < d.directions; ++i) {
-            Gradients<Cell, T, S> gradients(layer, plan, rank, i, chunk);
+            Gradients<Cell, T, S, P> gradients(layer, plan, rank, i, chunk);
             gradients.input();
             gradients.weights();
             // Before the other direction adds to the same rows, and the next chunk overwrites these.

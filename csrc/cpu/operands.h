@@ -1,25 +1,56 @@
 // How a product (panels.h) reads its two operands: what type a row has, what type a packed matrix has,
-// and how they are multiplied. T is the type of the sums; `step` values of k are taken at once.
+// and how they are multiplied. T is the type of the sums; `step` values of k stand side by side in a
+// packed column, and the depth of a product is a multiple of `depth_step`.
 #pragma once
+#include <type_traits>
+
 #include "choices.h"
 #include "simd.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
+constexpr int max_panel_vectors = 4;
+
+constexpr int64_t depth_of_all = int64_t(1) << 40;
+
+// The smallest multiple of `step` that is not below n.
+constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Rows of a tile, so that accumulators and a step's weights fit the registers.
+constexpr int rows_in_registers(int vectors) {
+    if (vector_registers == 32) return vectors == 4 ? 7 : 9;
+    return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 9;
+}
+
 template <class T_>
 struct Plain {
     using T = T_;
     using Row = T;
     using Packed = T;
-    static constexpr int step = 1;
-    static constexpr int64_t sum_length = cpu::forward_sum;
+    static constexpr int step = 1, depth_step = 1;
+    static constexpr int64_t chunk_rows = cpu::chunk_rows;
+    static constexpr int64_t forward_sum = cpu::forward_sum, backward_sum = cpu::backward_sum;
     static constexpr const char* name = "packed weights";
+    struct Registers {};  // what a thread must hold while it multiplies
+
+    static constexpr int tile_rows(int vectors) { return rows_in_registers(vectors); }
+    // Up to this many rows, two panels at once: a few rows alone have too few independent sums to
+    // hide the latency of an FMA.
+    static constexpr int paired_rows(int vectors) {
+        return vector_registers == 32 ? (vectors == 4 ? 2 : 3) : (vectors >= 3 ? 1 : 2);
+    }
 
     static FASTRNN_INLINE Vec<T> weights(const T* p) { return load<T>(p, lanes<T>); }
     static FASTRNN_INLINE Vec<T> value(const T* p) { return broadcast(*p); }
     static FASTRNN_INLINE Vec<T> add(Vec<T> sum, Vec<T> value, Vec<T> weights) {
         return sum + value * weights;
+    }
+    // Of a panel that several tiles read, so much at a time stays in the L2 cache: whole sums.
+    static int64_t part_depth(int64_t sum_length, int64_t rows, int64_t tiles) {
+        if (tiles == 1) return depth_of_all;
+        return sum_length < cpu::part_depth ? cpu::part_depth / sum_length * sum_length
+                                            : sum_length;
     }
     // What `weights` is to read, of `step` vectors.
     static FASTRNN_INLINE void pack(T* p, const Vec<T>* v) { store<T>(p, v[0], lanes<T>); }
@@ -37,18 +68,15 @@ struct Compact : Plain<T_> {
     static FASTRNN_INLINE void pack(S* p, const Vec<T>* v) { store<T>(p, v[0], lanes<T>); }
 };
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
 // Pairs of bfloat16 by the instruction that multiplies and adds two at once: exact products, sums in
 // float. It takes subnormal numbers for zeros.
-struct BFloat16Pairs {
-    using T = float;
+struct BFloat16Pairs : Plain<float> {
     using Row = BFloat16;
     using Packed = BFloat16;
-    static constexpr int step = 2;
-    static constexpr int64_t sum_length = cpu::bfloat16_sum;
+    static constexpr int step = 2, depth_step = 2;
+    static constexpr int64_t forward_sum = cpu::bfloat16_sum, backward_sum = cpu::bfloat16_sum;
     static constexpr const char* name = "packed pairs of bfloat16";
-
-    static bool supported() { return __builtin_cpu_supports("avx512bf16"); }
 
     static FASTRNN_INLINE Vec<float> weights(const BFloat16* p) {
         Vec<float> v;
@@ -61,16 +89,52 @@ struct BFloat16Pairs {
         return (Vec<float>)_mm512_set1_ps(pair);
     }
     static FASTRNN_INLINE Vec<float> add(Vec<float> sum, Vec<float> value, Vec<float> weights) {
-        // Written out: this file is compiled for CPUs that may lack it.
-        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(weights));
-        return sum;
+        return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)value, (__m512bh)weights);
     }
     static FASTRNN_INLINE void pack(BFloat16* p, const Vec<float>* v) {
         const UInt32Vec pair = ((UInt32Vec)v[0] >> 16) | ((UInt32Vec)v[1] & 0xffff0000);
         memcpy(p, &pair, sizeof pair);
     }
 };
+
+#if defined(__AMX_BF16__)
+class TileRegisters;
+
+// The same by the registers that hold tiles of 16 x 16 sums (amx.h): 32 values of k at a time.
+struct BFloat16Tiles : BFloat16Pairs {
+    static constexpr int depth_step = 32;
+    static constexpr int64_t chunk_rows = cpu::tile_chunk_rows;
+    static constexpr const char* name = "packed tiles of bfloat16";
+    using Registers = TileRegisters;
+
+    static constexpr int tile_rows(int) { return 32; }
+    // So much of 32 rows stays in the L1 cache while the columns of a panel pass by.
+    static int64_t part_depth(int64_t, int64_t rows, int64_t) {
+        return rows <= 16 ? depth_of_all : cpu::tile_part_depth;
+    }
+    static constexpr int paired_rows(int) { return 0; }
+};
 #endif
+#endif
+
+// How products with many weights of type S are made, where both operands are of it.
+template <class T, class S>
+struct ProductsOf {
+    using type = Plain<T>;
+};
+#if defined(__AMX_BF16__)
+template <>
+struct ProductsOf<float, BFloat16> {
+    using type = BFloat16Tiles;
+};
+#elif defined(__AVX512BF16__)
+template <>
+struct ProductsOf<float, BFloat16> {
+    using type = BFloat16Pairs;
+};
+#endif
+template <class T, class S>
+using Products = typename ProductsOf<T, S>::type;
 
 }  // namespace FASTRNN_ISA
 }  // namespace fastrnn

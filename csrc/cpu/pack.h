@@ -107,8 +107,8 @@ FASTRNN_INLINE void transpose_to(const S* from, int64_t from_stride, int64_t row
 }
 
 // w is [gates * units, depth] row-major: packed column (unit, gate) is row gate * units + unit. For
-// h = W x. Panel by panel, each where the one before it ends, the first at `packed`. Of panels.depth
-// the last value is zero if `depth` is one less.
+// h = W x. Panel by panel, each where the one before it ends, the first at `packed`. What panels.depth
+// has beyond `depth` is zeros.
 template <class P, class S>
 void pack_rows(const Panels& panels, Span span, int64_t depth, const S* w,
                typename P::Packed* packed) {
@@ -132,35 +132,43 @@ void pack_rows(const Panels& panels, Span span, int64_t depth, const S* w,
                 }
             }
         }
+        const int64_t done = round_up(depth, P::step);
+        memset(packed + done * stride, 0, (panels.depth - done) * stride * sizeof(*packed));
         packed += panels.width() * panels.depth;
     }
 }
 
-// row(k) points to the `units` values of row k. For products with W transposed, and for sums over
-// rows of the data.
-template <class T, class Row>
-FASTRNN_INLINE void pack_columns(const Panels& panels, Span span, const Row& row, T* packed) {
+// row(k) points to the `units` values of row k, or is null for zeros. For products with W transposed,
+// and for sums over rows of the data.
+template <class P, class Row>
+FASTRNN_INLINE void pack_columns(const Panels& panels, Span span, const Row& row,
+                                 typename P::Packed* packed) {
+    using T = typename P::T;
     constexpr int L = lanes<T>;
-    for (int64_t k = 0; k < panels.depth; ++k) {
-        const auto* from = row(k);
+    for (int64_t k = 0; k < panels.depth; k += P::step) {
+        decltype(row(k)) from[P::step];
+        for (int i = 0; i < P::step; ++i) from[i] = row(k + i);
         for (int64_t panel = span.first; panel < span.last; ++panel) {
             const int blocks = panels.blocks_of(panel);
-            T* to = packed + panels.offset(panel) + k * blocks * L;
-            for (int block = 0; block < blocks; ++block) {
+            auto* to = packed + panels.offset(panel) + k * blocks * L;
+            for (int block = 0; block < blocks; ++block, to += L * P::step) {
                 const int64_t unit = (panel * panels.blocks + block) * L;
                 const int64_t left = panels.units - unit;
-                store<T>(to + block * L,
-                         load<T>(from + unit, left < L ? static_cast<int>(left) : L), L);
+                const int n = left < L ? static_cast<int>(left) : L;
+                Vec<T> values[P::step];
+                for (int i = 0; i < P::step; ++i)
+                    values[i] = from[i] ? load<T>(from[i] + unit, n) : Vec<T>{};
+                P::pack(to, values);
             }
         }
     }
 }
 
-// The first `rows` columns of `depth` rows, for a product with `panels`: of each of its tiles the values
-// of one k side by side, [K][rows of the tile].
+// The first `rows` columns of panels.depth rows, for a product with `panels`: of each of its tiles the
+// values of one k side by side, [K][rows of the tile].
 template <class T>
 void pack_tiles(const Panels& panels, const T* from, int64_t stride, int64_t rows, T* packed) {
-    const int64_t tiles = tile_count(panels.blocks * panels.gates, rows);
+    const int64_t tiles = tile_count<Plain<T>>(panels.blocks * panels.gates, rows);
     for (int64_t i = 0; i < tiles; ++i) {
         const Span mine = Span{0, rows}.part(i, tiles);
         for (int64_t k = 0; k < panels.depth; ++k)
@@ -169,6 +177,28 @@ void pack_tiles(const Panels& panels, const T* from, int64_t stride, int64_t row
                 const T* at = from + k * stride + mine.last - left;
                 store<T>(packed, load<T>(at, static_cast<int>(n)), static_cast<int>(n));
             }
+    }
+}
+
+// The first `rows` columns of `depth` rows, each as a row of panels.depth values, filled up with zeros.
+FASTRNN_INLINE void transpose_rows(const Panels& panels, const BFloat16* from, int64_t stride,
+                                   int64_t depth, int64_t rows, BFloat16* to) {
+    constexpr int L = lanes<float>;
+    for (int64_t k = 0; k < panels.depth; k += L) {
+        const int left = static_cast<int>(minimum(L, panels.depth - k));
+        for (int64_t row = 0; row < rows; row += L) {
+            const int count = static_cast<int>(minimum(L, rows - row));
+            Vec<float> values[L];
+#pragma GCC unroll 16
+            for (int i = 0; i < L; ++i)
+                values[i] = k + i < depth ? load<float>(from + (k + i) * stride + row, count)
+                                          : Vec<float>{};
+            transpose<float>(values);
+            for (int i = 0; i < count; ++i) {
+                const auto bits = __builtin_convertvector((UInt32Vec)values[i] >> 16, UInt16Vec);
+                store_bits(to + (row + i) * panels.depth + k, bits, left);
+            }
+        }
     }
 }
 

@@ -9,26 +9,13 @@
 // Every sum runs over k in the same order, whatever the tile, the panel or the thread: the result of
 // a row has the same bits alone or in any batch, for any number of threads.
 #pragma once
-#include "operands.h"
+#include "amx.h"
+#include "tile.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
 inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
-
-constexpr int max_panel_vectors = 4;
-
-// Rows of a tile, so that accumulators and a step's weights fit the registers.
-constexpr int tile_rows(int vectors) {
-    if (vector_registers == 32) return vectors == 4 ? 7 : 9;
-    return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 9;
-}
-constexpr int max_tile_rows = 9;
-// Up to this many rows, two panels at once: a few rows alone have too few independent sums to hide
-// the latency of an FMA.
-constexpr int paired_rows(int vectors) {
-    return vector_registers == 32 ? (vectors == 4 ? 2 : 3) : (vectors >= 3 ? 1 : 2);
-}
 
 struct Panels {
     int64_t depth;  // K
@@ -63,110 +50,7 @@ struct Panels {
         return left < blocks ? static_cast<int>(left) : blocks;
     }
     int64_t size() const { return count() * width() * depth; }
-    // Of a panel that several tiles read, so much at a time stays in the L2 cache: whole sums.
-    int64_t part_depth() const {
-        return sum_length < cpu::part_depth ? cpu::part_depth / sum_length * sum_length
-                                            : sum_length;
-    }
 };
-
-// What a tile is of: rows of `a` and one panel, or two that are `pair_stride` apart, from the k-th value
-// on, `first`, to `last`.
-template <class P>
-struct TileArguments {
-    const typename P::Row* a;
-    int64_t a_stride;
-    const typename P::Packed* w;
-    int64_t pair_stride, first, last, sum_length;
-    const typename P::T* bias;  // where the sums start, or null
-    Vec<typename P::T>* sums;   // rows of them
-    int64_t sums_stride;
-    const typename P::Packed* next;  // of a single panel: what to bring into the L2 cache
-                                     // meanwhile, a line a step of k, or null
-};
-
-// P is of operands.h.
-template <class P, int Vectors, int Pair, int Rows, bool Tiled>
-void tile(const TileArguments<P>& t) {
-    using T = typename P::T;
-    constexpr int L = lanes<T>, width = L * P::step;
-    constexpr int total = Vectors * Pair;
-    const auto* a = t.a;
-    const auto* w = t.w;
-    // Without another panel one line again and again: a branch would cost more.
-    const char* next = reinterpret_cast<const char*>(t.next ? t.next : w);
-    const int64_t next_step = t.next ? cpu::cache_line : 0;
-    for (int64_t start = t.first; start < t.last; start += t.sum_length) {
-        const int64_t left = t.last - start, count = left < t.sum_length ? left : t.sum_length;
-        Vec<T> acc[Rows][total];
-#pragma GCC unroll 16
-        for (int j = 0; j < total; ++j) {
-            const Vec<T> first = t.bias && start == 0 ? load<T>(t.bias + j * L, L) : Vec<T>{};
-#pragma GCC unroll 16
-            for (int r = 0; r < Rows; ++r) acc[r][j] = first;
-        }
-        for (int64_t k = 0; k < count; k += P::step) {
-            Vec<T> weights[total];
-#pragma GCC unroll 16
-            for (int j = 0; j < total; ++j)
-                weights[j] = P::weights(w + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
-            if (Pair == 1) {  // two panels are read as fast as they come, which the CPU foresees
-#pragma GCC unroll 4
-                for (int j = 0; j < Vectors; ++j)
-                    __builtin_prefetch(w + (cpu::steps_ahead * Vectors + j) * width);
-                __builtin_prefetch(next, 0, 2);
-                next += next_step;
-            }
-#pragma GCC unroll 16
-            for (int r = 0; r < Rows; ++r) {
-                const Vec<T> value = P::value(a + (Tiled ? r : r * t.a_stride));
-#pragma GCC unroll 16
-                for (int j = 0; j < total; ++j) acc[r][j] = P::add(acc[r][j], value, weights[j]);
-            }
-            a += Tiled ? Rows : P::step;
-            w += Vectors * width;
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 16
-            for (int j = 0; j < total; ++j) {
-                Vec<T>& sum = t.sums[r * t.sums_stride + j];
-                sum = start == 0 ? acc[r][j] : sum + acc[r][j];
-            }
-    }
-}
-
-template <class P>
-using Tile = void (*)(const TileArguments<P>&);
-
-template <class P, int Vectors, int Pair, bool Tiled>
-Tile<P> tile_for(int rows) {
-    constexpr int most = Pair == 1 ? tile_rows(Vectors) : paired_rows(Vectors);
-    // clang-format off
-    switch (rows) {
-        case 1: return tile<P, Vectors, Pair, 1, Tiled>;
-        case 2: if constexpr (most >= 2) return tile<P, Vectors, Pair, 2, Tiled>; break;
-        case 3: if constexpr (most >= 3) return tile<P, Vectors, Pair, 3, Tiled>; break;
-        case 4: if constexpr (most >= 4) return tile<P, Vectors, Pair, 4, Tiled>; break;
-        case 5: if constexpr (most >= 5) return tile<P, Vectors, Pair, 5, Tiled>; break;
-        case 6: if constexpr (most >= 6) return tile<P, Vectors, Pair, 6, Tiled>; break;
-        case 7: if constexpr (most >= 7) return tile<P, Vectors, Pair, 7, Tiled>; break;
-        case 8: if constexpr (most >= 8) return tile<P, Vectors, Pair, 8, Tiled>; break;
-        case 9: if constexpr (most >= 9) return tile<P, Vectors, Pair, 9, Tiled>; break;
-    }
-    // clang-format on
-    return nullptr;
-}
-
-template <class P, bool Tiled>
-Tile<P> tile_for(int vectors, bool pair, int rows) {
-    switch (vectors) {
-        case 1: return pair ? tile_for<P, 1, 2, Tiled>(rows) : tile_for<P, 1, 1, Tiled>(rows);
-        case 2: return pair ? tile_for<P, 2, 2, Tiled>(rows) : tile_for<P, 2, 1, Tiled>(rows);
-        case 3: return pair ? tile_for<P, 3, 2, Tiled>(rows) : tile_for<P, 3, 1, Tiled>(rows);
-        default: return pair ? tile_for<P, 4, 2, Tiled>(rows) : tile_for<P, 4, 1, Tiled>(rows);
-    }
-}
 
 // A span of panels [first, last) or of rows.
 struct Span {
@@ -182,8 +66,9 @@ struct Span {
 };
 
 // Into how many tiles rows are cut, for panels of so many vectors.
-inline int64_t tile_count(int vectors, int64_t rows) {
-    return (rows + tile_rows(vectors) - 1) / tile_rows(vectors);
+template <class P>
+int64_t tile_count(int vectors, int64_t rows) {
+    return (rows + P::tile_rows(vectors) - 1) / P::tile_rows(vectors);
 }
 
 // Cuts the product of `rows` rows with a span of panels into tiles. Row m of a is at a + m * a_stride,
@@ -204,10 +89,10 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
     t.sum_length = panels.sum_length;
     const auto run = [&](int64_t panel, bool pair, int64_t next) {
         const int vectors = panels.blocks_of(panel) * panels.gates;
-        const int64_t tiles = pair ? 1 : tile_count(Tiled ? full : vectors, rows);
+        const int64_t tiles = pair ? 1 : tile_count<P>(Tiled ? full : vectors, rows);
         const auto* w = packed + panel * t.pair_stride;
         t.bias = bias ? bias + panel * panels.width() : nullptr;
-        const int64_t part = !Tiled && tiles > 1 ? panels.part_depth() : panels.depth;
+        const int64_t part = Tiled ? panels.depth : P::part_depth(panels.sum_length, rows, tiles);
         for (t.first = 0; t.first < panels.depth; t.first = t.last) {
             t.last = minimum(panels.depth, t.first + part);
             t.w = w + t.first * vectors * lanes<typename P::T>;
@@ -222,6 +107,7 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
             for (int64_t i = 0; i < tiles; ++i) {
                 const Span mine = Span{0, rows}.part(i, tiles);
                 const int count = static_cast<int>(mine.size());
+                t.rows = count;
                 t.a = a + (Tiled ? mine.first * panels.depth : mine.first * a_stride + t.first);
                 // Each tile brings a part of it: the first is kept busy by its own. LSTM, H = 1024,
                 // the product of a step on one core of an Intel Xeon: 107 GFLOP/s at B = 16 where the
@@ -234,7 +120,7 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
             }
         }
     };
-    const bool by_twos = rows <= paired_rows(full);
+    const bool by_twos = rows <= P::paired_rows(full);
     const int64_t step = 1 + by_twos, groups = (span.size() + step - 1) / step;
     for (int64_t i = 0; i < groups; ++i) {
         const int64_t group = backwards ? groups - 1 - i : i, panel = span.first + group * step;
@@ -264,7 +150,7 @@ FASTRNN_INLINE void product(const Panels& panels, Span span, bool backwards,
                             const Epilogue& epilogue, const Ahead& ahead = {}) {
     // Where panels are read in parts, the sums of all rows wait for the last.
     Vec<typename P::T> sums[cpu::part_rows * max_panel_vectors];
-    const bool parts = !Tiled && panels.depth > panels.part_depth();
+    const bool parts = !Tiled && panels.depth > P::part_depth(panels.sum_length, rows, 2);
     const int64_t groups = parts ? (rows + cpu::part_rows - 1) / cpu::part_rows : 1;
     for (int64_t group = 0; group < groups; ++group) {
         const Span mine = Span{0, rows}.part(group, groups);

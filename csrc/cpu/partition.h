@@ -19,7 +19,7 @@ inline Partition choose_partition(const Sequence& sequence, const Dimensions& d,
     threads = at_most(threads, total / worth_a_thread);
     if (sequence.batch >= rows_per_thread * threads &&
         sequence.rows() >= data_rows_per_thread * threads &&
-        gates * d.hidden * d.recurrent <= values_per_thread) {
+        gates * d.hidden * d.recurrent < values_per_thread) {
         p.rows = threads;  // no barrier at all
         return p;
     }

@@ -95,7 +95,7 @@ bool side_by_side(const Problem& p, int64_t models, int64_t threads) {
     const int64_t unit = p.cell.gates * p.hidden;
     const int64_t total = models * p.rows * p.directions * unit * (inputs + p.layers * p.recurrent);
     return threads > 1 && models >= threads && total >= worth_a_thread * threads &&
-           unit * p.recurrent <= values_per_thread;
+           unit * p.recurrent < values_per_thread;
 }
 
 // Runs one kernel with the threads that torch allows.

@@ -134,6 +134,16 @@ FASTRNN_INLINE void store(T* p, Vec<T> v, int n) {
 #endif
 }
 
+// A stored value in arithmetic.
+FASTRNN_INLINE float scalar(float x) { return x; }
+FASTRNN_INLINE double scalar(double x) { return x; }
+FASTRNN_INLINE float scalar(BFloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 constexpr int float_lanes = lanes<float>;
 typedef uint32_t UInt32Vec __attribute__((vector_size(vector_bytes)));
 typedef uint16_t UInt16Vec __attribute__((vector_size(vector_bytes / 2)));

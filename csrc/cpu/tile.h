@@ -1,0 +1,108 @@
+// A tile of a product (panels.h): a few rows times a panel, or two.
+#pragma once
+#include "operands.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+// What a tile is of: rows of `a` and one panel, or two that are `pair_stride` apart, from the k-th value
+// on, `first`, to `last`.
+template <class P>
+struct TileArguments {
+    const typename P::Row* a;
+    int64_t a_stride;
+    const typename P::Packed* w;
+    int64_t pair_stride, first, last, sum_length;
+    const typename P::T* bias;  // where the sums start, or null
+    Vec<typename P::T>* sums;   // `rows` of them
+    int64_t sums_stride;
+    int rows;
+    const typename P::Packed* next;  // of a single panel: what to bring into the L2 cache
+                                     // meanwhile, a line a step of k, or null
+};
+
+// P is of operands.h. All sums are in registers.
+template <class P, int Vectors, int Pair, int Rows, bool Tiled>
+void tile(const TileArguments<P>& t) {
+    using T = typename P::T;
+    constexpr int L = lanes<T>, width = L * P::step;
+    constexpr int total = Vectors * Pair;
+    const auto* a = t.a;
+    const auto* w = t.w;
+    // Without another panel one line again and again: a branch would cost more.
+    const char* next = reinterpret_cast<const char*>(t.next ? t.next : w);
+    const int64_t next_step = t.next ? cpu::cache_line : 0;
+    for (int64_t start = t.first; start < t.last; start += t.sum_length) {
+        const int64_t left = t.last - start, count = left < t.sum_length ? left : t.sum_length;
+        Vec<T> acc[Rows][total];
+#pragma GCC unroll 16
+        for (int j = 0; j < total; ++j) {
+            const Vec<T> first = t.bias && start == 0 ? load<T>(t.bias + j * L, L) : Vec<T>{};
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) acc[r][j] = first;
+        }
+        for (int64_t k = 0; k < count; k += P::step) {
+            Vec<T> weights[total];
+#pragma GCC unroll 16
+            for (int j = 0; j < total; ++j)
+                weights[j] = P::weights(w + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
+            if (Pair == 1) {  // two panels are read as fast as they come, which the CPU foresees
+#pragma GCC unroll 4
+                for (int j = 0; j < Vectors; ++j)
+                    __builtin_prefetch(w + (cpu::steps_ahead * Vectors + j) * width);
+                __builtin_prefetch(next, 0, 2);
+                next += next_step;
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) {
+                const Vec<T> value = P::value(a + (Tiled ? r : r * t.a_stride));
+#pragma GCC unroll 16
+                for (int j = 0; j < total; ++j) acc[r][j] = P::add(acc[r][j], value, weights[j]);
+            }
+            a += Tiled ? Rows : P::step;
+            w += Vectors * width;
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+            for (int j = 0; j < total; ++j) {
+                Vec<T>& sum = t.sums[r * t.sums_stride + j];
+                sum = start == 0 ? acc[r][j] : sum + acc[r][j];
+            }
+    }
+}
+
+template <class P>
+using Tile = void (*)(const TileArguments<P>&);
+
+template <class P, int Vectors, int Pair, bool Tiled>
+Tile<P> tile_for(int rows) {
+    constexpr int most = Pair == 1 ? P::tile_rows(Vectors) : P::paired_rows(Vectors);
+    // clang-format off
+    switch (rows) {
+        case 1: return tile<P, Vectors, Pair, 1, Tiled>;
+        case 2: if constexpr (most >= 2) return tile<P, Vectors, Pair, 2, Tiled>; break;
+        case 3: if constexpr (most >= 3) return tile<P, Vectors, Pair, 3, Tiled>; break;
+        case 4: if constexpr (most >= 4) return tile<P, Vectors, Pair, 4, Tiled>; break;
+        case 5: if constexpr (most >= 5) return tile<P, Vectors, Pair, 5, Tiled>; break;
+        case 6: if constexpr (most >= 6) return tile<P, Vectors, Pair, 6, Tiled>; break;
+        case 7: if constexpr (most >= 7) return tile<P, Vectors, Pair, 7, Tiled>; break;
+        case 8: if constexpr (most >= 8) return tile<P, Vectors, Pair, 8, Tiled>; break;
+        case 9: if constexpr (most >= 9) return tile<P, Vectors, Pair, 9, Tiled>; break;
+    }
+    // clang-format on
+    return nullptr;
+}
+
+template <class P, bool Tiled>
+Tile<P> tile_for(int vectors, bool pair, int rows) {
+    switch (vectors) {
+        case 1: return pair ? tile_for<P, 1, 2, Tiled>(rows) : tile_for<P, 1, 1, Tiled>(rows);
+        case 2: return pair ? tile_for<P, 2, 2, Tiled>(rows) : tile_for<P, 2, 1, Tiled>(rows);
+        case 3: return pair ? tile_for<P, 3, 2, Tiled>(rows) : tile_for<P, 3, 1, Tiled>(rows);
+        default: return pair ? tile_for<P, 4, 2, Tiled>(rows) : tile_for<P, 4, 1, Tiled>(rows);
+    }
+}
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn
