@@ -91,15 +91,15 @@ def main() -> None:
 
         # Sooner built, and what is proved here is the same.
         setup = copy / "setup.py"
-        setup.write_text(setup.read_text().replace('"-O2"', '"-O1"'))
+        setup.write_text(setup.read_text().replace('"-O2"', '"-O0"'))
         # egg_info: fastrnn.__version__ is then the copy's own, whether or not it is installed.
         run("setup.py", "--quiet", "egg_info", "build_ext", "--inplace")
         where = run("-c", "import fastrnn; print(fastrnn.__file__, 'mgu' in fastrnn.CELLS)").split()
         if not where[0].startswith(str(copy)) or where[1] != "True":
             raise SystemExit(f"the copy was not what was imported: {where}")
-        for isa in run(
-            "-c", "import fastrnn; print(*fastrnn.build_info()['isa_supported'])"
-        ).split():
+        # Of those that differ in products of bfloat16 alone, the best.
+        sets = run("-c", "import fastrnn; print(*fastrnn.build_info()['isa_supported'])").split()
+        for isa in [*(s for s in sets[:-1] if s in ("generic", "avx2")), sets[-1]]:
             environment["FASTRNN_ISA"] = isa
             output = run("-m", "pytest", "tests/test_registry.py", "tests/test_ops.py", "-k", TESTS)
             passed = re.search(r"(\d+) passed", output)
