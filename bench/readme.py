@@ -89,6 +89,12 @@ def groups(rows: list[Row]) -> list[str]:
     return lines
 
 
+def with_half(results: dict[str, Any]) -> dict[str, Any]:
+    """The rows of 16 bits are of a run of their own, bench/cpu.py --only half."""
+    half = json.loads((ROOT / "bench/results/half.json").read_text())["rows"]
+    return {**results, "rows": [r for r in results["rows"] if r["group"] != "half"] + half}
+
+
 def speed(results: dict[str, Any]) -> str:
     """The section on speed, of bench/results/cpu.json."""
     rows, machine, versions = results["rows"], results["machine"], results["versions"]
@@ -126,7 +132,9 @@ def speed(results: dict[str, Any]) -> str:
         "and [threads](bench/results/growth_threads.png), beside the slope one would expect.",
         "",
         "`make bench` measures some of it on your machine in under three minutes.",
-        "Every row of this run is in [bench/results/cpu.json](bench/results/cpu.json).",
+        "Every row of this run is in [bench/results/cpu.json](bench/results/cpu.json); those of 16 "
+        "bits are of a later one,",
+        "with the instruction set amx, in [bench/results/half.json](bench/results/half.json).",
     ]
     return "\n".join(lines)
 
@@ -198,7 +206,7 @@ def counters(results: dict[str, Any]) -> str:
 # What stands in which file, of which file of results.
 PARTS = [
     ("README.md", "memory", "memory.json", lambda text: memory(json.loads(text))),
-    ("README.md", "cpu", "cpu.json", lambda text: speed(json.loads(text))),
+    ("README.md", "cpu", "cpu.json", lambda text: speed(with_half(json.loads(text)))),
     ("docs/cuda.md", "gpu", "gpu.json", lambda text: on_a_gpu(json.loads(text))),
     (
         "docs/cuda.md",
