@@ -32,7 +32,7 @@ NUMERIC = [
 SETS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
 #: These differ in products of bfloat16, and in nothing else.
 ALIKE = SETS[2:]
-OF_BFLOAT16 = ["test_dtypes.py", "test_determinism.py", "test_tiles.py"]
+OF_BFLOAT16 = ["test_determinism.py", "test_tiles.py"]
 
 
 def supported(name: str) -> bool:

@@ -12,7 +12,7 @@ from helpers import FULL, LOW, assert_pool_no_worse, pair
 
 pytestmark = pytest.mark.cpu("the tiles of the CPU kernels")
 
-#: A tile has at most 9 rows; 19 are two tiles and one row, or three of 7, 6 and 6.
+#: A tile has at most 9 rows (AMX's: below); 19 are two tiles and one row, or three of 7, 6 and 6.
 MOST_ROWS = 19
 #: A vector holds 2 to 16 units, a panel up to 4 vectors: of an RNN's 65 units are a panel and one
 #: more, and 128 two whole panels, which few rows are multiplied with at once.
