@@ -91,8 +91,9 @@ def groups(rows: list[Row]) -> list[str]:
 
 def with_half(results: dict[str, Any]) -> dict[str, Any]:
     """The rows of 16 bits are of a run of their own, bench/cpu.py --only half."""
-    half = json.loads((ROOT / "bench/results/half.json").read_text())["rows"]
-    return {**results, "rows": [r for r in results["rows"] if r["group"] != "half"] + half}
+    half = json.loads((ROOT / "bench/results/half.json").read_text())
+    rows = [row for row in results["rows"] if row["group"] != "half"] + half["rows"]
+    return {**results, "rows": rows, "half_isa": half["machine"]["isa"]}
 
 
 def speed(results: dict[str, Any]) -> str:
@@ -132,10 +133,13 @@ def speed(results: dict[str, Any]) -> str:
         "and [threads](bench/results/growth_threads.png), beside the slope one would expect.",
         "",
         "`make bench` measures some of it on your machine in under three minutes.",
-        "Every row of this run is in [bench/results/cpu.json](bench/results/cpu.json); those of 16 "
-        "bits are of a later one,",
-        "with the instruction set amx, in [bench/results/half.json](bench/results/half.json).",
+        "Every row of this run is in [bench/results/cpu.json](bench/results/cpu.json).",
     ]
+    if "half_isa" in results:
+        lines += [
+            "Those of 16 bits are of a later run, with the instruction set "
+            f"{results['half_isa']}: [half.json](bench/results/half.json).",
+        ]
     return "\n".join(lines)
 
 

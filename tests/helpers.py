@@ -48,8 +48,8 @@ class Sizes(NamedTuple):
 
 def affordable(cases: Sequence[Any]) -> list[Any]:
     """Those of the cases (T, B, I, H) that the device under test is fast enough for: all, or on the
-    virtual GPU, which takes some 10 ns for a multiply-add and 1 ms for a launch, those of up to 2
-    million a gate and 100 steps.
+    virtual GPU, which takes some 10 ns for a multiply-add, those of up to 2 million a gate and, as
+    every step is a launch, of up to 100 steps.
     """
     most = 2e6
     return [

@@ -83,7 +83,9 @@ def test_runs_and_threads(kind, dtype, packed):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_row_alone_or_in_a_batch(kind, dtype):
     """What a row gives does not depend on which rows, or how many, are computed beside it."""
-    for T, B, I, H in [(5, 17, 5, 17), (3, 9, 33, 64), (2, 40, 16, 33)]:
+    # One step; up to 8 rows, whose gradients may be made without packing weights, and more.
+    few = [(1, 9, 33, 64), (1, 40, 33, 17), (4, 12, 128, 256)]
+    for T, B, I, H in [(5, 17, 5, 17), (3, 9, 33, 64), (2, 40, 16, 33), *few]:
         layer, _ = pair(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype)
         x, state = arguments(layer, T, B, I)
         whole = flat(layer(x, state))

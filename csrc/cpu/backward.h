@@ -63,8 +63,9 @@ struct BackwardPlan {
         const int64_t outputs = d.projected ? d.recurrent : 0;
         units = round_up(d.hidden, P::depth_step);
         at_once = s.rows() <= cpu::at_once_rows;
-        unpacked_input = s.rows() <= cpu::unpacked_rows && units == d.hidden;
-        unpacked_step = s.steps == 1 && s.batch <= cpu::unpacked_rows && units == d.hidden;
+        // Not pairs, whose sums run in another order.
+        unpacked_input = P::step == 1 && s.rows() <= cpu::unpacked_rows;
+        unpacked_step = P::step == 1 && s.steps == 1 && s.batch <= cpu::unpacked_rows;
         ih = Panels(Cell::gates * units, d.input, 1, L, P::backward_sum, at_once ? threads : 1);
         hh = Panels(Cell::gates * units, d.recurrent, 1, L, P::backward_sum, share);
         hr = Panels(outputs, d.hidden, 1, L, Plain<T>::backward_sum, share);
@@ -307,12 +308,16 @@ private:
             const auto add = [&](int64_t row, int64_t block, const Vec<T>* sums) {
                 add_up(row, block, sums[0]);
             };
-            if (plan_.unpacked_step)
-                product_of_few<T>(plan_.hh, blocks, step_weights(), dgates, plan_.stride, linked,
-                                  plan_.template sums_of<T>(rank_), add);
-            else
+            const auto multiply = [&] {
+                if constexpr (P::step == 1)
+                    if (plan_.unpacked_step)
+                        return product_of_few<T>(plan_.hh, blocks, step_weights(), dgates,
+                                                 plan_.stride, linked,
+                                                 plan_.template sums_of<T>(rank_), add);
                 product<P>(plan_.hh, h_panels_, t % 2 != 0, hh_, nullptr, dgates, plan_.stride,
                            linked, add);
+            };
+            multiply();
         }
         for (int64_t row = linked > 0 ? linked : 0; row < rows; ++row)
             for (int64_t block = blocks.first; block < blocks.last; ++block)

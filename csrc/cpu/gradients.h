@@ -59,12 +59,14 @@ public:
     void input() {
         if (!layer_.grad_input) return;
         const Span rows{0, chunk_.rows}, panels{0, plan_.ih.count()};
-        if (plan_.unpacked_input) {
-            const Span blocks = Span{0, plan_.ih.block_count()}.part(rank_, threads_);
-            product_of_few<T>(plan_.ih, blocks, input_weights(), own_.dgates, plan_.stride,
-                              chunk_.rows, plan_.template sums_of<T>(rank_), put_input(chunk_.row));
-            return;
-        }
+        if constexpr (P::step == 1)
+            if (plan_.unpacked_input) {
+                const Span blocks = Span{0, plan_.ih.block_count()}.part(rank_, threads_);
+                product_of_few<T>(plan_.ih, blocks, input_weights(), own_.dgates, plan_.stride,
+                                  chunk_.rows, plan_.template sums_of<T>(rank_),
+                                  put_input(chunk_.row));
+                return;
+            }
         if (!plan_.at_once) {
             multiply(panels, own_.ih, rows.part(rank_, threads_));
             return;

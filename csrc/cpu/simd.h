@@ -56,6 +56,27 @@ FASTRNN_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};
 }
 
+// sum + a * b, rounded once where the set can. Between branches a compiler may round twice here and once
+// there, for `sum + a * b`.
+FASTRNN_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__)
+    return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+    return sum + a * b;
+#endif
+}
+FASTRNN_INLINE Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) {
+#if defined(__AVX512F__)
+    return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
+#elif defined(__AVX2__)
+    return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#else
+    return sum + a * b;
+#endif
+}
+
 // The smaller and the larger of a limit and x; a NaN in x passes through.
 FASTRNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> limit) {
 #if defined(__AVX512F__)
@@ -132,16 +153,6 @@ FASTRNN_INLINE void store(T* p, Vec<T> v, int n) {
 #else
     for (int i = 0; i < n; ++i) p[i] = v[i];
 #endif
-}
-
-// A stored value in arithmetic.
-FASTRNN_INLINE float scalar(float x) { return x; }
-FASTRNN_INLINE double scalar(double x) { return x; }
-FASTRNN_INLINE float scalar(BFloat16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
 }
 
 constexpr int float_lanes = lanes<float>;

@@ -42,7 +42,8 @@ FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t
             if (u >= u_count) break;
             const Vec<T> weights = load<T>(w + u * depth + k, n);
 #pragma GCC unroll 16
-            for (int r = 0; r < Rows; ++r) sums[r * Units + u] += values[r] * weights;
+            for (int r = 0; r < Rows; ++r)
+                sums[r * Units + u] = multiply_add(sums[r * Units + u], values[r], weights);
         }
     };
     int64_t k = 0;
@@ -110,8 +111,8 @@ FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W*
 // `product` of panels.h, of one gate, for few rows and weights as they lie in memory: row k of them,
 // [panels.units] values, is at w(k). Every sum has the bits of the packed product: a column's terms
 // come in the same order. `scratch` has room for 2 * rows values a column.
-template <class T, class A, class W, class Epilogue>
-void product_of_few(const Panels& panels, Span blocks, const W& w, const A* a, int64_t a_stride,
+template <class T, class W, class Epilogue>
+void product_of_few(const Panels& panels, Span blocks, const W& w, const T* a, int64_t a_stride,
                     int64_t rows, T* scratch, const Epilogue& epilogue) {
     constexpr int L = lanes<T>, most = 8;  // rows of weights that are read side by side
     const int64_t first = blocks.first * L, width = blocks.size() * L;
@@ -127,11 +128,12 @@ void product_of_few(const Panels& panels, Span blocks, const W& w, const A* a, i
 #pragma GCC unroll 8
             for (int i = 0; i < Count; ++i) weights[i] = load<T>(row[i] + at, n);
             for (int64_t r = 0; r < rows; ++r) {
-                const A* values = a + r * a_stride + k;
+                const T* values = a + r * a_stride + k;
                 T* to = acc + r * width + at;
                 Vec<T> sum = fresh ? Vec<T>{} : load<T>(to, L);
 #pragma GCC unroll 8
-                for (int i = 0; i < Count; ++i) sum += scalar(values[i]) * weights[i];
+                for (int i = 0; i < Count; ++i)
+                    sum = multiply_add(sum, broadcast(values[i]), weights[i]);
                 store<T>(to, sum, L);
             }
         }
