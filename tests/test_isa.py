@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.once, pytest.mark.cpu("instruction sets")]
 
 TESTS = Path(__file__).parent
 NUMERIC = [
-    "test_layers.py",
     "test_gradients.py",
     "test_dtypes.py",
     "test_determinism.py",
@@ -29,10 +28,14 @@ NUMERIC = [
     "test_fuzz.py",
     "test_numbers.py",
 ]
+#: Which takes as long as all of these together.
+OPTIONS = ["test_layers.py"]
 SETS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
 #: These differ in products of bfloat16, and in nothing else.
 ALIKE = SETS[2:]
 OF_BFLOAT16 = ["test_determinism.py", "test_tiles.py"]
+#: How many tests at least are to have been run of each of these.
+LEAST = {"numeric": (NUMERIC, 800), "options": (OPTIONS, 1000), "bfloat16": (OF_BFLOAT16, 50)}
 
 
 def supported(name: str) -> bool:
@@ -50,8 +53,11 @@ def only_bfloat16(name: str) -> bool:
     return name in ALIKE and fastrnn.build_info()["isa"] in ALIKE
 
 
-def files_for(name: str) -> list[str]:
-    return OF_BFLOAT16 if only_bfloat16(name) else NUMERIC
+def part_for(name: str, part: str) -> str | None:
+    """What of LEAST is run of a part: of numeric, for some sets, less; of options nothing."""
+    if only_bfloat16(name):
+        return "bfloat16" if part == "numeric" else None
+    return part
 
 
 def environment(name: str) -> dict[str, str]:
@@ -75,7 +81,7 @@ def other_sets() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(request, tmp_path_factory):
     """The processes, all started at once: most of their time is Python's, on one core each."""
     folder = tmp_path_factory.mktemp("isa")
     command = [
@@ -89,31 +95,39 @@ def runs(tmp_path_factory):
     ]
     started = {}
     for name in other_sets():
+        part = part_for(name, request.param)
+        if not part:
+            continue
         report, log = folder / f"{name}.xml", (folder / f"{name}.log").open("w+")
         process = subprocess.Popen(
             [
                 *command,
-                *(["-k", "bfloat16"] if only_bfloat16(name) else []),
+                *(["-k", "bfloat16"] if part == "bfloat16" else []),
                 f"--junitxml={report}",
-                *(str(TESTS / f) for f in files_for(name)),
+                *(str(TESTS / f) for f in LEAST[part][0]),
             ],
             env=environment(name), cwd=TESTS.parent, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        started[name] = process, report, log
+        started[name] = process, report, log, *LEAST[part]
     yield started
-    for process, _, log in started.values():
+    for process, _, log, *_ in started.values():
         process.kill()  # of no effect on those that have ended
         process.wait()
         log.close()
 
 
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(
+    "runs", ["numeric", pytest.param("options", marks=pytest.mark.slow)], indirect=True
+)
 def test_numbers(name, runs):
     if name == fastrnn.build_info()["isa"]:
         pytest.skip("the set that the suite runs under")
     if name not in other_sets():
         pytest.skip("not compiled, or not one of this CPU's")
-    process, report, log = runs[name]
+    if name not in runs:
+        pytest.skip("the same kernels as those that the suite runs under")
+    process, report, log, files, least = runs[name]
     status = process.wait()
     log.seek(0)
     tail = "\n".join(log.read().splitlines()[-60:])
@@ -125,8 +139,8 @@ def test_numbers(name, runs):
     assert count["failures"] == count["errors"] == 0, tail
     assert status == 0, tail
     ran = {case.get("classname").rsplit(".")[-1] for case in suite.iter("testcase")}
-    assert ran == {f.removesuffix(".py") for f in files_for(name)}
-    assert count["tests"] - count["skipped"] > (50 if only_bfloat16(name) else 1000), count
+    assert ran == {f.removesuffix(".py") for f in files}
+    assert count["tests"] - count["skipped"] > least, count
 
 
 @pytest.mark.parametrize("value", ["sse9", ""])
