@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -195,16 +196,26 @@ class Build(BuildExtension):
 
     def build_extension(self, ext: CppExtension) -> None:
         kernels = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/cpu/kernels_*.cpp"))]
-        of_bfloat16 = [k for k in kernels if "bfloat16" in k]
-        objects = []
-        for isa, flags in {**ISA_FLAGS, **BFLOAT16_FLAGS}.items():
-            objects += self.compiler.compile(
-                kernels if isa in ISA_FLAGS else of_bfloat16,
-                output_dir=os.path.join(self.build_temp, isa),
+
+        def compiled(kernel: str, isa: str, flags: list[str]) -> list[str]:
+            return self.compiler.compile(
+                [kernel],
+                # ninja keeps its own files there.
+                output_dir=os.path.join(self.build_temp, isa, Path(kernel).stem),
                 macros=[("FASTRNN_ISA", isa)],
                 extra_postargs=[*CXX_FLAGS, *flags],
             )
-        ext.extra_objects = objects
+
+        # torch's compiler has one set of flags at a time; without ninja, it keeps it in itself.
+        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1) if self.use_ninja else 1
+        with ThreadPoolExecutor(jobs) as pool:
+            calls = [
+                pool.submit(compiled, kernel, isa, flags)
+                for isa, flags in {**BFLOAT16_FLAGS, **ISA_FLAGS}.items()
+                for kernel in kernels
+                if isa in ISA_FLAGS or "bfloat16" in kernel
+            ]
+        ext.extra_objects = [o for call in calls for o in call.result()]
         super().build_extension(ext)
 
 

@@ -1,6 +1,6 @@
 // Every argument check of the operators. Where torch's own layer raises on the same misuse, its
 // text is used.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/EmptyTensor.h>
 
 #include "problem.h"

@@ -1,6 +1,6 @@
 #include "models.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "cpu/run.h"
 

@@ -1,6 +1,8 @@
 #include "network.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/native_dropout.h>
 
 #include "cpu/run.h"
 #include "cpu/scratch.h"

@@ -1,6 +1,7 @@
 // The operators torch.ops.fastrnn.forward and .backward (their schemas, and the way to a device's
 // kernels), and the module fastrnn._C, which says what was built.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -62,6 +62,10 @@ constexpr int64_t part_rows = 64;
 // = 1024.
 constexpr int64_t tile_part_depth = 512;
 
+// Of weights as they lie in memory, so many bytes are multiplied with all rows before the next: they stay
+// in the L1 cache.
+constexpr int64_t near_bytes = 24 << 10;
+
 // --- lengths of sums (Panels) ------------------------------------------------------------------------
 
 // So many products are summed in a row before the sum is added to the total: a sum of short sums loses

@@ -21,3 +21,13 @@
     const cpu::Kernel kernels_##suffix[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_KERNEL)}; \
     }                                                                               \
     }
+
+// The tiles of `arithmetic` values as they are: kernels_float32.cpp compiles them for the types of 16 bits
+// too, which declare them `extern`.
+#define FASTRNN_TILES(where, arithmetic)                                                       \
+    namespace fastrnn {                                                                        \
+    namespace FASTRNN_ISA {                                                                    \
+    where template Tile<Plain<arithmetic>> tile_for<Plain<arithmetic>, false>(int, bool, int); \
+    where template Tile<Plain<arithmetic>> tile_for<Plain<arithmetic>, true>(int, bool, int);  \
+    }                                                                                          \
+    }

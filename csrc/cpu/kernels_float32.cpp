@@ -1,3 +1,4 @@
 #include "kernels.h"
 
+FASTRNN_TILES(, float)
 FASTRNN_DEFINE_KERNELS(float32, float, float)

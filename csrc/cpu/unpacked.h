@@ -55,25 +55,30 @@ FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t
     return sum_lanes<T>(sums);
 }
 
-// The sums of `Rows` rows and one gate of a block of `count` <= lanes units: sums[r] gets the block
-// of row r, zeros beyond `count`.
-template <class T, int Rows, class A, class W>
-FASTRNN_INLINE void dot_block(const A* a, int64_t a_stride, const W* w, int64_t depth, int count,
-                              Vec<T>* sums) {
-    constexpr int L = lanes<T>, Units = L / Rows;
-    if constexpr (Rows == 1) {
-        sums[0] = dot_tile<T, 1>(a, a_stride, w, depth, count);
-    } else {
-        T block[Rows][L] = {};
-        for (int u = 0; u < count; u += Units) {
-            const int units = count - u < Units ? count - u : Units;
-            const Vec<T> tile = dot_tile<T, Rows>(a, a_stride, w + u * depth, depth, units);
-            for (int r = 0; r < Rows; ++r)
-                memcpy(block[r] + u, reinterpret_cast<const T*>(&tile) + r * Units,
-                       Units * sizeof(T));
-        }
-        for (int r = 0; r < Rows; ++r) sums[r] = load<T>(block[r], L);
+// The sums of `rows` rows and one gate of a block of `count` <= lanes units: sums[r * stride] gets the
+// block of row r, zeros beyond `count`. Of the weights, `near_bytes` stay in the L1 cache while the rows
+// pass by. A function of its own: inlined where it is called, it made half of the half types' code.
+template <class T, class A, class W>
+[[gnu::noinline]] void dot_block(const A* a, int64_t a_stride, int64_t rows, const W* w,
+                                 int64_t depth, int count, Vec<T>* sums, int64_t stride) {
+    constexpr int L = lanes<T>, Rows = L >= 4 ? L / 4 : 1, Units = L / Rows;
+    const int64_t together = rows / Rows * Rows;
+    for (int64_t r = 0; count < L && r < together; ++r) sums[r * stride] = Vec<T>{};
+    const int64_t fitting = cpu::near_bytes / (depth * int64_t(sizeof(W)) + 1) / Units * Units;
+    const int near = static_cast<int>(fitting < Units ? Units : fitting < L ? fitting : L);
+    for (int first = 0; together && first < count; first += near) {
+        const int last = first + near < count ? first + near : count;
+        for (int64_t r = 0; r < together; r += Rows)
+            for (int u = first; u < last; u += Units) {
+                const Vec<T> tile = dot_tile<T, Rows>(a + r * a_stride, a_stride, w + u * depth,
+                                                      depth, last - u < Units ? last - u : Units);
+                for (int i = 0; i < Rows; ++i)
+                    memcpy(reinterpret_cast<T*>(sums + (r + i) * stride) + u,
+                           reinterpret_cast<const T*>(&tile) + i * Units, Units * sizeof(T));
+            }
     }
+    for (int64_t r = together; r < rows; ++r)
+        sums[r * stride] = dot_tile<T, 1>(a + r * a_stride, a_stride, w, depth, count);
 }
 
 // As `product` of panels.h, for weights [gates * units, depth] and a span of blocks of `lanes` units.
@@ -81,30 +86,24 @@ template <class T, class A, class W, class Epilogue>
 FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W* w, int64_t depth,
                                      const T* bias, const A* a, int64_t a_stride, int64_t rows,
                                      const Epilogue& epilogue) {
-    constexpr int L = lanes<T>, most = L >= 4 ? L / 4 : 1;
+    constexpr int L = lanes<T>;
     const int gates = panels.gates;
-    const auto run = [&](auto tile_rows, int64_t row,
-                         int64_t block) __attribute__((always_inline)) {
-        constexpr int Rows = decltype(tile_rows)::value;
-        const int64_t left = panels.units - block * L;
-        const int count = left < L ? static_cast<int>(left) : L;
-        Vec<T> sums[max_panel_vectors][Rows], of_row[max_panel_vectors];
-        for (int g = 0; g < gates; ++g)
-            dot_block<T, Rows>(a + row * a_stride, a_stride,
-                               w + (g * panels.units + block * L) * depth, depth, count, sums[g]);
-        for (int r = 0; r < Rows; ++r) {
-            for (int g = 0; g < gates; ++g) {
-                of_row[g] = sums[g][r];
-                if (bias) of_row[g] += load<T>(bias + (block * gates + g) * L, L);
+    Vec<T> sums[cpu::part_rows * max_panel_vectors];
+    for (int64_t row = 0; row < rows; row += cpu::part_rows) {
+        const int64_t part = minimum(cpu::part_rows, rows - row);
+        for (int64_t block = blocks.first; block < blocks.last; ++block) {
+            const int count = static_cast<int>(minimum(L, panels.units - block * L));
+            for (int g = 0; g < gates; ++g)
+                dot_block<T>(a + row * a_stride, a_stride, part,
+                             w + (g * panels.units + block * L) * depth, depth, count, sums + g,
+                             gates);
+            for (int64_t r = 0; r < part; ++r) {
+                Vec<T>* of_row = sums + r * gates;
+                for (int g = 0; bias && g < gates; ++g)
+                    of_row[g] += load<T>(bias + (block * gates + g) * L, L);
+                epilogue(row + r, block, of_row);
             }
-            epilogue(row + r, block, of_row);
         }
-    };
-    for (int64_t block = blocks.first; block < blocks.last; ++block) {
-        int64_t row = 0;
-        for (; row + most <= rows; row += most)
-            run(std::integral_constant<int, most>(), row, block);
-        for (; row < rows; ++row) run(std::integral_constant<int, 1>(), row, block);
     }
 }
 

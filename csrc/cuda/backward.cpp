@@ -1,3 +1,4 @@
+#include <ATen/ops/cat.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>

@@ -1,7 +1,9 @@
 // What is at a layer's pointers: as matrices for products, as tensors for what is left to ATen; and
 // the steps of a sequence in the order in which a direction takes them.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/cuda/CUDAException.h>
 #include <cuda_runtime_api.h>
 
