@@ -8,16 +8,24 @@ own dimension of models (ops.py).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.utils import _pytree as pytree
 
 from fastrnn import ops
 
 _Dims = Sequence[Any]
+
+
+class _Info(NamedTuple):
+    """What a rule is told of its vmap."""
+
+    batch_size: int
+    randomness: str = "error"
 
 
 def _fold(t: Tensor | None, dim: int | None, axis: int, V: int) -> Tensor | None:
@@ -79,7 +87,7 @@ def _with_the_same_masks(dims: _Dims, args: Sequence[Any], V: int) -> tuple[Any,
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * 7
 
 
-def _forward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
+def _forward(info: _Info, dims: _Dims, *args: Any) -> tuple[Any, Any]:
     cell, input, h0, c0, weights, batch_sizes, _, layers, _, p, train, *_ = args
     V = info.batch_size
     random = train and p > 0 and layers > 1
@@ -114,7 +122,7 @@ def _forward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
 _TENSORS, _KEPT = (1, 2, 3, 4, 5, 6), (13, 14, 15, 16)
 
 
-def _backward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
+def _backward(info: _Info, dims: _Dims, *args: Any) -> tuple[Any, Any]:
     weights, batch_sizes, wanted = args[7], args[8], args[17]
     V = info.batch_size
     of_models = _are_of_models(weights, dims[7])
@@ -149,8 +157,50 @@ def _backward(info: Any, dims: _Dims, *args: Any) -> tuple[Any, Any]:
     )
 
 
-torch.library.register_vmap("fastrnn::forward", _forward)
-torch.library.register_vmap("fastrnn::backward", _backward)
+# ---- the rules -----------------------------------------------------------------------------------
+# torch.library.register_vmap goes through the arguments and results as trees of anything: that took
+# longer than eight models of a step each.
+
+_functorch = torch._C._functorch
+_BATCHED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
+
+
+def _unwrapped(t: Any, level: int) -> tuple[Any, Any]:
+    """The tensor or list of them without this vmap's dimension, and where that was."""
+    if isinstance(t, Tensor):
+        return _functorch._unwrap_batched(t, level)
+    if isinstance(t, list) and t and isinstance(t[0], Tensor):
+        pairs = [_functorch._unwrap_batched(one, level) for one in t]
+        return [one for one, _ in pairs], [d for _, d in pairs]
+    return t, None
+
+
+def _has_dim(dim: Any) -> bool:
+    return any(d is not None for d in dim) if isinstance(dim, list) else dim is not None
+
+
+def _wrapped(t: Any, dim: Any, level: int) -> Any:
+    """The way back."""
+    if isinstance(t, list):
+        return [_wrapped(one, d, level) for one, d in zip(t, dim, strict=True)]
+    return t if dim is None else _functorch._add_batch_dim(t, dim, level)
+
+
+def _rule(operator: Any, batched: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
+    """What vmap calls in place of the operator."""
+
+    def run(_: Any, *args: Any) -> Any:
+        interpreter: Any = retrieve_current_functorch_interpreter()
+        level = interpreter.level()
+        pairs = [_unwrapped(t, level) for t in args]
+        with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
+            if not any(_has_dim(d) for _, d in pairs):
+                return operator(*args)
+            info = _Info(interpreter.batch_size(), interpreter.randomness())
+            found, dims = batched(info, [d for _, d in pairs], *(t for t, _ in pairs))
+        return tuple(_wrapped(t, d, level) for t, d in zip(found, dims, strict=True))
+
+    return run
 
 
 # ---- the older vmap ------------------------------------------------------------------------------
@@ -160,11 +210,7 @@ torch.library.register_vmap("fastrnn::backward", _backward)
 _MOST_LEVELS = 63  # kVmapNumLevels in ATen/LegacyBatchedTensorImpl.h, less the one that is none
 
 
-class _Info(NamedTuple):
-    batch_size: int
-
-
-def _unwrapped(t: Any, level: int) -> tuple[Any, int | None]:
+def _unwrapped_of_older(t: Any, level: int) -> tuple[Any, int | None]:
     """The tensor with its dimension of this vmap in front, and where that is; or as it is."""
     if not isinstance(t, Tensor) or not torch._C._functorch.is_legacy_batchedtensor(t):
         return t, None
@@ -180,7 +226,7 @@ def _backward_of_older_vmap(*args: Any) -> Any:
     # The innermost that is left. A thread of autograd's, as gradients on a GPU have it, is not told
     # how many there are.
     for level in range(nesting or _MOST_LEVELS, 0, -1):
-        pairs = [_unwrapped(t, level) for t in leaves]
+        pairs = [_unwrapped_of_older(t, level) for t in leaves]
         sizes = [len(t) for t, d in pairs if d is not None]
         if sizes:
             break
@@ -200,5 +246,7 @@ def _backward_of_older_vmap(*args: Any) -> Any:
     return pytree.tree_unflatten(wrapped, spec)
 
 
-_older_vmap = torch.library.Library("fastrnn", "IMPL")
-_older_vmap.impl("backward", _backward_of_older_vmap, "Batched")
+_rules = torch.library.Library("fastrnn", "IMPL")
+_rules.impl("forward", _rule(ops.forward, _forward), "FuncTorchBatched", with_keyset=True)
+_rules.impl("backward", _rule(ops.backward, _backward), "FuncTorchBatched", with_keyset=True)
+_rules.impl("backward", _backward_of_older_vmap, "Batched")
