@@ -63,8 +63,17 @@ constexpr int64_t part_rows = 64;
 constexpr int64_t tile_part_depth = 512;
 
 // Of weights as they lie in memory, so many bytes are multiplied with all rows before the next: they stay
-// in the L1 cache.
+// in the L1 cache. For so many rows and more they are copied there, if they lie askew or are to be
+// converted. A step of an RNN on one core of an Intel Xeon, B = 96, H = 650, time of torch's layer / ours:
+// 0.79 without the copy, 0.90 with it (the middle of three).
 constexpr int64_t near_bytes = 24 << 10;
+constexpr int64_t copied_rows = 16;
+// So many rows at a time: more read the weights from memory more seldom, their sums are to stay in the L2
+// cache. H = 1024, two cores: 0.94 with 64, 1.01 with 128.
+constexpr int64_t unpacked_part_rows = 128;
+// A panel by itself is packed from rows so far apart that the CPU does not foresee them: so many rows
+// before they are read, they are asked for.
+constexpr int64_t rows_ahead = 16;
 
 // --- lengths of sums (Panels) ------------------------------------------------------------------------
 

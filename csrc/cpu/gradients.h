@@ -29,8 +29,9 @@ auto input_weights(const BackwardLayer& layer, int direction, int64_t units) {
     const Dimensions& d = layer.size;
     const S* ih = static_cast<const S*>(layer.direction[direction].weights.ih);
     return [&d, ih, units](int64_t k) -> const S* {
-        const int64_t gate = gate_of_grad<Cell>(static_cast<int>(k / units)), unit = k % units;
-        return unit < d.hidden ? ih + (gate * d.hidden + unit) * d.input : nullptr;
+        int grad = 0;
+        for (; k >= units; k -= units) ++grad;  // a division would take longer than a row
+        return k < d.hidden ? ih + (gate_of_grad<Cell>(grad) * d.hidden + k) * d.input : nullptr;
     };
 }
 
@@ -75,7 +76,7 @@ public:
         auto* packed = own_.ih + rank_ * plan_.ih.offset(1);
         for (int64_t panel = mine.first; panel < mine.last; ++panel) {
             pack_columns<P>(plan_.ih, {panel, panel + 1}, input_weights(),
-                            packed - plan_.ih.offset(panel));
+                            packed - plan_.ih.offset(panel), cpu::rows_ahead);
             multiply({panel, panel + 1}, packed - plan_.ih.offset(panel), rows);
         }
     }

@@ -139,15 +139,17 @@ void pack_rows(const Panels& panels, Span span, int64_t depth, const S* w,
 }
 
 // row(k) points to the `units` values of row k, or is null for zeros. For products with W transposed,
-// and for sums over rows of the data.
+// and for sums over rows of the data. The rows are asked for by one k after the other, but for those
+// `ahead` of them, if that is not 0, which are to be on their way to the cache.
 template <class P, class Row>
 FASTRNN_INLINE void pack_columns(const Panels& panels, Span span, const Row& row,
-                                 typename P::Packed* packed) {
+                                 typename P::Packed* packed, int64_t ahead = 0) {
     using T = typename P::T;
     constexpr int L = lanes<T>;
     for (int64_t k = 0; k < panels.depth; k += P::step) {
         decltype(row(k)) from[P::step];
         for (int i = 0; i < P::step; ++i) from[i] = row(k + i);
+        const auto* next = ahead && k + ahead < panels.depth ? row(k + ahead) : nullptr;
         for (int64_t panel = span.first; panel < span.last; ++panel) {
             const int blocks = panels.blocks_of(panel);
             auto* to = packed + panels.offset(panel) + k * blocks * L;
@@ -155,6 +157,7 @@ FASTRNN_INLINE void pack_columns(const Panels& panels, Span span, const Row& row
                 const int64_t unit = (panel * panels.blocks + block) * L;
                 const int64_t left = panels.units - unit;
                 const int n = left < L ? static_cast<int>(left) : L;
+                if (next) __builtin_prefetch(next + unit);
                 Vec<T> values[P::step];
                 for (int i = 0; i < P::step; ++i)
                     values[i] = from[i] ? load<T>(from[i] + unit, n) : Vec<T>{};

@@ -10,15 +10,24 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
+// Of pairs of `width` lanes, a's upper and b's lower ones are added to a's lower and b's upper: half of
+// the sums of each of a and b. One shuffle; the lanes that stay are blended.
+template <class V, int Width, size_t... Lane>
+FASTRNN_INLINE V sum_of_halves(V a, V b, std::index_sequence<Lane...>) {
+    constexpr int n = sizeof...(Lane);
+    const V stay = __builtin_shufflevector(a, b, (Lane & Width ? n + Lane : Lane)...);
+    const V move =
+        __builtin_shufflevector(a, b, (Lane & Width ? n + Lane - Width : Lane + Width)...);
+    return stay + move;
+}
+
 // Lane i gets the sum over all lanes of sums[i]. Overwrites sums.
 template <class T, int Width = lanes<T> / 2>
 FASTRNN_INLINE Vec<T> sum_lanes(Vec<T>* sums) {
     constexpr auto all = std::make_index_sequence<lanes<T>>();
 #pragma GCC unroll 16
-    for (int i = 0; i < Width; ++i) {
-        exchange<Vec<T>, Width>(sums[i], sums[i + Width], all);
-        sums[i] += sums[i + Width];
-    }
+    for (int i = 0; i < Width; ++i)
+        sums[i] = sum_of_halves<Vec<T>, Width>(sums[i], sums[i + Width], all);
     if constexpr (Width > 1)
         return sum_lanes<T, Width / 2>(sums);
     else
@@ -28,7 +37,8 @@ FASTRNN_INLINE Vec<T> sum_lanes(Vec<T>* sums) {
 // Lane r * Units + u gets the sum over k of a[r][k] * w[u][k]: Rows * Units = lanes. Of the units
 // only the first `units` are there.
 template <class T, int Rows, class A, class W>
-FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t depth, int units) {
+FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t w_stride,
+                               int64_t depth, int units) {
     constexpr int L = lanes<T>, Units = L / Rows;
     Vec<T> sums[L];
 #pragma GCC unroll 16
@@ -40,7 +50,7 @@ FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t
 #pragma GCC unroll 16
         for (int u = 0; u < Units; ++u) {
             if (u >= u_count) break;
-            const Vec<T> weights = load<T>(w + u * depth + k, n);
+            const Vec<T> weights = load<T>(w + u * w_stride + k, n);
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r)
                 sums[r * Units + u] = multiply_add(sums[r * Units + u], values[r], weights);
@@ -55,6 +65,23 @@ FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t
     return sum_lanes<T>(sums);
 }
 
+// The tiles of `rows` rows, a multiple of a tile's, and the units [first, last) of a block.
+template <class T, int Rows, class A, class W>
+FASTRNN_INLINE void dot_tiles(const A* a, int64_t a_stride, int64_t rows, const W* w,
+                              int64_t w_stride, int64_t depth, int first, int last, Vec<T>* sums,
+                              int64_t stride) {
+    constexpr int Units = lanes<T> / Rows;
+    for (int64_t r = 0; r < rows; r += Rows)
+        for (int u = first; u < last; u += Units) {
+            const Vec<T> tile =
+                dot_tile<T, Rows>(a + r * a_stride, a_stride, w + (u - first) * w_stride, w_stride,
+                                  depth, last - u < Units ? last - u : Units);
+            for (int i = 0; i < Rows; ++i)
+                memcpy(reinterpret_cast<T*>(sums + (r + i) * stride) + u,
+                       reinterpret_cast<const T*>(&tile) + i * Units, Units * sizeof(T));
+        }
+}
+
 // The sums of `rows` rows and one gate of a block of `count` <= lanes units: sums[r * stride] gets the
 // block of row r, zeros beyond `count`. Of the weights, `near_bytes` stay in the L1 cache while the rows
 // pass by. A function of its own: inlined where it is called, it made half of the half types' code.
@@ -62,23 +89,32 @@ template <class T, class A, class W>
 [[gnu::noinline]] void dot_block(const A* a, int64_t a_stride, int64_t rows, const W* w,
                                  int64_t depth, int count, Vec<T>* sums, int64_t stride) {
     constexpr int L = lanes<T>, Rows = L >= 4 ? L / 4 : 1, Units = L / Rows;
-    const int64_t together = rows / Rows * Rows;
+    constexpr int64_t near_values = cpu::near_bytes / sizeof(T);
+    const int64_t together = rows / Rows * Rows, padded = round_up(depth, L);
     for (int64_t r = 0; count < L && r < together; ++r) sums[r * stride] = Vec<T>{};
-    const int64_t fitting = cpu::near_bytes / (depth * int64_t(sizeof(W)) + 1) / Units * Units;
+    // For many rows they are converted once, and lie where no load crosses a line.
+    const bool copied = together >= cpu::copied_rows && Units * padded <= near_values &&
+                        (!std::is_same_v<T, W> || padded != depth);
+    const int64_t fitting = near_values / (padded + 1) / Units * Units;
     const int near = static_cast<int>(fitting < Units ? Units : fitting < L ? fitting : L);
     for (int first = 0; together && first < count; first += near) {
         const int last = first + near < count ? first + near : count;
-        for (int64_t r = 0; r < together; r += Rows)
-            for (int u = first; u < last; u += Units) {
-                const Vec<T> tile = dot_tile<T, Rows>(a + r * a_stride, a_stride, w + u * depth,
-                                                      depth, last - u < Units ? last - u : Units);
-                for (int i = 0; i < Rows; ++i)
-                    memcpy(reinterpret_cast<T*>(sums + (r + i) * stride) + u,
-                           reinterpret_cast<const T*>(&tile) + i * Units, Units * sizeof(T));
-            }
+        if (copied) {
+            alignas(64) T copy[near_values];
+            for (int u = first; u < last; ++u)
+                for (int64_t k = 0; k < depth; k += L)
+                    store<T>(copy + (u - first) * padded + k,
+                             load<T>(w + u * depth + k, static_cast<int>(minimum(L, depth - k))),
+                             L);
+            dot_tiles<T, Rows>(a, a_stride, together, copy, padded, depth, first, last, sums,
+                               stride);
+        } else {
+            dot_tiles<T, Rows>(a, a_stride, together, w + first * depth, depth, depth, first, last,
+                               sums, stride);
+        }
     }
     for (int64_t r = together; r < rows; ++r)
-        sums[r * stride] = dot_tile<T, 1>(a + r * a_stride, a_stride, w, depth, count);
+        sums[r * stride] = dot_tile<T, 1>(a + r * a_stride, a_stride, w, depth, depth, count);
 }
 
 // As `product` of panels.h, for weights [gates * units, depth] and a span of blocks of `lanes` units.
@@ -88,9 +124,9 @@ FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W*
                                      const Epilogue& epilogue) {
     constexpr int L = lanes<T>;
     const int gates = panels.gates;
-    Vec<T> sums[cpu::part_rows * max_panel_vectors];
-    for (int64_t row = 0; row < rows; row += cpu::part_rows) {
-        const int64_t part = minimum(cpu::part_rows, rows - row);
+    Vec<T> sums[cpu::unpacked_part_rows * max_panel_vectors];
+    for (int64_t row = 0; row < rows; row += cpu::unpacked_part_rows) {
+        const int64_t part = minimum(cpu::unpacked_part_rows, rows - row);
         for (int64_t block = blocks.first; block < blocks.last; ++block) {
             const int count = static_cast<int>(minimum(L, panels.units - block * L));
             for (int g = 0; g < gates; ++g)
