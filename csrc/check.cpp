@@ -1,7 +1,7 @@
 // Every argument check of the operators. Where torch's own layer raises on the same misuse, its
 // text is used.
-#include <ATen/core/Tensor.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/core/Tensor.h>
 
 #include "problem.h"
 

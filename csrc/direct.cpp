@@ -5,12 +5,12 @@
 // None, and the module goes the long way.
 #include "direct.h"
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/_unsafe_view.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_unsafe_view.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 

@@ -1,8 +1,8 @@
 // The operators torch.ops.fastrnn.forward and .backward (their schemas, and the way to a device's
 // kernels), and the module fastrnn._C, which says what was built.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
