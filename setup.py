@@ -27,7 +27,7 @@ VERSION = "0.1.0"
 # What examples/ needs, and the tests of them: the data come with arch, pyspellchecker and
 # pycantonese.
 DEMO = [
-    "arch>=7",
+    "arch>=8",  # before that not with pandas 3
     "matplotlib>=3.8",
     "rich>=13",
     "numpy>=1.26",
@@ -226,7 +226,7 @@ if __name__ == "__main__":
         description="Fused LSTM, GRU and RNN layers that drop in for torch.nn's",
         long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
         long_description_content_type="text/markdown",
-        python_requires=">=3.10",
+        python_requires=">=3.11",
         packages=find_packages(include=["fastrnn", "fastrnn.*"]),
         package_data={"fastrnn": ["py.typed", "*.pyi"]},
         ext_modules=[extension()],
