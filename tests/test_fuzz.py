@@ -150,9 +150,13 @@ def check(case: Case) -> None:
         if true.numel() == 0:
             continue
         # What torch is off, four times for luck, and what rounding costs: of the largest result, or
-        # of the terms of a sum that cancel, which are about 1.
+        # of the terms of a sum that cancel, which are about 1. In float64 torch is the measure, and
+        # seems never off: there it is the rounding of both, in sums of so many terms of random
+        # signs (partial sums of n of them are about sqrt(n), and each of n is rounded).
         off, theirs_off = ((t.double() - true).abs().max() for t in (found, their))
         units = 4 if case.dtype in LOW else 16
+        if case.dtype == torch.float64:
+            units = max(units, max(case.T, 1) * case.B)
         largest = true.abs().max().clamp(min=1)
         allowed = 4 * theirs_off + units * torch.finfo(case.dtype).eps * largest
         assert off <= allowed, f"off by {off:.3g}, allowed {allowed:.3g}"
