@@ -89,11 +89,21 @@ def groups(rows: list[Row]) -> list[str]:
     return lines
 
 
-def with_half(results: dict[str, Any]) -> dict[str, Any]:
-    """The rows of 16 bits are of a run of their own, bench/cpu.py --only half."""
-    half = json.loads((ROOT / "bench/results/half.json").read_text())
-    rows = [row for row in results["rows"] if row["group"] != "half"] + half["rows"]
-    return {**results, "rows": rows, "half_isa": half["machine"]["isa"]}
+# Groups of bench/cpu.py that were measured again by themselves: --only.
+LATER = {"half": "Those of 16 bits", "sample": "The random sample"}
+
+
+def with_later(results: dict[str, Any]) -> dict[str, Any]:
+    """The rows of some groups are of later runs, each in a file of its own."""
+    rows, later = results["rows"], []
+    for group, name in LATER.items():
+        own = json.loads((ROOT / f"bench/results/{group}.json").read_text())
+        rows = [row for row in rows if row["group"] != group] + own["rows"]
+        later.append(
+            f"{name}: of a run of {own['date']}, with the instruction set {own['machine']['isa']} "
+            f"([{group}.json](bench/results/{group}.json))."
+        )
+    return {**results, "rows": rows, "later": later}
 
 
 def speed(results: dict[str, Any]) -> str:
@@ -135,12 +145,7 @@ def speed(results: dict[str, Any]) -> str:
         "`make bench` measures some of it on your machine in under three minutes.",
         "Every row of this run is in [bench/results/cpu.json](bench/results/cpu.json).",
     ]
-    if "half_isa" in results:
-        lines += [
-            "Those of 16 bits are of a later run, with the instruction set "
-            f"{results['half_isa']}: [half.json](bench/results/half.json).",
-        ]
-    return "\n".join(lines)
+    return "\n".join(lines + results.get("later", []))
 
 
 def on_a_gpu(results: dict[str, Any]) -> str:
@@ -210,7 +215,7 @@ def counters(results: dict[str, Any]) -> str:
 # What stands in which file, of which file of results.
 PARTS = [
     ("README.md", "memory", "memory.json", lambda text: memory(json.loads(text))),
-    ("README.md", "cpu", "cpu.json", lambda text: speed(with_half(json.loads(text)))),
+    ("README.md", "cpu", "cpu.json", lambda text: speed(with_later(json.loads(text)))),
     ("docs/cuda.md", "gpu", "gpu.json", lambda text: on_a_gpu(json.loads(text))),
     (
         "docs/cuda.md",
