@@ -35,13 +35,13 @@ SIZES = [
 def train_layers() -> None:
     calls = 0
     for path, dtype, cell, size in product(PATHS, DTYPES, CELLS, SIZES):
+        if path == "persistent" and dtype == torch.float64:  # which has no such kernels
+            continue
         H, B, T, bidirectional, tf32 = size
         os.environ["FASTRNN_CUDA_PATH"] = path
         torch.backends.cudnn.allow_tf32 = tf32
         layer = getattr(fastrnn, cell)(H, H, bidirectional=bidirectional).to("cuda", dtype)
         x = torch.randn(T, B, H, device="cuda", dtype=dtype, requires_grad=True)
-        if path == "persistent" and dtype == torch.float64:  # which has no such kernels
-            continue
         layer(x)[0].sum().backward()
         torch.cuda.synchronize()
         calls += 1

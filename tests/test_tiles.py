@@ -46,6 +46,24 @@ def test_rows_and_units(kind, dtype):
                     )
 
 
+@pytest.mark.parametrize("dtype", FULL + LOW, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_many_rows(kind, dtype):
+    """Weights as they lie, for 128 rows at a time: as many units as stay in the L1 cache, four at
+    least. They are copied there if they lie askew and four have room. One row has the same bits."""
+    for I, H, B in [(401, 33, 20), (1001, 17, 33), (1700, 16, 18), (1696, 17, 21), (33, 17, 260)]:
+        layer, _ = pair(kind, I, H, dtype=dtype)
+        exact = copy.deepcopy(layer).double()
+        x = torch.randn(1, B, I, dtype=dtype)
+        with torch.no_grad():
+            output, _ = layer(x)
+            expected, _ = exact(x.double())
+            torch.testing.assert_close(output, expected.to(dtype), **tolerance(dtype))
+            for b in [0, 15, B - 1]:
+                alone, _ = layer(x[:, b : b + 1])
+                assert torch.equal(alone, output[:, b : b + 1])
+
+
 @pytest.mark.parametrize("dtype", FULL, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_and_units_of_gradients(kind, dtype):
