@@ -68,11 +68,9 @@ constexpr int64_t tile_part_depth = 512;
 // 0.79 without the copy, 0.90 with it (the middle of three).
 constexpr int64_t near_bytes = 24 << 10;
 constexpr int64_t copied_rows = 16;
-// So many rows at a time: more read the weights from memory more seldom, their sums are to stay in the L2
-// cache. H = 1024, two cores: 0.94 with 64, 1.01 with 128.
-constexpr int64_t unpacked_part_rows = 128;
 // A panel by itself is packed from rows so far apart that the CPU does not foresee them: so many rows
-// before they are read, they are asked for.
+// before they are read, they are asked for. A training step of a GRU, T = 1, B = 32, H = 1024, one core of
+// that Xeon: 0.64 of torch's speed without, 0.79 so (and with no division a row).
 constexpr int64_t rows_ahead = 16;
 
 // --- lengths of sums (Panels) ------------------------------------------------------------------------

@@ -124,9 +124,9 @@ FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W*
                                      const Epilogue& epilogue) {
     constexpr int L = lanes<T>;
     const int gates = panels.gates;
-    Vec<T> sums[cpu::unpacked_part_rows * max_panel_vectors];
-    for (int64_t row = 0; row < rows; row += cpu::unpacked_part_rows) {
-        const int64_t part = minimum(cpu::unpacked_part_rows, rows - row);
+    Vec<T> sums[cpu::part_rows * max_panel_vectors];
+    for (int64_t row = 0; row < rows; row += cpu::part_rows) {
+        const int64_t part = minimum(cpu::part_rows, rows - row);
         for (int64_t block = blocks.first; block < blocks.last; ++block) {
             const int count = static_cast<int>(minimum(L, panels.units - block * L));
             for (int g = 0; g < gates; ++g)
