@@ -44,7 +44,7 @@ struct Plain {
     static FASTRNN_INLINE Vec<T> weights(const T* p) { return load<T>(p, lanes<T>); }
     static FASTRNN_INLINE Vec<T> value(const T* p) { return broadcast(*p); }
     static FASTRNN_INLINE Vec<T> add(Vec<T> sum, Vec<T> value, Vec<T> weights) {
-        return sum + value * weights;
+        return multiply_add(sum, value, weights);
     }
     // Of a panel that several tiles read, so much at a time stays in the L2 cache: whole sums.
     static int64_t part_depth(int64_t sum_length, int64_t rows, int64_t tiles) {
