@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from helpers import gradients, host_tensor
+from helpers import VIRTUAL, gradients, host_tensor
 
 import fastrnn
 from fastrnn import functional, reference
@@ -126,7 +126,8 @@ def test_gradcheck(cell, lengths):
 
     inputs = [x, *states, *weights]
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+    if not VIRTUAL:  # slow at reference.py's operators: test_gradients.py has a few cases
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def test_unknown_cell():
