@@ -41,6 +41,7 @@ struct BackwardPlan {
     Panels sum_x, sum_h, sum_m;  // rows of input, of h_{t-1} and of m, for gradients of weights
     char* sums;                  // packed rows, of each thread
     int64_t sums_size;           // bytes a thread
+    bool sums_together;          // of rows of input and of h_{t-1}
     char* tiles;                 // of each thread: columns of dgates, for gradients of weights
     template <class Q>
     static constexpr int64_t tiled_rows = cpu::tiles_at_once * Q::tile_rows(max_panel_vectors);
@@ -72,8 +73,10 @@ struct BackwardPlan {
         sum_x = Panels(cpu::sum_rows, d.input, 1, L, P::backward_sum);
         sum_h = Panels(cpu::sum_rows, d.recurrent, 1, L, P::backward_sum);
         sum_m = Panels(cpu::sum_rows, d.projected ? d.hidden : 0, 1, L, Plain<T>::backward_sum);
-        sums_size = std::max({sum_x.size() * int64_t(sizeof(typename P::Packed)),
-                              sum_h.size() * int64_t(sizeof(typename P::Packed)),
+        constexpr int64_t value = sizeof(typename P::Packed);
+        const int64_t x_size = sum_x.size() * value, h_size = sum_h.size() * value;
+        sums_together = sum_x.blocks == sum_h.blocks && x_size + h_size <= cpu::summed_bytes;
+        sums_size = std::max({sums_together ? x_size + h_size : std::max(x_size, h_size),
                               sum_m.size() * int64_t(sizeof(T))});
         stride = odd_lines<D>(Cell::grads * units);
         first_product = false;

@@ -86,33 +86,33 @@ public:
         // The last G gate gradients belong to W_hh h.
         constexpr auto h_grad = in_order<Cell::gates>(Cell::grads - Cell::gates);
         const WeightGradients& grads = user_.grads;
-        if (grads.ih) {
-            const auto x_row = [&](int64_t, int64_t, int64_t n) {
-                return static_cast<const S*>(layer_.input) + n * I;
-            };
-            sum_products<P>(plan_.sum_x, x_row, H_, Cell::gates, own_.dgates, stride, Cell::x_grad,
-                            static_cast<T*>(grads.ih));
-        }
-        if (grads.hh) {
-            const PreviousRows<S> before{layer_.sequence,
-                                         reverse_,
-                                         static_cast<const S*>(user_.output),
-                                         layer_.output_stride,
-                                         static_cast<const S*>(user_.h0),
-                                         R};
-            const auto h_row = [&](int64_t t, int64_t b, int64_t) {
-                return before.from_rows(t, b) ? before.row(t, b) : before.start(b);
-            };
-            sum_products<P>(plan_.sum_h, h_row, H_, Cell::gates, own_.dgates, stride, h_grad.index,
-                            static_cast<T*>(grads.hh));
+        const auto x_row = [&](int64_t, int64_t, int64_t n) {
+            return static_cast<const S*>(layer_.input) + n * I;
+        };
+        const PreviousRows<S> before{layer_.sequence,
+                                     reverse_,
+                                     static_cast<const S*>(user_.output),
+                                     layer_.output_stride,
+                                     static_cast<const S*>(user_.h0),
+                                     R};
+        const auto h_row = [&](int64_t t, int64_t b, int64_t) {
+            return before.from_rows(t, b) ? before.row(t, b) : before.start(b);
+        };
+        Factor x{plan_.sum_x, x_row, Cell::x_grad, static_cast<T*>(grads.ih), chunk_.first};
+        Factor h{plan_.sum_h, h_row, h_grad.index, static_cast<T*>(grads.hh), chunk_.first};
+        if (grads.ih && grads.hh && plan_.sums_together) {
+            sum_products<P>(H_, Cell::gates, own_.dgates, stride, x, h);
+        } else {
+            if (grads.ih) sum_products<P>(H_, Cell::gates, own_.dgates, stride, x);
+            if (grads.hh) sum_products<P>(H_, Cell::gates, own_.dgates, stride, h);
         }
         if (grads.hr) {
             const auto m_row = [&](int64_t, int64_t, int64_t n) {
                 return own_.m + (n - chunk_.row) * H_;
             };
             constexpr int only[1] = {0};
-            sum_products<Plain<T>>(plan_.sum_m, m_row, R, 1, own_.dh_total, R, only,
-                                   static_cast<T*>(grads.hr));
+            Factor m{plan_.sum_m, m_row, only, static_cast<T*>(grads.hr), chunk_.first};
+            sum_products<Plain<T>>(R, 1, own_.dh_total, R, m);
         }
         if (grads.bias_ih) sum_rows_of(Cell::x_grad, static_cast<T*>(grads.bias_ih));
         if (grads.bias_hh && grads.bias_ih && same(Cell::x_grad, h_grad.index))
@@ -161,61 +161,106 @@ private:
         return r;
     }
 
-    // out [G * U, units] (+)= sum over rows n of grad[n, column[g] * plan.units + u] * row(n)[unit]
-    template <class Q, class Row>
-    void sum_products(const Panels& full, const Row& row, int64_t U, int gates,
-                      const typename Q::Row* grad, int64_t grad_stride, const int* column, T* out) {
+    // What the gate gradients are multiplied with, row(t, b, n) of every row n of data:
+    // out [G * U, units] (+)= sum over n of grad[n, column[g] * plan.units + u] * row(n)[unit]
+    template <class Row>
+    struct Factor {
+        const Panels& full;
+        const Row& row;
+        const int* column;
+        T* out;
+        int64_t t;  // of the row that is next
+    };
+    template <class Row>
+    Factor(const Panels&, const Row&, const int*, T*, int64_t) -> Factor<Row>;
+
+    // For all factors; columns of gate gradients are packed once for those that follow one another.
+    template <class Q, class... Factors>
+    void sum_products(int64_t U, int gates, const typename Q::Row* grad, int64_t grad_stride,
+                      Factors&... factors) {
         // Rows of pairs stand as they do in any product.
         constexpr bool tiled = Q::step == 1;
-        const Sequence& s = layer_.sequence;
         const Span mine = Span{0, U}.part(rank_, threads_);
         if (mine.size() == 0) return;
-        auto* packed = plan_.template sums_of<typename Q::Packed>(rank_);
         auto* tiles = plan_.template tiles_of<typename Q::Row>(rank_);
-        int64_t t = chunk_.first;
         for (int64_t first = 0; first < chunk_.rows; first += cpu::sum_rows) {
-            Panels panels = full;
             const int64_t depth = minimum(cpu::sum_rows, chunk_.rows - first);
-            panels.depth = round_up(depth, Q::depth_step);
             const bool add = !first_ || first > 0;
-            pack_columns<Q>(
-                panels, {0, panels.count()},
-                [&](int64_t k) -> decltype(row(0, 0, 0)) {
-                    if (k >= depth) return nullptr;
-                    const int64_t n = chunk_.row + first + k;
-                    while (n >= s.offsets[t + 1]) ++t;
-                    return row(t, n - s.offsets[t], n);
-                },
-                packed);
+            const auto panels_of = [&](const auto& factor) {
+                Panels panels = factor.full;
+                panels.depth = round_up(depth, Q::depth_step);
+                return panels;
+            };
+            auto* packed = plan_.template sums_of<typename Q::Packed>(rank_);
+            const auto pack = [&](auto& factor) {
+                const Panels panels = panels_of(factor);
+                pack_rows_of<Q>(panels, factor, first, depth, packed);
+                packed += factor.full.size();
+            };
+            (pack(factors), ...);
             // Sums of few products are bound by the writing of the result, which is to go row by row.
             const int64_t at_once = depth < cpu::few_rows ? Q::tile_rows(max_panel_vectors)
                                                           : Plan::template tiled_rows<Q>;
             for (int g = 0; g < gates; ++g) {
                 for (int64_t m = mine.first; m < mine.last; m += at_once) {
-                    T* to = out + (g * U + m) * panels.units;
                     const int64_t count = minimum(at_once, mine.last - m);
-                    const auto* from = grad + first * grad_stride + column[g] * plan_.units + m;
-                    if constexpr (tiled)
-                        pack_tiles(panels, from, grad_stride, count, tiles);
-                    else
-                        transpose_rows(panels, from, grad_stride, depth, count, tiles);
-                    product<Q, tiled>(
-                        panels, {0, panels.count()}, false, packed, nullptr, tiles,
-                        tiled ? 0 : panels.depth, count,
-                        [&](int64_t row, int64_t block, const Vec<T>* sums) {
-                            const int64_t unit = block * L;
-                            const int n = static_cast<int>(minimum(L, panels.units - unit));
-                            put(to + row * panels.units + unit, sums[0], n, add);
-                        },
-                        [&](int64_t row, int count, int64_t panel) {
-                            const T* first = to + row * panels.units + panel * panels.width();
-                            for (int r = 0; r < count; ++r)
-                                for (int64_t i = 0; i < panels.width(); i += L)
-                                    __builtin_prefetch(first + r * panels.units + i, 1);
-                        });
+                    int in_tiles = -1;
+                    packed = plan_.template sums_of<typename Q::Packed>(rank_);
+                    const auto multiply = [&](const auto& factor) {
+                        const Panels panels = panels_of(factor);
+                        const int column = factor.column[g];
+                        const auto* from = grad + first * grad_stride + column * plan_.units + m;
+                        if (column == in_tiles)
+                            ;
+                        else if constexpr (tiled)
+                            pack_tiles(panels, from, grad_stride, count, tiles);
+                        else
+                            transpose_rows(panels, from, grad_stride, depth, count, tiles);
+                        in_tiles = column;
+                        add_product<Q, tiled>(panels, packed, tiles, count,
+                                              factor.out + (g * U + m) * panels.units, add);
+                        packed += factor.full.size();
+                    };
+                    (multiply(factors), ...);
                 }
             }
         }
+    }
+
+    // The factor's rows of `depth` rows of data, from the chunk's first-th on.
+    template <class Q, class F>
+    void pack_rows_of(const Panels& panels, F& factor, int64_t first, int64_t depth,
+                      typename Q::Packed* packed) const {
+        const Sequence& s = layer_.sequence;
+        pack_columns<Q>(
+            panels, {0, panels.count()},
+            [&](int64_t k) -> decltype(factor.row(0, 0, 0)) {
+                if (k >= depth) return nullptr;
+                const int64_t n = chunk_.row + first + k;
+                while (n >= s.offsets[factor.t + 1]) ++factor.t;
+                return factor.row(factor.t, n - s.offsets[factor.t], n);
+            },
+            packed);
+    }
+
+    // to [count, units] (+)= tiles * packed
+    template <class Q, bool Tiled>
+    void add_product(const Panels& panels, const typename Q::Packed* packed,
+                     const typename Q::Row* tiles, int64_t count, T* to, bool add) const {
+        product<Q, Tiled>(
+            panels, {0, panels.count()}, false, packed, nullptr, tiles, Tiled ? 0 : panels.depth,
+            count,
+            [&](int64_t row, int64_t block, const Vec<T>* sums) {
+                const int64_t unit = block * L;
+                const int n = static_cast<int>(minimum(L, panels.units - unit));
+                put(to + row * panels.units + unit, sums[0], n, add);
+            },
+            [&](int64_t row, int count, int64_t panel) {
+                const T* first = to + row * panels.units + panel * panels.width();
+                for (int r = 0; r < count; ++r)
+                    for (int64_t i = 0; i < panels.width(); i += L)
+                        __builtin_prefetch(first + r * panels.units + i, 1);
+            });
     }
 
     // out [G * H] (+)= sum over rows of dgates[n, column[g] * H + u]
