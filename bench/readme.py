@@ -89,25 +89,32 @@ def groups(rows: list[Row]) -> list[str]:
     return lines
 
 
-# Groups of bench/cpu.py that were measured again by themselves: --only.
-LATER = {"half": "Those of 16 bits", "sample": "The random sample"}
+# Runs of bench/cpu.py, the newest first, and what of each stands in README.md: a group is of the first
+# that has it. The first is whose machine and versions are named.
+RUNS = {
+    "grid": "The table",
+    "sample": "The random sample",
+    "half": "Those of 16 bits",
+    "cpu": "All others",
+}
 
 
-def with_later(results: dict[str, Any]) -> dict[str, Any]:
-    """The rows of some groups are of later runs, each in a file of its own."""
-    rows, later = results["rows"], []
-    for group, name in LATER.items():
-        own = json.loads((ROOT / f"bench/results/{group}.json").read_text())
-        rows = [row for row in rows if row["group"] != group] + own["rows"]
-        later.append(
+def with_older(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of the first of RUNS, and the rows of other groups from the others."""
+    rows, older = list(results["rows"]), []
+    for run, name in list(RUNS.items())[1:]:
+        own = json.loads((ROOT / f"bench/results/{run}.json").read_text())
+        known = {row["group"] for row in rows}
+        rows += [row for row in own["rows"] if row["group"] not in known]
+        older.append(
             f"{name}: of a run of {own['date']}, with the instruction set {own['machine']['isa']} "
-            f"([{group}.json](bench/results/{group}.json))."
+            f"([{run}.json](bench/results/{run}.json))."
         )
-    return {**results, "rows": rows, "later": later}
+    return {**results, "rows": rows, "older": older}
 
 
 def speed(results: dict[str, Any]) -> str:
-    """The section on speed, of bench/results/cpu.json."""
+    """The section on speed, of bench/results/grid.json and others."""
     rows, machine, versions = results["rows"], results["machine"], results["versions"]
     peers = ", ".join(f"{p} {versions[key]}" for p, key in PACKAGES.items() if key in versions)
     lines = [
@@ -143,9 +150,9 @@ def speed(results: dict[str, Any]) -> str:
         "and [threads](bench/results/growth_threads.png), beside the slope one would expect.",
         "",
         "`make bench` measures some of it on your machine in under three minutes.",
-        "Every row of this run is in [bench/results/cpu.json](bench/results/cpu.json).",
+        "Every row of the table is in [grid.json](bench/results/grid.json).",
     ]
-    return "\n".join(lines + results.get("later", []))
+    return "\n".join(lines + results.get("older", []))
 
 
 def on_a_gpu(results: dict[str, Any]) -> str:
@@ -215,7 +222,7 @@ def counters(results: dict[str, Any]) -> str:
 # What stands in which file, of which file of results.
 PARTS = [
     ("README.md", "memory", "memory.json", lambda text: memory(json.loads(text))),
-    ("README.md", "cpu", "cpu.json", lambda text: speed(with_later(json.loads(text)))),
+    ("README.md", "cpu", "grid.json", lambda text: speed(with_older(json.loads(text)))),
     ("docs/cuda.md", "gpu", "gpu.json", lambda text: on_a_gpu(json.loads(text))),
     (
         "docs/cuda.md",
