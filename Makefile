@@ -35,7 +35,7 @@ ARGS ?=
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
-build_tools := 'setuptools>=77.0.3' wheel 'ninja>=1.11' 'pybind11>=2.13' 'numpy>=1.26'
+build_tools := 'setuptools>=77.0.3' wheel 'ninja>=1.11.1' 'pybind11>=2.13' 'numpy>=1.26'
 sources := $(shell find csrc)# with the folders: a removed file is a change too
 formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) $(wildcard tests/mutations/*.cu tests/barrier/*.cpp)
 

@@ -235,11 +235,11 @@ if __name__ == "__main__":
         extras_require={
             # What bench/cpu.py measures beside; it leaves out what is not there.
             "bench": [
-                "onnx>=1.17",
+                "onnx>=1.23",
                 "onnxruntime>=1.20",
                 "openvino>=2025.0",
                 "jax>=0.5",
-                "tensorflow-cpu>=2.19",
+                "tensorflow-cpu>=2.20",  # before that not beside this onnx
                 "rich>=13",
                 "matplotlib>=3.8",
             ],
@@ -259,7 +259,7 @@ if __name__ == "__main__":
                 "ruff==0.17.6",
                 "clang-format==23.1.5",
                 "mypy==2.4.1",
-                "pdoc>=15",
+                "pdoc==16.0.0",
             ],  # each version formats differently
         },
         zip_safe=False,

@@ -89,8 +89,8 @@ def groups(rows: list[Row]) -> list[str]:
     return lines
 
 
-# Runs of bench/cpu.py, the newest first, and what of each stands in README.md: a group is of the first
-# that has it. The first is whose machine and versions are named.
+# Runs of bench/cpu.py, the newest first, and what of each stands in README.md: a group is of the
+# first that has it. The first is whose machine and versions are named.
 RUNS = {
     "grid": "The table",
     "sample": "The random sample",

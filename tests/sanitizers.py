@@ -29,7 +29,7 @@ FLAGS = ["-O1", "-g1", SANITIZERS, "-fno-sanitize-recover=all"]
 FLAGS += ["-fno-sanitize=vptr,null,alignment,object-size,pointer-overflow"]
 FLAGS += ["--param", "asan-instrumentation-with-call-threshold=0"]
 # Left out: what tests code that is not built so, of Python, compilers and others, or kernels for
-# other instruction sets; and how much memory a process takes, most of which is the sanitizer's here.
+# other instruction sets; and how much memory a process takes, which here is the sanitizer's.
 ELSEWHERE = (
     "bench bench_gpu barrier classify_text compile examples export generate isa onnx others_code"
 )

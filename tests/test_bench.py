@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import math
 import signal
@@ -190,6 +191,27 @@ def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "machine", lambda: {"cpu": "another"})
     with pytest.raises(SystemExit, match="another machine"):
         cpu.main(["--json", str(path), "--resume"])
+
+
+PEERS = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+LEARNING_PEERS = {"JAX": "jax", "TensorFlow": "tensorflow"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_peers_that_are_installed_compute_the_same(cell, mode):
+    """One that did not would have no time, but a reason."""
+    modules = LEARNING_PEERS | (PEERS if mode == "inference" else {})
+    case = dataclasses.replace(TINY, cell=cell, mode=mode, peers=("torch", *modules))
+    row = timing.run(case, rounds=3)
+    assert "error" not in row
+    for name, module in modules.items():
+        found = row["contestants"][name]
+        if importlib.util.find_spec(module):
+            assert "seconds" in found, found
+        else:
+            assert found["reason"].endswith("is not installed")
 
 
 @pytest.mark.slow
