@@ -1,6 +1,6 @@
 """Draws results of bench/cpu.py: the peers' ratios and the share of the peak, by hidden size.
 
-python bench/picture.py bench/results/cpu.json bench/results/cpu.png
+python bench/picture.py bench/results/grid.json bench/results/cpu.png
 """
 
 from __future__ import annotations

@@ -89,20 +89,15 @@ def groups(rows: list[Row]) -> list[str]:
     return lines
 
 
-# Runs of bench/cpu.py, the newest first, and what of each stands in README.md: a group is of the
-# first that has it. The first is whose machine and versions are named.
-RUNS = {
-    "grid": "The table",
-    "sample": "The random sample",
-    "half": "Those of 16 bits",
-    "cpu": "All others",
-}
+# Runs of bench/cpu.py before that of the table (--only inference --only training), newest first,
+# and what of each stands in README.md: the groups that none before it has.
+OLDER = {"sample": "The random sample", "half": "Those of 16 bits", "cpu": "All others"}
 
 
 def with_older(results: dict[str, Any]) -> dict[str, Any]:
-    """Results of the first of RUNS, and the rows of other groups from the others."""
+    """Results, and the rows of other groups from OLDER."""
     rows, older = list(results["rows"]), []
-    for run, name in list(RUNS.items())[1:]:
+    for run, name in OLDER.items():
         own = json.loads((ROOT / f"bench/results/{run}.json").read_text())
         known = {row["group"] for row in rows}
         rows += [row for row in own["rows"] if row["group"] not in known]

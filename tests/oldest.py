@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 def of_extra(extra: str) -> list[str]:
     lines = [line.partition(";") for line in requires("fastrnn") or []]
-    return [asked.strip() for asked, _, when in lines if f'"{extra}"' in when]
+    found = [asked.strip() for asked, _, when in lines if f'"{extra}"' in when]
+    assert found, f"fastrnn is installed without its extra '{extra}'"
+    return found
 
 
 def to_build() -> list[str]:

@@ -193,22 +193,22 @@ def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
         cpu.main(["--json", str(path), "--resume"])
 
 
-PEERS = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
-LEARNING_PEERS = {"JAX": "jax", "TensorFlow": "tensorflow"}
+MODULES = {"torch": "torch", "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+MODULES |= {"JAX": "jax", "TensorFlow": "tensorflow"}
+BY_MODE = {"inference": cases.INFERENCE_PEERS, "training": cases.TRAINING_PEERS}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("mode", BY_MODE)
 @pytest.mark.parametrize("cell", cases.CELLS)
 def test_peers_that_are_installed_compute_the_same(cell, mode):
     """One that did not would have no time, but a reason."""
-    modules = LEARNING_PEERS | (PEERS if mode == "inference" else {})
-    case = dataclasses.replace(TINY, cell=cell, mode=mode, peers=("torch", *modules))
+    case = dataclasses.replace(TINY, cell=cell, mode=mode, peers=BY_MODE[mode])
     row = timing.run(case, rounds=3)
     assert "error" not in row
-    for name, module in modules.items():
+    for name in BY_MODE[mode]:
         found = row["contestants"][name]
-        if importlib.util.find_spec(module):
+        if importlib.util.find_spec(MODULES[name]):
             assert "seconds" in found, found
         else:
             assert found["reason"].endswith("is not installed")

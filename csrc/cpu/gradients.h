@@ -210,12 +210,12 @@ private:
                         const Panels panels = panels_of(factor);
                         const int column = factor.column[g];
                         const auto* from = grad + first * grad_stride + column * plan_.units + m;
-                        if (column == in_tiles)
-                            ;
-                        else if constexpr (tiled)
-                            pack_tiles(panels, from, grad_stride, count, tiles);
-                        else
-                            transpose_rows(panels, from, grad_stride, depth, count, tiles);
+                        if (column != in_tiles) {
+                            if constexpr (tiled)
+                                pack_tiles(panels, from, grad_stride, count, tiles);
+                            else
+                                transpose_rows(panels, from, grad_stride, depth, count, tiles);
+                        }
                         in_tiles = column;
                         add_product<Q, tiled>(panels, packed, tiles, count,
                                               factor.out + (g * U + m) * panels.units, add);
