@@ -1,5 +1,5 @@
 """Numbers at their ends: sequences of ten thousand steps, large weights, infinities, NaN, -0.0 and
-subnormal numbers, as torch has them."""
+subnormal numbers, as torch has them; but subnormal ones are zeros to a CPU's kernels."""
 
 import copy
 
@@ -74,51 +74,77 @@ def test_what_is_not_finite(kind, value, dtype):
 
 
 @kinds
-def test_negative_zero_and_subnormal_numbers(kind):
-    """Weights of zero leave what they multiply without a trace, whatever its sign; a state that
-    decays goes on to the smallest numbers."""
+def test_negative_zero(kind):
+    """Weights of zero leave what they multiply without a trace, whatever its sign."""
     ours, theirs = pair(kind, 5, 33)
     x = torch.full((3, 2, 5), -0.0)
     for a, b in zip(flat(ours(x)), flat(theirs(x)), strict=True):
         torch.testing.assert_close(a, b)
-    if kind == "rnn_relu":
-        return
+
+
+def forgetful(kind, dtype):
+    """Ours and torch's, whose states are halved at every step, of no weights but h's by itself."""
+    ours, theirs = pair(kind, 5, 33, dtype=dtype)
     scaled(0, ours, theirs)
-    small = torch.full((1, 2, 33), 1e-38)
+    if "rnn" in kind:
+        with torch.no_grad():
+            for layer in (ours, theirs):
+                layer.weight_hh_l0.copy_(torch.eye(33) / 2)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@kinds
+def test_a_state_that_decays_to_subnormal_numbers(kind, dtype):
+    """It is torch's as long as it is normal, then zero on the CPU; so are gradients. An input of
+    such numbers leaves no trace."""
+    ours, theirs = forgetful(kind, dtype)
+    tiny = torch.finfo(dtype).tiny
+    small = torch.full((1, 2, 33), 8 * tiny, dtype=dtype).requires_grad_()
     state = (small[..., : theirs.proj_size or 33].contiguous(), small) if "lstm" in kind else small
-    a, b = (flat(layer(x.expand(3, 2, 5), state)) for layer in (ours, theirs))
-    for our, their in zip(a, b, strict=True):
-        assert torch.equal(our, their) or device() == "cuda"
-        torch.testing.assert_close(our, their, rtol=1e-5, atol=2e-45)
+    x = torch.full((6, 2, 5), tiny / 4, dtype=dtype)
+    found = []
+    for layer in (ours, theirs):
+        results = flat(layer(x, state))
+        (grad,) = torch.autograd.grad((results[0][-1] * 64 * tiny).sum(), small)
+        found.append([*results, grad])
+    for our, their in zip(*found, strict=True):
+        lost = tiny if device() == "cpu" else torch.finfo(dtype).smallest_normal * 2**-20
+        torch.testing.assert_close(our, their, rtol=torch.finfo(dtype).eps * 8, atol=lost)
+        if device() == "cpu":
+            assert not ((our != 0) & (our.abs() < tiny)).any()
+    if kind == "rnn_relu":
+        assert (found[1][0][-1] > 0).all(), "there was nothing to lose"
 
 
 @pytest.mark.cpu
-def test_flush_denormal_holds_for_all_threads():
-    """torch.set_flush_denormal(True) is the calling thread's setting; those that help it follow."""
+@pytest.mark.parametrize("callers", [False, True], ids=["kept", "flushed"])
+def test_subnormal_numbers_are_zeros_to_all_threads(callers):
+    """Of a call, and of the models of a vmap, whatever torch.set_flush_denormal says; which holds
+    for torch's operations afterwards as it did before."""
     layers = [fastrnn.RNN(256, 256, nonlinearity="relu", bias=False) for _ in range(2)]
     with torch.no_grad():
         for layer in layers:
             layer.weight_hh_l0.copy_(torch.eye(256) / 2)
     stacked = torch.func.stack_module_state(layers)[0]
     x, h = torch.zeros(3, 2, 256), torch.full((1, 2, 256), 3e-38)
+    many = torch.full((1 << 20,), 3e-38)  # for torch to share among threads
 
-    def results():
-        def of(parameters):
-            return torch.func.functional_call(layers[0], parameters, (x, h))[0]
-
-        return torch.stack([layers[0](x, h)[0], *torch.vmap(of)(stacked)])
+    def of(parameters):
+        return torch.func.functional_call(layers[0], parameters, (x, h))[0]
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    if callers and not torch.set_flush_denormal(True):
+        pytest.skip("this CPU can not flush them")
     try:
-        kept = results()
-        if not torch.set_flush_denormal(True):
-            pytest.skip("this CPU can not flush them")
-        flushed = results()
+        torchs = many / 4
+        found = torch.stack([layers[0](x, h)[0], *torch.vmap(of)(stacked)])
+        assert torch.equal(many / 4, torchs)
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
-    tiny = torch.finfo(torch.float32).tiny
-    assert ((kept[:, 1:] > 0) & (kept[:, 1:] < tiny)).all()
-    assert torch.equal(flushed, torch.where(kept < tiny, 0, kept))
-    assert torch.equal(results(), kept)
+    assert torchs[0] == (0 if callers else 7.5e-39)
+    assert torchs[-1] == 7.5e-39
+    expected = torch.tensor([1.5e-38, 0, 0]).view(3, 1, 1)
+    assert torch.equal(found, expected.expand_as(found))

@@ -1,7 +1,7 @@
 // A tile of a product (panels.h) of pairs of bfloat16 by AMX (Intel's SDM, volume 2, TDPBF16PS): up to
 // 32 rows times a panel, in eight registers of up to 16 rows of 64 bytes. Of each 32 values of k the
 // even and the odd products are summed apart, then both are added to the sums, whatever the number of
-// rows and columns. Subnormal numbers are zeros.
+// rows and columns.
 #pragma once
 #include <utility>
 

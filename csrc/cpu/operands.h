@@ -70,7 +70,7 @@ struct Compact : Plain<T_> {
 
 #if defined(__AVX512BF16__)
 // Pairs of bfloat16 by the instruction that multiplies and adds two at once: exact products, sums in
-// float. It takes subnormal numbers for zeros.
+// float.
 struct BFloat16Pairs : Plain<float> {
     using Row = BFloat16;
     using Packed = BFloat16;

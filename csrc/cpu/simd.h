@@ -190,18 +190,17 @@ FASTRNN_INLINE void store(BFloat16* p, Vec<float> v, int n) {
 }
 
 #if !defined(__AVX2__)
-// float <-> half without hardware conversion, by scaling through the exponent.
+// float <-> half without hardware conversion, where subnormal floats may count as zeros.
 FASTRNN_INLINE float half_to_float(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
     uint32_t bits;
     if (magnitude >= 0x7c00) {
         bits = 0x7f800000 | (magnitude & 0x3ff) << 13;
-    } else {
-        bits = magnitude << 13;
-        float f;
-        memcpy(&f, &bits, 4);
-        f *= 0x1p112f;  // re-bias the exponent, subnormals included
+    } else if (magnitude < 0x400) {
+        const float f = magnitude * 0x1p-24f;
         memcpy(&bits, &f, 4);
+    } else {
+        bits = (magnitude << 13) + 0x38000000;
     }
     bits |= sign;
     float result;
@@ -216,7 +215,7 @@ FASTRNN_INLINE uint16_t float_to_half(float f) {
     bits &= 0x7fffffff;
     if (bits > 0x7f800000) return sign | 0x7e00;
     if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to 65520 or more
-    if (bits < 0x38800000) {                       // subnormal: let an addition do the rounding
+    if (bits < 0x38800000) {  // a subnormal half: let an addition do the rounding
         float magnitude;
         memcpy(&magnitude, &bits, 4);
         magnitude += 0.5f;  // one unit of 0.5f's last place is the smallest half
