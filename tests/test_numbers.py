@@ -109,7 +109,9 @@ def test_a_state_that_decays_to_subnormal_numbers(kind, dtype):
         (grad,) = torch.autograd.grad((results[0][-1] * 64 * tiny).sum(), small)
         found.append([*results, grad])
     for our, their in zip(*found, strict=True):
-        lost = tiny if device() == "cpu" else torch.finfo(dtype).smallest_normal * 2**-20
+        # A GPU's kernels keep them; whether its libraries' products do is theirs to say.
+        kept = device() == "cuda" and "rnn" not in kind
+        lost = tiny * 2**-20 if kept else tiny
         torch.testing.assert_close(our, their, rtol=torch.finfo(dtype).eps * 8, atol=lost)
         if device() == "cpu":
             assert not ((our != 0) & (our.abs() < tiny)).any()
