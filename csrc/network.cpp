@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/native_dropout.h>
 
 #include "cpu/run.h"
@@ -113,6 +114,35 @@ Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {
     return t;
 }
 
+// Tensors that live as long as one another, on the CPU in one piece of memory. malloc gives the end of
+// its heap back once twice the largest piece it has seen is free there, and what a training step asks
+// for next is fresh again: a page fault every 4 KB. An LSTM's, B = 16, H = 256, in three pieces: 21.7 ms
+// in some processes, 26.7 in others.
+std::vector<Tensor> allocate_together(const std::vector<at::DimVector>& sizes,
+                                      const at::TensorOptions& options) {
+    std::vector<Tensor> tensors;
+    if (!options.device().is_cpu()) {
+        for (const at::DimVector& size : sizes) tensors.push_back(at::empty(size, options));
+        return tensors;
+    }
+    constexpr int64_t alignment = 64;
+    std::vector<int64_t> places;
+    int64_t bytes = 0;
+    for (const at::DimVector& size : sizes) {
+        places.push_back(bytes);
+        bytes += c10::multiply_integers(size) * options.dtype().itemsize();
+        bytes = (bytes + alignment - 1) / alignment * alignment;
+    }
+    const Tensor memory = allocate({bytes}, options.dtype(at::kByte));
+    char* data = static_cast<char*>(memory.mutable_data_ptr());
+    for (size_t i = 0; i < sizes.size(); ++i)
+        tensors.push_back(at::for_blob(data + places[i], sizes[i])
+                              .deleter([memory](void*) {})
+                              .options(options)
+                              .make_tensor());
+    return tensors;
+}
+
 // What a layer reads; where its results go is left to say.
 ForwardLayer forward_layer(const Problem& p, const Sequence& sequence,
                            const std::vector<Tensor>& weights, const Tensor& input,
@@ -175,14 +205,18 @@ ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep 
     if (p.cell.has_c) r.c_n = at::empty(size({states, p.batch, p.hidden}), options);
     // The last layer's output is kept apart from the one that is returned: that is the user's to change.
     const int64_t between = p.layers - (keep == Keep::nothing ? 1 : 0);
-    if (between > 0) r.hidden = allocate(size({between, p.rows, width}), options);
+    const at::DimVector hidden = size({between, p.rows, width});
     if (keep == Keep::gates) {
         const auto gates = [&](int64_t values) {
-            return allocate(size({p.layers, p.directions, p.rows, values}), options);
+            return size({p.layers, p.directions, p.rows, values});
         };
-        r.saved = gates(p.cell.saved * p.hidden);
-        r.c = gates(p.cell.has_c ? p.hidden : 0);
-    } else if (keep == Keep::outputs) {
+        const std::vector<Tensor> kept = allocate_together(
+            {hidden, gates(p.cell.saved * p.hidden), gates(p.cell.has_c ? p.hidden : 0)}, options);
+        r.hidden = kept[0], r.saved = kept[1], r.c = kept[2];
+    } else if (between > 0) {
+        r.hidden = allocate(hidden, options);
+    }
+    if (keep == Keep::outputs) {
         r.saved = at::empty({0}, options);
         r.c = at::empty({0}, options);
     }

@@ -63,6 +63,23 @@ def test_on_the_cpu(capsys):
     assert forward["operands"] == "weights as they lie"
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "partition"),
+    [
+        (16, {}, "1 direction x 1 part of the rows x 2 parts of the units"),
+        (32, {}, "1 direction x 2 parts of the rows x 1 part of the units"),
+        (32, {"bidirectional": True}, "2 directions x 1 part of the rows x 1 part of the units"),
+    ],
+)
+def test_who_does_what_on_the_cpu(capsys, rows, options, partition):
+    """Of an LSTM whose weights fill a core's cache: whether a thread has rows enough of its own."""
+    layer = fastrnn.LSTM(64, 256, device="cpu", **options)
+    torch.set_num_threads(2)
+    found = facts(capsys, layer, torch.randn(40, rows, 64, device="cpu"))
+    torch.set_num_threads(1)
+    assert found["lstm, layer 0, forward"]["partition"] == f"2 threads: {partition}"
+
+
 def test_batch_first_and_states(capsys):
     layer = fastrnn.GRU(5, 6, batch_first=True)
     found = facts(capsys, layer, torch.randn(2, 3, 5), torch.zeros(1, 2, 6))

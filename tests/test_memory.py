@@ -1,5 +1,6 @@
 """What is kept for backward: no more than torch's layers keep. No leaks. Memory that runs out."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,8 @@ from helpers import LAYERS, pair
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 from memory import saved_bytes
+
+import fastrnn
 
 
 @pytest.mark.once
@@ -32,6 +35,30 @@ def test_nothing_is_kept_without_grad():
     ours, _ = pair("lstm", 32, 64)
     with torch.no_grad():
         assert saved_bytes(ours, torch.randn(20, 16, 32)) == 0
+
+
+@pytest.mark.once
+@pytest.mark.cpu("malloc's memory")
+def test_what_is_kept_is_one_piece():
+    """Each part lives on without the others, and knows of its own memory alone."""
+    layer = fastrnn.LSTM(5, 17, 2)
+    x, h, c = torch.randn(4, 3, 5), torch.randn(2, 3, 17), torch.randn(2, 3, 17)
+
+    def kept():
+        arguments = ("lstm", x, h, c, layer._flat_weights, None, True, 2, False, 0.0, True, True)
+        with torch.no_grad():
+            return list(torch.ops.fastrnn.forward(*arguments)[3:6])
+
+    parts = kept()
+    for part, after in itertools.pairwise(parts):
+        assert after.data_ptr() == part.data_ptr() + (part.nbytes + 63) // 64 * 64
+        assert part.untyped_storage().nbytes() == part.nbytes
+    expected = [part.clone() for part in parts]
+    for i in range(3):
+        part = kept()[i]  # the other two are gone
+        others = [torch.full_like(part, torch.nan) for part in expected for _ in range(9)]
+        assert torch.equal(part, expected[i])
+        del others
 
 
 def run_script(script):

@@ -17,9 +17,11 @@ inline Partition choose_partition(const Sequence& sequence, const Dimensions& d,
     const int64_t total =
         sequence.rows() * gates * d.hidden * (d.recurrent + d.input) * d.directions;
     threads = at_most(threads, total / worth_a_thread);
+    const bool many_rows = d.directions == 1 && sequence.batch >= many_rows_per_thread * threads;
+    const int64_t values = many_rows ? values_for_many_rows : values_per_thread;
     if (sequence.batch >= rows_per_thread * threads &&
         sequence.rows() >= data_rows_per_thread * threads &&
-        gates * d.hidden * d.recurrent < values_per_thread) {
+        gates * d.hidden * d.recurrent < values) {
         p.rows = threads;  // no barrier at all
         return p;
     }

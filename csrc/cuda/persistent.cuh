@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     float* h_states = c_states + Cell::has_c * a.tiling.state();       // [rows, units]
     float* biases = h_states + Cell::needs_h_prev * a.tiling.state();  // [2][G][units]
     const TileInputs<S, G> inputs(biases + 2 * G * a.tiling.units(), a.tiling.units(),
-                                  min(a.tiling.group_rows, tile_rows));
+                                  a.tiling.most_rows());
 
     using Weights = Resident<M, most_chunks(G, 1, forward_tile), G, forward_tile>;
     Weights weights;
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     float* dh_states = sums + 2 * a.tiling.sums(1);   // what is known of dh: [rows, units]
     float* dc_states = dh_states + a.tiling.state();  // [rows, units]
     const TileInputs<S, In::kinds> inputs(dc_states + Cell::has_c * a.tiling.state(),
-                                          a.tiling.units(), min(a.tiling.group_rows, tile_rows));
+                                          a.tiling.units(), a.tiling.most_rows());
 
     using Weights = Resident<M, most_chunks(1, G, backward_tile<S>), 1, backward_tile<S>>;
     Weights weights;

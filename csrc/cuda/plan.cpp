@@ -105,6 +105,8 @@ private:
         Tiling& t = plan.tiling;
         t.tile = kernel_.tile;
         t.tiles = tiles;
+        // 8 lanes write at a time: of two rows, or by multiply-adds of four.
+        t.sums_pad = row_multiple_ == 4 ? 8 : 4;
         // A multiprocessor has four schedulers: fewer warps leave some idle, more take turns.
         t.slices = std::max(least_slices, std::min(divide_up(4, tiles), chunks_));
         t.slice = static_cast<int>(round_up(divide_up(chunks_, t.slices), step_chunks_));

@@ -6,14 +6,14 @@
 
 namespace fastrnn::cuda {
 
-// Values of some kinds, of a tile of rows and the block's units: [2][kinds][tile_rows][units], for
-// the tile at hand and the next.
+// Values of some kinds, of a tile of rows and the block's units: [2][kinds][rows][units], for the tile
+// at hand and the next.
 template <class S, int kinds>
 class TileInputs {
 public:
     // rows: of a tile that can be asked for.
     __device__ __forceinline__ TileInputs(void* memory, int units, int rows)
-        : memory_(static_cast<S*>(memory)), units_(units) {
+        : memory_(static_cast<S*>(memory)), units_(units), values_(rows * units) {
         // A thread copies a piece of the same row and units of every so many kinds: the fewer rows,
         // the fewer kinds in turn.
         const int pieces = units / piece, of_a_kind = rows * pieces;
@@ -80,11 +80,12 @@ private:
     }
 
     __device__ __forceinline__ S* place(int turn, int kind, int row) const {
-        return memory_ + ((turn * kinds + kind) * tile_rows + row) * units_;
+        return memory_ + (turn * kinds + kind) * values_ + row * units_;
     }
 
     S* memory_;
     int units_;
+    int values_;  // of a kind
     int part_;  // of the copying, the thread's: unit, row, stride between kinds, first kind; in one
                 // register
 };

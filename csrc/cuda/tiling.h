@@ -27,6 +27,7 @@ struct Tiling {
     int slices;      // WK
     int slice;       // chunks of a slice
     int group_rows;  // rows of a group
+    int sums_pad;    // floats between rows of sums of several outputs
 
     FASTRNN_FN int units() const { return tiles * tile; }
     // The group's rows, and those that fill its last tile.
@@ -39,7 +40,7 @@ struct Tiling {
     // one tile to the next. Such that a warp that writes sums of several rows, or reads those of
     // several rows and tiles, finds them in different banks.
     FASTRNN_FN int sums_row(int outputs) const {
-        return tile * stored_outputs(outputs) + (outputs > 2 ? 4 : 0);
+        return tile * stored_outputs(outputs) + (outputs > 2 ? sums_pad : 0);
     }
     FASTRNN_FN int sums_tile(int outputs) const {
         const int pad = outputs > 2 || tiles == 1 ? 0 : tiles == 2 || tile == 16 ? 16 : 24;
@@ -49,8 +50,9 @@ struct Tiling {
     FASTRNN_FN int sums(int outputs) const { return slices * tiles * sums_tile(outputs); }
     // Floats of a state: [group_rows][units].
     FASTRNN_FN int state() const { return group_rows * units(); }
-    // Values of so many kinds that two tiles of rows need beside the product.
-    FASTRNN_FN int inputs(int kinds) const { return 2 * kinds * tile_rows * units(); }
+    // Rows of the largest tile, and values of so many kinds that two of them need beside the product.
+    FASTRNN_FN int most_rows() const { return group_rows < tile_rows ? group_rows : tile_rows; }
+    FASTRNN_FN int inputs(int kinds) const { return 2 * kinds * most_rows() * units(); }
 };
 
 // Chunks of the contraction whose weights a warp can hold in registers, for so many outputs of each
