@@ -190,7 +190,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
             return at::zeros({layers * (bidirectional ? 2 : 1), x.size(1), width}, x.options());
         };
         h0 = zeros(proj > 0 ? proj : hidden);
-        if (info->has_c) c0 = zeros(hidden);
+        if (info->has_c) c0 = proj > 0 ? zeros(hidden) : h0;
     } else {
         if (!read_states(hx, info->has_c, h0, c0) || h0.dim() != x.dim() - !batched)
             return py::none();

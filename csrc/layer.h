@@ -47,6 +47,7 @@ struct ForwardDirection {
     void* h_n;       // [B, R]
     void* c_n;       // [B, H] or null
     void* output;    // [N, R], rows output_stride apart
+    void* again;     // likewise, or null: the output once more
     void* saved;     // [N, saved * H] or null: what backward needs, if it is to be kept
     void* c;         // [N, H] or null: c_t of every step, likewise
 };

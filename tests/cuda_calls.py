@@ -17,6 +17,7 @@ from helpers import VIRTUAL
 class Calls(NamedTuple):
     launches: Counter[str]  # by the kernel's name, which has ours somewhere in it
     to_host: int  # copies, or their bytes
+    on_device: int  # copies within it, and fills
     waits: int
 
     def of(self, *names: str) -> int:
@@ -45,6 +46,7 @@ def _on_a_gpu(run: Callable[[], Any]) -> Calls:
     return Calls(
         Counter(name for name in kernels if not name.startswith(("Memcpy", "Memset"))),
         sum(name.startswith("Memcpy DtoH") for name in kernels),
+        sum(name.startswith(("Memcpy DtoD", "Memset")) for name in kernels),
         sum(e.name in waits for e in events),
     )
 
@@ -66,4 +68,7 @@ def _on_the_virtual_gpu(run: Callable[[], Any]) -> Calls:
     after.subtract(before)
     launches = {k.removeprefix("launch:"): n for k, n in after.items() if k.startswith("launch:")}
     waits = ("device_synchronize_calls", "stream_synchronize_calls", "waits")
-    return Calls(Counter(launches), after["memcpy_d2h_bytes"], sum(after[name] for name in waits))
+    copied = after["memcpy_calls"] + after["memset_calls"]
+    return Calls(
+        Counter(launches), after["memcpy_d2h_bytes"], copied, sum(after[name] for name in waits)
+    )

@@ -274,6 +274,36 @@ def test_launches(kind, path, packed, bidirectional, on_path):
         assert calls.of("backward_step") == layers * (T + (kind != "lstm_proj"))
 
 
+@pytest.mark.parametrize("bidirectional", BOTH, ids=["one", "two"])
+@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("kind", "path"), [c for c in CASES if c[0] != "lstm_proj"])
+def test_states_are_read_where_they_lie(kind, path, dtype, packed, bidirectional, on_path):
+    """Nothing is copied or set to zero before the steps and after them: states, their gradients and
+    the output are read and written by the steps themselves. But a persistent kernel's counters are
+    zeros at first, and stepwise, rows that begin late are brought to the others."""
+    on_path(path)
+    if path == "one_block" and dtype == torch.float32:
+        pytest.skip("a matter of TF32")
+    layer, _ = pair(kind, 40, 40, bidirectional=bidirectional, dtype=dtype, bias=False)
+    x = ragged([6, 4, 1], 40, dtype=dtype) if packed else torch.randn(6, 3, 40, dtype=dtype)
+    args = leaves((x, state_of(layer, 3)))
+    results = []
+
+    def forward():
+        results[:] = flat(layer(*args))
+
+    def backward():
+        grads = [torch.ones_like(r) for r in results]
+        torch.autograd.backward(results, grads, inputs=list(layer.parameters()), retain_graph=True)
+
+    counters = path == "persistent"
+    late = path == "stepwise" and packed and bidirectional
+    assert cuda_calls(forward).on_device == counters + late
+    layer.zero_grad()
+    assert cuda_calls(backward).on_device <= counters
+
+
 @pytest.mark.parametrize(("kind", "path"), CASES)
 def test_the_current_stream(kind, path, on_path):
     """The work goes to the user's stream, behind what is there already."""

@@ -30,10 +30,11 @@ constexpr int64_t worth_a_thread = 60000;
 constexpr int64_t rows_per_thread = 8;
 constexpr int64_t data_rows_per_thread = 256;
 constexpr int64_t values_per_thread = 1 << 18;
-// With so many rows, and one direction, W_hh may have so many values. A training step on two cores of an Intel Xeon with 2 MB
-// of L2 each, of the time that shared units take: GRU, B = 32, H = 300, 0.93; LSTM, H = 256, 0.97 at B =
-// 32 and 64 (1.00 at 16, and inference 1.08); RNN, B = 32, H = 512, 0.98. LSTM, H = 400, B = 32: inference
-// 1.10, training 1.03. Of the time that a thread a direction takes, LSTM, H = 256, B = 32: 1.04.
+// Backward, or with so many rows, W_hh may have so many values, if there is one direction. Of the time
+// that shared units take, on two cores of an Intel Xeon with 2 MB of L2 each: a training step of LSTM, H =
+// 256, 0.97 at B = 16 (0.99 if forward too: inference takes 1.08), 32 and 64, GRU, H = 300, 0.95 and 0.93
+// at B = 16 and 32, RNN, H = 512, 0.98. LSTM, H = 400, B = 32: inference 1.10, training 1.03. Of the time
+// that a thread a direction takes, LSTM, H = 256, B = 32: 1.04.
 constexpr int64_t many_rows_per_thread = 16;
 constexpr int64_t values_for_many_rows = 300000;
 

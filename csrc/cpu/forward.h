@@ -247,6 +247,13 @@ private:
         store<T>(to, sizeof(H) == sizeof(S) ? h : rounded_to<T, S>(h), n);
     }
 
+    // row: of the data
+    FASTRNN_INLINE void put(int64_t row, int64_t unit, Vec<T> h, int n) const {
+        const int64_t at = row * layer_.output_stride + unit;
+        store<T>(static_cast<S*>(user_.output) + at, h, n);
+        if (user_.again) store<T>(static_cast<S*>(user_.again) + at, h, n);
+    }
+
     static Span blocks_of(const Panels& panels, Span span) {
         return {span.first * panels.blocks,
                 minimum(span.last * panels.blocks, panels.block_count())};
@@ -292,9 +299,7 @@ private:
                     store<T>(own_.m + at_c, h, n);
                 } else {
                     keep(h_next + at_h, h, n);
-                    store<T>(
-                        static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
-                        h, n);
+                    put(row0 + row, unit, h, n);
                 }
                 if (user_.saved)
                     for (int i = 0; i < Cell::saved; ++i)
@@ -307,16 +312,14 @@ private:
         if (!projected) return;
 
         share_.barrier->wait();  // every unit of m is there
-        multiply<Plain<T>>(
-            plan_.hr, my_outputs_, t % 2 != 0, hr_, user_.weights.hr, H_, nullptr,
-            own_.m + b0 * plan_.c_stride, plan_.c_stride, rows,
-            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
-                const int64_t unit = block * L;
-                const int n = static_cast<int>(minimum(L, R_ - unit));
-                keep(h_next + (b0 + row) * plan_.h_stride + unit, sums[0], n);
-                store<T>(static_cast<S*>(user_.output) + (row0 + row) * layer_.output_stride + unit,
-                         sums[0], n);
-            });
+        multiply<Plain<T>>(plan_.hr, my_outputs_, t % 2 != 0, hr_, user_.weights.hr, H_, nullptr,
+                           own_.m + b0 * plan_.c_stride, plan_.c_stride, rows,
+                           [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+                               const int64_t unit = block * L;
+                               const int n = static_cast<int>(minimum(L, R_ - unit));
+                               keep(h_next + (b0 + row) * plan_.h_stride + unit, sums[0], n);
+                               put(row0 + row, unit, sums[0], n);
+                           });
     }
 
     void finish() {

@@ -10,15 +10,17 @@ namespace fastrnn::cpu {
 
 inline int at_most(int a, int64_t b) { return a < b ? a : static_cast<int>(b < 1 ? 1 : b); }
 
-inline Partition choose_partition(const Sequence& sequence, const Dimensions& d, int gates,
-                                  int threads) {
+inline Partition choose_partition(Pass pass, const Sequence& sequence, const Dimensions& d,
+                                  int gates, int threads) {
     Partition p;
     const int64_t step = sequence.batch * gates * d.hidden * d.recurrent;
     const int64_t total =
         sequence.rows() * gates * d.hidden * (d.recurrent + d.input) * d.directions;
     threads = at_most(threads, total / worth_a_thread);
-    const bool many_rows = d.directions == 1 && sequence.batch >= many_rows_per_thread * threads;
-    const int64_t values = many_rows ? values_for_many_rows : values_per_thread;
+    const bool many_rows =
+        pass == Pass::backward || sequence.batch >= many_rows_per_thread * threads;
+    const int64_t values =
+        d.directions == 1 && many_rows ? values_for_many_rows : values_per_thread;
     if (sequence.batch >= rows_per_thread * threads &&
         sequence.rows() >= data_rows_per_thread * threads &&
         gates * d.hidden * d.recurrent < values) {

@@ -43,8 +43,9 @@ public:
 template <class Layer>
 bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
               void (*kernel)(const Layer&, int)) {
+    constexpr Pass pass = std::is_same_v<Layer, ForwardLayer> ? Pass::forward : Pass::backward;
     Team team{};
-    team.partition = choose_partition(layer.sequence, layer.size, p.cell.gates, threads);
+    team.partition = choose_partition(pass, layer.sequence, layer.size, p.cell.gates, threads);
     const int planned = team.partition.threads();
     team.all.reset(planned);
     std::vector<Barrier> groups(team.partition.directions * team.partition.rows);
@@ -140,7 +141,7 @@ void for_each_model(const Problem& p, int64_t models, const std::function<void(i
 Facts explain(const Problem& p, const Sequence& sequence, const Dimensions& size, Pass pass) {
     const Kernel& kernels = kernel(p.cell_index, p.storage);
     Team team{};
-    team.partition = choose_partition(sequence, size, p.cell.gates, threads_allowed());
+    team.partition = choose_partition(pass, sequence, size, p.cell.gates, threads_allowed());
     // As if every gradient were asked for, but of no memory.
     ForwardLayer forward{};
     forward.sequence = sequence, forward.size = size, forward.team = &team;

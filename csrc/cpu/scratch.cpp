@@ -10,7 +10,6 @@ namespace fastrnn::cpu {
 namespace {
 
 constexpr size_t huge_page = 2 << 20;
-constexpr size_t always_fresh = 32 << 20;  // the most that malloc's M_MMAP_THRESHOLD grows to
 
 void advise_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__)
@@ -40,7 +39,7 @@ thread_local Kept kept;
 }  // namespace
 
 void in_huge_pages(void* data, size_t bytes) {
-    if (bytes < always_fresh) return;
+    if (bytes < size_t(always_fresh)) return;
     // Whole pages of it: what lies beside it is not ours.
     const size_t begin = (reinterpret_cast<size_t>(data) + huge_page - 1) / huge_page * huge_page,
                  end = (reinterpret_cast<size_t>(data) + bytes) / huge_page * huge_page;

@@ -1,6 +1,7 @@
 // Scratch memory for the kernels.
 #pragma once
 #include <stddef.h>
+#include <stdint.h>
 
 namespace fastrnn::cpu {
 
@@ -23,8 +24,11 @@ private:
 
 constexpr size_t scratch_kept = 64 << 20;
 
-// Asks for pages of 2 MB where memory of so many bytes is fresh: one page fault instead of 512. malloc
-// gives back what is freed of 32 MB and more, and such a tensor is made of fresh memory at every call.
+// malloc gives back what is freed of so many bytes and more (the most that M_MMAP_THRESHOLD grows to):
+// such a tensor is made of fresh memory at every call.
+constexpr int64_t always_fresh = 32 << 20;
+
+// Asks for pages of 2 MB where memory of so many bytes is fresh: one page fault instead of 512.
 void in_huge_pages(void* data, size_t bytes);
 
 }  // namespace fastrnn::cpu

@@ -1,4 +1,5 @@
 #include <ATen/ops/cat.h>
+#include <ATen/ops/sum.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -21,35 +22,24 @@ bool in_gates_order(const CellInfo& cell) {
 
 // G blocks of H rows that belong to W_ih x + b_ih, out of the order of the gates into that in which
 // dgates has them; or back.
-Tensor reordered(const Problem& p, const Tensor& blocks, bool back) {
-    if (in_gates_order(p.cell)) return blocks;
+std::vector<Tensor> reordered(const Problem& p, const Tensor& blocks, bool back) {
     std::vector<Tensor> list(p.cell.gates);
     for (int g = 0; g < p.cell.gates; ++g) {
         const int place = p.cell.x_grad[g];
         list[back ? g : place] = blocks.narrow(0, (back ? place : g) * p.hidden, p.hidden);
     }
-    return at::cat(list);
+    return list;
 }
 
-// Where the gradient of a state, [B, size] of the arithmetic type, is kept from step to step: `given`
-// or zeros to begin with. The place it is wanted in, if that is of this type; else in memory of its own.
+// Where the gradient of a state, [B, size] of the arithmetic type, is kept from step to step: the place
+// it is wanted in, if that is of this type; else in memory of its own.
 struct StateGradient {
     Tensor own;
     void* data = nullptr;
 
-    void start(const Problem& p, int64_t size, const void* given, void* wanted,
-               cudaStream_t stream) {
-        const Matrices m(p);
-        const bool as_stored = p.dtype == p.arithmetic;
-        if (!as_stored || !wanted) own = m.arithmetic(p.batch, size);
+    void start(const Problem& p, int64_t size, void* wanted) {
+        if (p.dtype != p.arithmetic || !wanted) own = Matrices(p).arithmetic(p.batch, size);
         data = own.defined() ? own.data_ptr() : wanted;
-        if (!given)
-            C10_CUDA_CHECK(
-                cudaMemsetAsync(data, 0, p.batch * size * c10::elementSize(p.arithmetic), stream));
-        else if (as_stored)
-            copy(m.at(data, p.batch, size), m.at(given, p.batch, size), stream);
-        else
-            own.copy_(m.tensor(given, {p.batch, size}));
     }
     void finish(const Problem& p, int64_t size, void* wanted) const {
         if (wanted && own.defined()) Matrices(p).tensor(wanted, {p.batch, size}).copy_(own);
@@ -65,11 +55,11 @@ struct BackwardTensors {
     Tensor projected;    // [N, P]: dL/dh_t, if there is a projection
     Tensor unprojected;  // [N, H]: h before the projection, if W_hr's gradient is wanted
 
-    BackwardTensors(const Problem& p, const fastrnn::BackwardDirection& user, cudaStream_t stream) {
+    BackwardTensors(const Problem& p, const fastrnn::BackwardDirection& user) {
         const Matrices m(p);
         const int64_t N = p.rows, H = p.hidden, R = p.recurrent;
-        dh.start(p, R, user.grad_h_n, user.grad_h0, stream);
-        if (p.cell.has_c) dc.start(p, H, user.grad_c_n, user.grad_c0, stream);
+        dh.start(p, R, user.grad_h0);
+        if (p.cell.has_c) dc.start(p, H, user.grad_c0);
         dgates = m.stored(N, p.cell.grads * H);
         if (user.grads.hh) prev = m.stored(N, R);
         if (p.projected) {
@@ -85,6 +75,8 @@ struct BackwardTensors {
                 user.saved,
                 user.c,
                 user.grad_output,
+                user.grad_h_n,
+                user.grad_c_n,
                 dh.data,
                 dc.data,
                 dgates.data_ptr(),
@@ -169,30 +161,41 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const P
 
 // The gradients of a direction's weights, each a product or a sum over all rows.
 void weights_gradients(const Problem& p, const Products& products, const Matrix& input,
-                       const BackwardTensors& t, const WeightGradients& grads) {
+                       const BackwardTensors& t, const WeightGradients& grads,
+                       cudaStream_t stream) {
     const Matrices m(p);
     const int64_t H = p.hidden, gate_rows = p.cell.gates * H;
+    const bool in_order = in_gates_order(p.cell);
     if (grads.ih) {
-        products.multiply(m.at(grads.ih, gate_rows, input.columns), t.of_x(p).t(), input);
-        if (!in_gates_order(p.cell)) {
-            const Tensor out = m.tensor(grads.ih, {gate_rows, input.columns});
-            out.copy_(reordered(p, out, /*back=*/true));
-        }
+        Tensor out = m.tensor(grads.ih, {gate_rows, input.columns});
+        const Tensor found = in_order ? out : m.stored(gate_rows, input.columns);
+        products.multiply(m.of(found), t.of_x(p).t(), input);
+        if (!in_order) at::cat_out(out, reordered(p, found, /*back=*/true));
     }
     if (grads.hh)
         products.multiply(m.at(grads.hh, gate_rows, p.recurrent), t.of_h(p).t(), m.of(t.prev));
     if (grads.hr)
         products.multiply(m.at(grads.hr, p.recurrent, H), m.of(t.projected).t(),
                           m.of(t.unprojected));
-    if (grads.bias_ih || grads.bias_hh) {
-        const Tensor sums = t.dgates.sum(0, /*keepdim=*/false, p.arithmetic);
-        if (grads.bias_ih)
-            m.tensor(grads.bias_ih, {gate_rows})
-                .copy_(reordered(p, sums.narrow(0, 0, gate_rows), /*back=*/true));
-        if (grads.bias_hh)
-            m.tensor(grads.bias_hh, {gate_rows})
-                .copy_(sums.narrow(0, sums.size(0) - gate_rows, gate_rows));
+    const auto bias = [&](const void* data) { return m.tensor(data, {gate_rows}); };
+    const auto copy_bias = [&](void* to, const void* from) {
+        copy(m.at(to, 1, gate_rows), m.at(from, 1, gate_rows), stream);
+    };
+    if (!grads.bias_ih && !grads.bias_hh) return;
+    if (in_order && p.cell.grads == p.cell.gates) {  // both are the same
+        Tensor sums = bias(grads.bias_ih ? grads.bias_ih : grads.bias_hh);
+        at::sum_out(sums, t.dgates, 0);
+        if (grads.bias_ih && grads.bias_hh) copy_bias(grads.bias_hh, grads.bias_ih);
+        return;
     }
+    const Tensor sums = t.dgates.sum(0);
+    if (grads.bias_ih) {
+        Tensor out = bias(grads.bias_ih);
+        at::cat_out(out, reordered(p, sums.narrow(0, 0, gate_rows), /*back=*/true));
+    }
+    if (grads.bias_hh)
+        copy_bias(grads.bias_hh,
+                  sums.narrow(0, sums.size(0) - gate_rows, gate_rows).const_data_ptr());
 }
 
 }  // namespace
@@ -205,7 +208,7 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
     std::vector<BackwardTensors> tensors;
     BackwardDirection direction[2];
     for (int d = 0; d < layer.size.directions; ++d) {
-        tensors.emplace_back(p, layer.direction[d], stream);
+        tensors.emplace_back(p, layer.direction[d]);
         direction[d] = tensors[d].direction(layer.direction[d]);
     }
     if (const PersistentPlan plan = choose_path(Pass::backward, p); plan.fits) {
@@ -226,10 +229,10 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
         const BackwardTensors& t = tensors[d];
         t.dh.finish(p, p.recurrent, user.grad_h0);
         t.dc.finish(p, p.hidden, user.grad_c0);
-        weights_gradients(p, products, input, t, user.grads);
+        weights_gradients(p, products, input, t, user.grads, stream);
         if (layer.grad_input) {
-            const Tensor ih =
-                reordered(p, m.tensor(user.weights.ih, {gate_rows, I}), /*back=*/false);
+            Tensor ih = m.tensor(user.weights.ih, {gate_rows, I});
+            if (!in_gates_order(p.cell)) ih = at::cat(reordered(p, ih, /*back=*/false));
             products.multiply(m.at(layer.grad_input, p.rows, I), t.of_x(p), m.of(ih),
                               /*add=*/d > 0);
         }

@@ -42,6 +42,11 @@ struct ForwardOutputs {
         if constexpr (Cell::has_c)
             if (d.kept_c) static_cast<S*>(d.kept_c)[at * hidden + unit] = c;
     }
+    __device__ __forceinline__ void put(const ForwardDirection& d, int64_t output_stride,
+                                        int64_t at, int64_t unit) const {
+        static_cast<S*>(d.output)[at * output_stride + unit] = h;
+        if (d.again) static_cast<S*>(d.again)[at * output_stride + unit] = h;
+    }
 };
 
 // Applies the cell. x, r [G]: both products with their biases; c: c_{t-1}, becomes c_t.

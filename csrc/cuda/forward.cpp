@@ -2,6 +2,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "path.h"
@@ -16,32 +17,27 @@ namespace {
 // H hidden, R the size of h.
 struct ForwardTensors {
     Tensor x;  // [N, G * H]: W_ih x_t
-    Tensor c;  // [B, H] of the arithmetic type: c0 to begin with; undefined if c_n is its place
 
     ForwardTensors(const Problem& p, const fastrnn::ForwardLayer& layer,
-                   const fastrnn::ForwardDirection& user, const Products& products,
-                   cudaStream_t stream) {
+                   const fastrnn::ForwardDirection& user, const Products& products) {
         const Matrices m(p);
-        const int64_t B = p.batch, N = p.rows, H = p.hidden, R = p.recurrent,
-                      gate_rows = p.cell.gates * H, I = layer.size.input;
+        const int64_t N = p.rows, gate_rows = p.cell.gates * p.hidden, I = layer.size.input;
         x = m.stored(N, gate_rows);
         products.multiply(m.of(x), m.at(layer.input, N, I),
                           m.at(user.weights.ih, gate_rows, I).t());
-        copy(m.at(user.h_n, B, R), m.at(user.h0, B, R), stream);
-        if (!p.cell.has_c) return;
-        if (p.dtype == p.arithmetic)
-            copy(m.at(user.c_n, B, H), m.at(user.c0, B, H), stream);
-        else
-            c = m.tensor(user.c0, {B, H}).to(p.arithmetic);
     }
 
     ForwardDirection direction(const fastrnn::ForwardDirection& user) const {
         return {x.const_data_ptr(),
                 user.weights.bias_ih,
                 user.weights.bias_hh,
+                user.h0,
+                user.c0,
                 user.h_n,
-                c.defined() ? c.data_ptr() : user.c_n,
+                nullptr,
+                user.c_n,
                 user.output,
+                user.again,
                 user.saved,
                 user.c};
     }
@@ -49,7 +45,7 @@ struct ForwardTensors {
 
 // What a direction's steps multiply.
 struct ForwardMatrices {
-    Matrix h;            // [B, R]
+    Matrix h0, h;        // [B, R]
     Matrix hh;           // W_hh' [R, G * H]
     Matrix r;            // [B, G * H]: W_hh h_{t-1}
     Matrix hr;           // W_hr' [H, P], if there is a projection; and then
@@ -60,17 +56,24 @@ struct ForwardMatrices {
 // Every step: a product a direction, and one launch. With a projection: another product and a copy a
 // direction.
 void step_by_step(const Problem& p, const fastrnn::ForwardLayer& layer, const Products& products,
-                  const ForwardDirection* direction, cudaStream_t stream) {
+                  ForwardDirection* direction, cudaStream_t stream) {
     const LayerSize size{p.hidden, p.recurrent, layer.output_stride, 0};
     const int directions = layer.size.directions;
     const int64_t B = p.batch, H = p.hidden, R = p.recurrent, gate_rows = p.cell.gates * H;
+    const bool ragged = p.rows < p.steps * B;
     const Matrices m(p);
-    Tensor memory[2][2];  // of what is not the user's
+    Tensor memory[2][3];  // of what is not the user's
     ForwardMatrices matrices[2] = {};
     for (int d = 0; d < directions; ++d) {
         const fastrnn::ForwardDirection& user = layer.direction[d];
         ForwardMatrices& t = matrices[d];
+        direction[d].c = user.c_n;
+        if (p.cell.has_c && p.dtype != p.arithmetic)
+            direction[d].c = (memory[d][2] = m.arithmetic(B, H)).mutable_data_ptr();
+        t.h0 = m.at(user.h0, B, R);
         t.h = m.at(user.h_n, B, R);
+        // Rows that begin after the first step are multiplied with those that have begun.
+        if (ragged && d == 1) copy(t.h, t.h0, stream);
         t.hh = m.at(user.weights.hh, gate_rows, R).t();
         t.r = m.of(memory[d][0] = m.stored(B, gate_rows));
         if (!p.projected) continue;
@@ -83,8 +86,14 @@ void step_by_step(const Problem& p, const fastrnn::ForwardLayer& layer, const Pr
         for (int d = 0; d < directions; ++d) {
             const ForwardMatrices& t = matrices[d];
             const auto [row, rows] = step_rows(layer.sequence, d, i);
-            step[d] = {row, rows, t.r.data, t.unprojected.data};
-            products.multiply(t.r.some_rows(0, rows), t.h.some_rows(0, rows), t.hh);
+            step[d] = {row,
+                       rows,
+                       std::min(rows, step_rows(layer.sequence, d, i - 1).rows),
+                       step_rows(layer.sequence, d, i + 1).rows,
+                       t.r.data,
+                       t.unprojected.data};
+            products.multiply(t.r.some_rows(0, rows), (i == 0 ? t.h0 : t.h).some_rows(0, rows),
+                              t.hh);
         }
         C10_CUDA_CHECK(launch_forward_step(p.cell_index, p.storage, size, directions, direction,
                                            step, stream));
@@ -98,6 +107,9 @@ void step_by_step(const Problem& p, const fastrnn::ForwardLayer& layer, const Pr
             copy(t.output.some_rows(row, rows), h, stream);
         }
     }
+    for (int d = 0; d < directions && p.projected; ++d)
+        if (const Matrix& output = matrices[d].output; direction[d].again)
+            copy(m.at(direction[d].again, p.rows, R, layer.output_stride), output, stream);
 }
 
 }  // namespace
@@ -109,7 +121,7 @@ void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
     std::vector<ForwardTensors> tensors;
     ForwardDirection direction[2];
     for (int d = 0; d < layer.size.directions; ++d) {
-        tensors.emplace_back(p, layer, layer.direction[d], products, stream);
+        tensors.emplace_back(p, layer, layer.direction[d], products);
         direction[d] = tensors[d].direction(layer.direction[d]);
     }
     if (const PersistentPlan plan = choose_path(Pass::forward, p); plan.fits) {
@@ -122,9 +134,6 @@ void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
     } else {
         step_by_step(p, layer, products, direction, stream);
     }
-    for (int d = 0; d < layer.size.directions; ++d)
-        if (tensors[d].c.defined())
-            Matrices(p).tensor(layer.direction[d].c_n, {p.batch, p.hidden}).copy_(tensors[d].c);
 }
 
 }  // namespace fastrnn::cuda

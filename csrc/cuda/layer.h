@@ -24,9 +24,13 @@ struct ForwardDirection {
     const void* x;        // [N, G * H]: W_ih x_t
     const void* bias_ih;  // [G * H] or null
     const void* bias_hh;  // [G * H] or null
-    void* h;              // [B, R]: h0, and in the end h_n
-    void* c;              // [B, H] of A: c0, and in the end c_n; null for a cell without c
+    const void* h0;       // [B, R]
+    const void* c0;       // [B, H], or null for a cell without c
+    void* h;              // [B, R]: h_t, and in the end h_n
+    void* c;              // [B, H] of A: c_t, on the stepwise path
+    void* c_n;            // [B, H]
     void* output;         // [N, R], strided
+    void* again;          // likewise, or null: the output once more
     void* saved;          // [N, saved, H] or null: what backward needs, if it is to be kept
     void* kept_c;         // [N, H] or null: c_t of every step, likewise
 };
@@ -38,8 +42,10 @@ struct BackwardDirection {
     const void* saved;        // [N, saved, H], likewise
     const void* kept_c;       // [N, H], likewise
     const void* grad_output;  // [N, R], strided; or null for zeros
-    void* dh;                 // [B, R] of A: grad_h_n or zeros, and in the end grad_h0
-    void* dc;                 // [B, H] of A: grad_c_n or zeros, and in the end grad_c0
+    const void* dh_n;         // [B, R]; or null for zeros
+    const void* dc_n;         // [B, H]; or null for zeros
+    void* dh;                 // [B, R] of A: what is known of dL/dh, and in the end grad_h0
+    void* dc;                 // [B, H] of A: likewise, grad_c0
     void* dgates;             // [N, grads, H]: gradients before the activations
     void* prev;               // [N, R] or null: h_{t-1} of every row
 };

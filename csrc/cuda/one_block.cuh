@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
     OneBlock<M> block(
         a,
         has_pairs<S>(d.x, H) && has_pairs<S>(d.output, a.size.output_stride) &&
-            has_pairs<S>(d.saved, H) && has_pairs<S>(d.kept_c, H),
+            has_pairs<S>(d.again, a.size.output_stride) && has_pairs<S>(d.saved, H) &&
+            has_pairs<S>(d.kept_c, H),
         reinterpret_cast<char*>(shared_memory) + one_block_own_bytes(threads, 2 * G, G, sizeof(S)));
     const TwoUnits& units = block.units;
 
@@ -145,11 +146,11 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
     const int all_rows = block.rows_among(static_cast<int>(a.sequence.batch));
     block.for_each_row(all_rows, [&](int i, int row) {
         const int64_t at = int64_t(block.first_row + row) * H;
-        const Pair<S> h0 = units.load(static_cast<const S*>(d.h) + at);
+        const Pair<S> h0 = units.load(static_cast<const S*>(d.h0) + at);
         for (int u = 0; u < 2; ++u) h[i][u] = widen(h0.of[u]);
         if constexpr (Cell::has_c) {
-            const Pair<float> c0 = units.load(static_cast<const float*>(d.c) + at);
-            for (int u = 0; u < 2; ++u) c[i][u] = c0.of[u];
+            const Pair<S> c0 = units.load(static_cast<const S*>(d.c0) + at);
+            for (int u = 0; u < 2; ++u) c[i][u] = widen(c0.of[u]);
         }
     });
     // Into both buffers: a row that joins later finds it at whatever step.
@@ -160,6 +161,7 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
     Walk walk(a.sequence, blockIdx.z == 0);
     const S* const x = kept<const S>(d.x);
     S* const output = kept<S>(d.output);
+    S* const again = kept<S>(d.again);
     S* const saved = kept<S>(d.saved);
     S* const kept_c = kept<S>(d.kept_c);
     const int output_stride = static_cast<int>(a.size.output_stride);
@@ -203,6 +205,7 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
             block.put(row, 0, h[i]);
             const int64_t at = walk[0].first + block.first_row + row;
             units.store(output + at * output_stride, Pair<S>{{out[0].h, out[1].h}});
+            if (again) units.store(again + at * output_stride, Pair<S>{{out[0].h, out[1].h}});
             if (saved) {
                 S* to = saved + at * (Cell::saved * H);
                 for (int k = 0; k < Cell::saved; ++k, to += H)
@@ -218,7 +221,8 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
         units.store_apart(static_cast<S*>(d.h) + at,
                           Pair<S>{{narrow<S>(h[i][0]), narrow<S>(h[i][1])}});
         if constexpr (Cell::has_c)
-            units.store_apart(static_cast<float*>(d.c) + at, Pair<float>{{c[i][0], c[i][1]}});
+            units.store_apart(static_cast<S*>(d.c_n) + at,
+                              Pair<S>{{narrow<S>(c[i][0]), narrow<S>(c[i][1])}});
     });
 }
 
@@ -258,11 +262,11 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
     const int all_rows = block.rows_among(static_cast<int>(a.sequence.batch));
     block.for_each_row(all_rows, [&](int i, int row) {
         const int64_t at = int64_t(block.first_row + row) * H;
-        const Pair<float> dh_n = units.load(static_cast<const float*>(d.dh) + at);
-        for (int u = 0; u < 2; ++u) dh[i][u] = dh_n.of[u];
+        const Pair<S> dh_n = units.load(row_at<S>(d.dh_n, at));
+        for (int u = 0; u < 2; ++u) dh[i][u] = widen(dh_n.of[u]);
         if constexpr (Cell::has_c) {
-            const Pair<float> dc_n = units.load(static_cast<const float*>(d.dc) + at);
-            for (int u = 0; u < 2; ++u) dc[i][u] = dc_n.of[u];
+            const Pair<S> dc_n = units.load(row_at<S>(d.dc_n, at));
+            for (int u = 0; u < 2; ++u) dc[i][u] = widen(dc_n.of[u]);
         }
     });
     Walk walk(a.sequence, blockIdx.z == 1);

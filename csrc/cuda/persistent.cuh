@@ -217,9 +217,8 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
         }
     part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
         const int64_t at = int64_t(part.first_row + row) * H + part.unit();
-        const float h = load<S>(d.h, at);
-        if constexpr (Cell::has_c)
-            c_states[part.state_at(row)] = static_cast<const float*>(d.c)[at];
+        const float h = load<S>(d.h0, at);
+        if constexpr (Cell::has_c) c_states[part.state_at(row)] = load<S>(d.c0, at);
         if constexpr (Cell::needs_h_prev) h_states[part.state_at(row)] = h;
         // Into both: a row that joins later finds it at whatever step.
         for (int step = 0; step < 2; ++step)
@@ -256,11 +255,11 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                 const int64_t at = rows_at(a.sequence, in_order, step).first + b,
                               state_at = int64_t(b) * H + part.unit();
                 out.keep(d, H, at, part.unit());
-                static_cast<S*>(d.output)[at * a.size.output_stride + part.unit()] = out.h;
+                out.put(d, a.size.output_stride, at, part.unit());
                 if (b >= rows_at(a.sequence, in_order, step + 1).rows) {  // its last step
                     static_cast<S*>(d.h)[state_at] = out.h;
                     if constexpr (Cell::has_c)
-                        static_cast<float*>(d.c)[state_at] = c_states[part.state_at(row)];
+                        store<S>(d.c_n, state_at, c_states[part.state_at(row)]);
                 }
             };
             Packed<ForwardOutputs<Cell, S>> first;
@@ -322,9 +321,8 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     const Exchange<S, decltype(a)> exchange(a, inputs.end());
     part.for_each_element(part.rows_among(a.sequence.batch), [&](int row) {
         const int64_t at = int64_t(part.first_row + row) * H + part.unit();
-        dh_states[part.state_at(row)] = static_cast<const float*>(d.dh)[at];
-        if constexpr (Cell::has_c)
-            dc_states[part.state_at(row)] = static_cast<const float*>(d.dc)[at];
+        dh_states[part.state_at(row)] = load<S>(d.dh_n, at);
+        if constexpr (Cell::has_c) dc_states[part.state_at(row)] = load<S>(d.dc_n, at);
     });
     const auto ask = [&](int turn, int step, int row0) {
         const StepRows asked = rows_at(a.sequence, in_order, step),

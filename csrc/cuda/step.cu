@@ -41,18 +41,25 @@ __global__ void __launch_bounds__(threads)
         x[g] = load<S>(d.x, (at * G + g) * H + unit) + load<S>(d.bias_ih, g * H + unit);
         r[g] = load<S>(step.r, (b * G + g) * H + unit) + load<S>(d.bias_hh, g * H + unit);
     }
+    const bool begun = b < step.begun;
     A c{};
-    if constexpr (Cell::has_c) c = static_cast<const A*>(d.c)[b * H + unit];
+    if constexpr (Cell::has_c)
+        c = begun ? static_cast<const A*>(d.c)[b * H + unit] : load<S>(d.c0, b * H + unit);
     // A cell that allows a projection does without h_{t-1}: that has another size.
-    const A h_prev = step.unprojected ? A{} : load<S>(d.h, b * H + unit);
+    const A h_prev = step.unprojected ? A{} : load<S>(begun ? d.h : d.h0, b * H + unit);
     const ForwardOutputs<Cell, S> out = forward_element<Cell, S>(x, r, h_prev, c);
     out.keep(d, H, at, unit);
-    if constexpr (Cell::has_c) static_cast<A*>(d.c)[b * H + unit] = c;
+    if constexpr (Cell::has_c) {
+        if (b < step.go_on)
+            static_cast<A*>(d.c)[b * H + unit] = c;
+        else
+            store<S>(d.c_n, b * H + unit, c);
+    }
     if (step.unprojected) {
         static_cast<S*>(step.unprojected)[b * H + unit] = out.h;
     } else {
         static_cast<S*>(d.h)[b * H + unit] = out.h;
-        static_cast<S*>(d.output)[at * launch.size.output_stride + unit] = out.h;
+        out.put(d, launch.size.output_stride, at, unit);
     }
 }
 
@@ -67,8 +74,8 @@ __device__ __forceinline__ bool goes_on(const BackwardDirection& d, const LayerS
                                         const BackwardStep& step, const BackwardRow& row,
                                         int64_t unit, Arithmetic<S>*& known, Arithmetic<S>& dh) {
     known = static_cast<Arithmetic<S>*>(d.dh) + row.b * z.recurrent + unit;
-    dh = *known;
-    if (row.b < step.linked) dh += load<S>(step.r, row.b * z.recurrent + unit);
+    const int64_t at = row.b * z.recurrent + unit;
+    dh = row.b < step.linked ? *known + load<S>(step.r, at) : load<S>(d.dh_n, at);
     if (row.b < step.rows) {
         dh += load<S>(d.grad_output, row.at * z.grad_output_stride + unit);
         return true;
@@ -95,7 +102,10 @@ __global__ void __launch_bounds__(threads)
     else if (!goes_on<S>(d, z, step, row, unit, known, dh))
         return;
     A dc{};
-    if constexpr (Cell::has_c) dc = static_cast<const A*>(d.dc)[b * z.hidden + unit];
+    if constexpr (Cell::has_c) {
+        const int64_t at = b * z.hidden + unit;
+        dc = b < step.linked ? static_cast<const A*>(d.dc)[at] : load<S>(d.dc_n, at);
+    }
     using In = BackwardInputs<Cell, S>;
     const In in([&](int kind) {
         // With a projection h_{t-1} has another size, and such a cell does without.

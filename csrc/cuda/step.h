@@ -11,6 +11,8 @@ namespace fastrnn::cuda {
 struct ForwardStep {
     int64_t row;        // first row of the step in the data
     int64_t rows;       // rows alive in it
+    int64_t begun;      // of them alive in the step before: the others come from h0 and c0
+    int64_t go_on;      // of them alive in the step after: the others end here
     const void* r;      // [rows, G * H]: W_hh h_{t-1}
     void* unprojected;  // [rows, H]: where h_t goes instead, if a projection follows; else null
 };
@@ -32,7 +34,7 @@ struct BackwardSum {
 };
 
 // Adds products and biases, applies the cell. Rows [0, rows) of h (unless a projection follows) and
-// c are read and written.
+// c are read, of those that have begun, and written.
 cudaError_t launch_forward_step(int cell, Storage storage, const LayerSize& size, int directions,
                                 const ForwardDirection* direction, const ForwardStep* step,
                                 cudaStream_t stream);

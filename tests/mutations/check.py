@@ -76,18 +76,18 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -
         t = {
             "x": random(N, gates * H), "w": random(gates * H, H, scale=H**-0.5),
             "b_ih": random(gates * H), "b_hh": random(gates * H), "h0": random(B, H),
-            "grad_output": random(N, H), "dh": random(B, H, dtype=torch.float32),
+            "grad_output": random(N, H), "dh": random(B, H),
         }  # fmt: skip
         if has_c:
-            t |= {"c0": random(B, H), "dc": random(B, H, dtype=torch.float32)}
+            t |= {"c0": random(B, H), "dc": random(B, H)}
         both.append(t)
     expected = [exact(cell, t, sizes, reverse=d == 1) for d, t in enumerate(both)]
 
     def device(tensor: Tensor) -> Tensor:
         return tensor.cuda()
 
-    def empty(*size: int) -> Tensor:
-        return torch.full(size, torch.nan, dtype=torch.float16, device="cuda")
+    def empty(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        return torch.full(size, torch.nan, dtype=dtype, device="cuda")
 
     alive: list[Tensor] = []  # whatever a pointer points to
 
@@ -98,16 +98,21 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -
     forward, backward, weights, found = [], [], [], []
     for t in both:
         g = {name: device(value) for name, value in t.items()}
-        h, output, kept = g["h0"].clone(), empty(N, H), empty(N, saved * H)
-        c, kept_c = (g["c0"].float(), empty(N, H)) if has_c else (None, None)
+        h, output, again, kept = empty(B, H), empty(N, H), empty(N, H), empty(N, saved * H)
+        c, kept_c = (empty(B, H), empty(N, H)) if has_c else (None, None)
+        dh = empty(B, H, dtype=torch.float32)
+        dc = empty(B, H, dtype=torch.float32) if has_c else None
         dgates, prev = empty(N, grads * H), empty(N, H)
-        forward += pointers([g["x"], g["b_ih"], g["b_hh"], h, c, output, kept, kept_c])
+        forward += pointers(
+            [g["x"], g["b_ih"], g["b_hh"], g["h0"], g.get("c0"), h, None, c, output, again, kept,
+             kept_c]
+        )  # fmt: skip
         backward += pointers(
             [g["h0"], g.get("c0"), output, kept, kept_c, g["grad_output"], g["dh"], g.get("dc"),
-             dgates, prev]
+             dh, dc, dgates, prev]
         )  # fmt: skip
         weights += pointers([g["w"]])
-        found.append((output, h, c, g, dgates, prev))
+        found.append((output, again, h, c, dh, dc, dgates, prev))
 
     arguments: list[Any] = [
         list(CELLS).index(cell), FLOAT16, ctypes.c_int64(H), ctypes.c_int64(T),
@@ -121,16 +126,18 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -
         if error:
             raise SystemExit(f"{cell} {name}: {error.decode()}")
 
-    for d, (output, h, c, g, dgates, prev) in enumerate(found):
+    for d, (output, again, h, c, dh, dc, dgates, prev) in enumerate(found):
         by_gate = dgates.cpu().double().view(N, grads, H)
         of_h = by_gate[:, grads - gates :].reshape(N, gates * H)
         values = {
-            "output": output, "h": h, "grad_h0": g["dh"],
+            "output": output, "h": h, "grad_h0": dh,
             "grad_x": by_gate[:, x_grad].reshape(N, gates * H),
             "grad_w": of_h.t() @ prev.cpu().double(),
         }  # fmt: skip
-        if c is not None:
-            values |= {"c": c, "grad_c0": g["dc"]}
+        if c is not None and dc is not None:
+            values |= {"c": c, "grad_c0": dc}
+        if not torch.equal(again, output):
+            raise SystemExit(f"{cell}, direction {d}: the output is another the second time")
         for name, right in expected[d].items():
             value = values[name].cpu().double()
             error = (value - right).abs().max().item() / max(1, right.abs().max().item())

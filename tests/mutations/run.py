@@ -106,7 +106,7 @@ BUGS = [
     Bug(
         "a missing write",
         "cuda/persistent.cuh",
-        "static_cast<S*>(d.output)[at * a.size.output_stride + part.unit()] = out.h;",
+        "out.put(d, a.size.output_stride, at, part.unit());",
         "",
     ),
     Bug(
