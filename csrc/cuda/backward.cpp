@@ -165,12 +165,12 @@ void weights_gradients(const Problem& p, const Products& products, const Matrix&
                        cudaStream_t stream) {
     const Matrices m(p);
     const int64_t H = p.hidden, gate_rows = p.cell.gates * H;
-    const bool in_order = in_gates_order(p.cell);
-    if (grads.ih) {
-        Tensor out = m.tensor(grads.ih, {gate_rows, input.columns});
-        const Tensor found = in_order ? out : m.stored(gate_rows, input.columns);
-        products.multiply(m.of(found), t.of_x(p).t(), input);
-        if (!in_order) at::cat_out(out, reordered(p, found, /*back=*/true));
+    // A product for gates that follow one another in dgates too.
+    for (int g = 0, n = 0; grads.ih && g < p.cell.gates; g += n) {
+        const int place = p.cell.x_grad[g];
+        for (n = 1; g + n < p.cell.gates && p.cell.x_grad[g + n] == place + n;) ++n;
+        products.multiply(m.at(grads.ih, gate_rows, input.columns).some_rows(g * H, n * H),
+                          t.of_x(p).some_columns(place * H, n * H).t(), input);
     }
     if (grads.hh)
         products.multiply(m.at(grads.hh, gate_rows, p.recurrent), t.of_h(p).t(), m.of(t.prev));
@@ -182,7 +182,7 @@ void weights_gradients(const Problem& p, const Products& products, const Matrix&
         copy(m.at(to, 1, gate_rows), m.at(from, 1, gate_rows), stream);
     };
     if (!grads.bias_ih && !grads.bias_hh) return;
-    if (in_order && p.cell.grads == p.cell.gates) {  // both are the same
+    if (in_gates_order(p.cell) && p.cell.grads == p.cell.gates) {  // both are the same
         Tensor sums = bias(grads.bias_ih ? grads.bias_ih : grads.bias_hh);
         at::sum_out(sums, t.dgates, 0);
         if (grads.bias_ih && grads.bias_hh) copy_bias(grads.bias_hh, grads.bias_ih);
