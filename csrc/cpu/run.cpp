@@ -21,21 +21,24 @@ namespace {
 
 // While this lives, subnormal numbers are zeros to its thread. x86 CPUs multiply them in microcode: a
 // state or a gradient that decays would cost up to 80 times as much, for values that no sum shows.
+// Elsewhere it does nothing.
 class SubnormalsAreZeros {
 public:
-#ifdef FASTRNN_X86
-    SubnormalsAreZeros() : own_(_mm_getcsr()) { _mm_setcsr(own_ | results | operands); }
-    ~SubnormalsAreZeros() { _mm_setcsr(own_); }
+    SubnormalsAreZeros() : own_(get()) { set(own_ | results | operands); }
+    ~SubnormalsAreZeros() { set(own_); }
+    SubnormalsAreZeros(const SubnormalsAreZeros&) = delete;
 
 private:
     static constexpr unsigned results = 0x8000, operands = 0x40;  // MXCSR's bits FTZ and DAZ
-    const unsigned own_;
+#ifdef FASTRNN_X86
+    static unsigned get() { return _mm_getcsr(); }
+    static void set(unsigned settings) { _mm_setcsr(settings); }
 #else
-    SubnormalsAreZeros() {}
+    static unsigned get() { return 0; }
+    static void set(unsigned) {}
 #endif
 
-public:
-    SubnormalsAreZeros(const SubnormalsAreZeros&) = delete;
+    const unsigned own_;
 };
 
 // Runs one kernel with up to so many threads. False, and nothing was done, if the runtime gave fewer
