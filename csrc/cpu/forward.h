@@ -34,11 +34,12 @@ struct ForwardPlan {
             h[2];  // [B, H or P]: h of the last step and of this one, by turns; h_stride
         T* m;      // [B, H]: the cell's output before the projection; c_stride
         T* c;      // [B, H]; c_stride
+        T* lanes;  // turned rows, of each thread, if one_step; lanes_size
     };
 
     static_assert(Cell::gates <= max_panel_vectors, "a block of units must fit a panel");
     Panels ih, hh, hr;
-    int64_t row_stride, x_stride, h_stride, c_stride;
+    int64_t row_stride, x_stride, h_stride, c_stride, lanes_size;
     int64_t chunk;  // steps
     bool one_step;  // weights are not packed
     bool at_once;   // there is one chunk: a panel of W_ih is packed, used and done with
@@ -67,6 +68,8 @@ struct ForwardPlan {
         at_once = !one_step && all;
         converts = !one_step && (sizeof(S) != sizeof(typename X::Row) || row_stride != d.input);
         const int64_t copies = layer.team->partition.rows;
+        lanes_size =
+            one_step ? lane_scratch<T>(s.batch, std::max({d.input, d.recurrent, d.hidden})) : 0;
         Workspace space(layer.workspace);
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
@@ -81,6 +84,7 @@ struct ForwardPlan {
             p.h[1] = space.take<typename P::Row>(s.batch * h_stride);
             p.m = space.take<T>(d.projected ? s.batch * c_stride : 0);
             p.c = space.take<T>(Cell::has_c ? s.batch * c_stride : 0);
+            p.lanes = space.take<T>(copies * share * lanes_size);
         }
         size = space.size();
     }
@@ -121,7 +125,8 @@ public:
           hh_(own_.hh + share.row_part * plan.hh.size()),
           bias_ih_(own_.bias_ih + share.row_part * plan.ih.columns()),
           bias_hh_(own_.bias_hh + share.row_part * plan.hh.columns()),
-          hr_(own_.hr + share.row_part * plan.hr.size()) {}
+          hr_(own_.hr + share.row_part * plan.hr.size()),
+          lanes_(own_.lanes + (share.row_part * share.units + share.unit) * plan.lanes_size) {}
 
     void run() {
         pack();
@@ -202,7 +207,7 @@ private:
             unpacked_product<T>(
                 plan_.ih, blocks_of(plan_.ih, my_panels_), static_cast<const S*>(user_.weights.ih),
                 I, bias_ih_, static_cast<const S*>(layer_.input) + b0 * I, I, share_.rows.size(),
-                [=](int64_t row, int64_t block, const Vec<T>* sums) {
+                lanes_, [=](int64_t row, int64_t block, const Vec<T>* sums) {
                     for (int g = 0; g < Cell::gates; ++g)
                         store<T>(x + row * stride + (block * Cell::gates + g) * L, sums[g], L);
                 });
@@ -267,7 +272,7 @@ private:
                                  int64_t a_stride, int64_t rows, const Epilogue& epilogue) {
         if (plan_.one_step)
             unpacked_product<T>(panels, blocks_of(panels, span), static_cast<const S*>(weights),
-                                depth, bias, a, a_stride, rows, epilogue);
+                                depth, bias, a, a_stride, rows, lanes_, epilogue);
         else
             product<Q>(panels, span, backwards, packed, bias, a, a_stride, rows, epilogue);
     }
@@ -345,7 +350,7 @@ private:
     const Span my_panels_, my_outputs_;
     typename X::Packed* const ih_;  // packed, its copies
     typename P::Packed* const hh_;
-    T *const bias_ih_, *const bias_hh_, *const hr_;
+    T *const bias_ih_, *const bias_hh_, *const hr_, *const lanes_;
 };
 
 // body(X, P) with how this layer's products read their operands.

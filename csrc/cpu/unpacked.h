@@ -3,9 +3,9 @@
 //
 // A sum runs along the vectors of a row of weights and then over their lanes, in one order whatever
 // the tile: the result of a row has the same bits alone or in any batch, for any number of threads.
-// It is another order than that of packed products.
+// It is another order than that of packed products. Many rows are turned first (row_lanes.h).
 #pragma once
-#include "pack.h"
+#include "row_lanes.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
@@ -65,79 +65,56 @@ FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t
     return sum_lanes<T>(sums);
 }
 
-// The tiles of `rows` rows, a multiple of a tile's, and the units [first, last) of a block.
-template <class T, int Rows, class A, class W>
-FASTRNN_INLINE void dot_tiles(const A* a, int64_t a_stride, int64_t rows, const W* w,
-                              int64_t w_stride, int64_t depth, int first, int last, Vec<T>* sums,
-                              int64_t stride) {
-    constexpr int Units = lanes<T> / Rows;
-    for (int64_t r = 0; r < rows; r += Rows)
-        for (int u = first; u < last; u += Units) {
-            const Vec<T> tile =
-                dot_tile<T, Rows>(a + r * a_stride, a_stride, w + (u - first) * w_stride, w_stride,
-                                  depth, last - u < Units ? last - u : Units);
-            for (int i = 0; i < Rows; ++i)
-                memcpy(reinterpret_cast<T*>(sums + (r + i) * stride) + u,
-                       reinterpret_cast<const T*>(&tile) + i * Units, Units * sizeof(T));
-        }
-}
-
 // The sums of `rows` rows and one gate of a block of `count` <= lanes units: sums[r * stride] gets the
-// block of row r, zeros beyond `count`. Of the weights, `near_bytes` stay in the L1 cache while the rows
-// pass by. A function of its own: inlined where it is called, it made half of the half types' code.
+// block of row r, zeros beyond `count`. A function of its own: inlined where it is called, it made half
+// of the half types' code.
 template <class T, class A, class W>
 [[gnu::noinline]] void dot_block(const A* a, int64_t a_stride, int64_t rows, const W* w,
                                  int64_t depth, int count, Vec<T>* sums, int64_t stride) {
     constexpr int L = lanes<T>, Rows = L >= 4 ? L / 4 : 1, Units = L / Rows;
-    constexpr int64_t near_values = cpu::near_bytes / sizeof(T);
-    const int64_t together = rows / Rows * Rows, padded = round_up(depth, L);
+    const int64_t together = rows / Rows * Rows;
     for (int64_t r = 0; count < L && r < together; ++r) sums[r * stride] = Vec<T>{};
-    // For many rows they are converted once, and lie where no load crosses a line.
-    const bool copied = together >= cpu::copied_rows && Units * padded <= near_values &&
-                        (!std::is_same_v<T, W> || padded != depth);
-    const int64_t fitting = near_values / (padded + 1) / Units * Units;
-    const int near = static_cast<int>(fitting < Units ? Units : fitting < L ? fitting : L);
-    for (int first = 0; together && first < count; first += near) {
-        const int last = first + near < count ? first + near : count;
-        if (copied) {
-            alignas(64) T copy[near_values];
-            for (int u = first; u < last; ++u)
-                for (int64_t k = 0; k < depth; k += L)
-                    store<T>(copy + (u - first) * padded + k,
-                             load<T>(w + u * depth + k, static_cast<int>(minimum(L, depth - k))),
-                             L);
-            dot_tiles<T, Rows>(a, a_stride, together, copy, padded, depth, first, last, sums,
-                               stride);
-        } else {
-            dot_tiles<T, Rows>(a, a_stride, together, w + first * depth, depth, depth, first, last,
-                               sums, stride);
+    for (int first = 0; first < count; first += Units)
+        for (int64_t r = 0; r < together; r += Rows) {
+            const Vec<T> tile =
+                dot_tile<T, Rows>(a + r * a_stride, a_stride, w + first * depth, depth, depth,
+                                  count - first < Units ? count - first : Units);
+            for (int i = 0; i < Rows; ++i)
+                memcpy(reinterpret_cast<T*>(sums + (r + i) * stride) + first,
+                       reinterpret_cast<const T*>(&tile) + i * Units, Units * sizeof(T));
         }
-    }
     for (int64_t r = together; r < rows; ++r)
         sums[r * stride] = dot_tile<T, 1>(a + r * a_stride, a_stride, w, depth, depth, count);
 }
 
 // As `product` of panels.h, for weights [gates * units, depth] and a span of blocks of `lanes` units.
+// `scratch` has room for lane_scratch values.
 template <class T, class A, class W, class Epilogue>
 FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W* w, int64_t depth,
                                      const T* bias, const A* a, int64_t a_stride, int64_t rows,
-                                     const Epilogue& epilogue) {
+                                     T* scratch, const Epilogue& epilogue) {
     constexpr int L = lanes<T>;
     const int gates = panels.gates;
-    Vec<T> sums[cpu::part_rows * max_panel_vectors];
-    for (int64_t row = 0; row < rows; row += cpu::part_rows) {
-        const int64_t part = minimum(cpu::part_rows, rows - row);
+    Vec<T> sums[cpu::turned_at_once * max_panel_vectors];
+    const int64_t parts = (rows + cpu::turned_at_once - 1) / cpu::turned_at_once;
+    for (int64_t i = 0; i < parts; ++i) {
+        const Span part = Span{0, rows}.part(i, parts, L);
+        const A* of_part = a + part.first * a_stride;
+        const TurnedRows<T> turned(of_part, a_stride, part.size(), depth, scratch);
         for (int64_t block = blocks.first; block < blocks.last; ++block) {
             const int count = static_cast<int>(minimum(L, panels.units - block * L));
-            for (int g = 0; g < gates; ++g)
-                dot_block<T>(a + row * a_stride, a_stride, part,
-                             w + (g * panels.units + block * L) * depth, depth, count, sums + g,
-                             gates);
-            for (int64_t r = 0; r < part; ++r) {
+            for (int g = 0; g < gates; ++g) {
+                const W* of_block = w + (g * panels.units + block * L) * depth;
+                turned.block(of_block, count, sums + g, gates);
+                dot_block<T>(of_part + turned.count() * a_stride, a_stride,
+                             part.size() - turned.count(), of_block, depth, count,
+                             sums + turned.count() * gates + g, gates);
+            }
+            for (int64_t r = 0; r < part.size(); ++r) {
                 Vec<T>* of_row = sums + r * gates;
                 for (int g = 0; bias && g < gates; ++g)
                     of_row[g] += load<T>(bias + (block * gates + g) * L, L);
-                epilogue(row + r, block, of_row);
+                epilogue(part.first + r, block, of_row);
             }
         }
     }

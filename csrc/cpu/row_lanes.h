@@ -1,0 +1,182 @@
+// The product of unpacked.h for many rows: they are turned, so that a lane is a row, and multiplied with
+// single weights. No sum runs over lanes, and still every sum has the bits that it has there: what a lane
+// would add up, each L-th product, is summed by itself, and these sums are added in pairs as there.
+#pragma once
+#include "pack.h"
+
+namespace fastrnn {
+namespace FASTRNN_ISA {
+
+// A tile has so many vectors of rows at most, and so many units: their sums are in registers.
+constexpr int lane_vectors = vector_registers == 32 ? 3 : 2;
+template <class T>
+constexpr int lane_units = lanes<T> < vector_registers / 4 ? lanes<T> : vector_registers / 4;
+
+constexpr int log2_of(int n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
+
+// Lanes are added in pairs, L / 2 apart at first: in this order those of a pair follow each other. The one
+// after j; 0 after the last.
+template <int L>
+constexpr int lane_after(int j) {
+    int bit = L / 2;
+    for (; j & bit; bit /= 2) j ^= bit;
+    return j | bit;
+}
+
+// to[i * to_stride] gets the i-th values of `rows` <= L rows, zeros beyond: all k that a lane would sum
+// up, a lane after the other, in the order of their sums.
+template <class T, class A>
+void turn_rows(const A* a, int64_t a_stride, int rows, int64_t depth, T* to, int64_t to_stride) {
+    constexpr int L = lanes<T>;
+    T* lane[L];
+    int j = 0;
+    do {
+        lane[j] = to;
+        to += (depth / L + (j < depth % L)) * to_stride;
+        j = lane_after<L>(j);
+    } while (j);
+    for (int64_t k = 0; k < depth; k += L) {
+        const int n = static_cast<int>(minimum(L, depth - k));
+        Vec<T> values[L];
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r)
+            values[r] = r < rows ? load<T>(a + r * a_stride + k, n) : Vec<T>{};
+        transpose<T>(values);
+        for (int i = 0; i < n; ++i) store<T>(lane[i] + k / L * to_stride, values[i], L);
+    }
+}
+
+// out[u * out_stride + v * L], for `units` <= lane_units of them: the sums of a unit with Vectors * L
+// turned rows. Meanwhile what is multiplied next, `next_bytes` a value of `depth`, is brought into the L2
+// cache.
+template <class T, int Vectors>
+void lane_tile(const T* turned, const T* w, int64_t depth, int units, const char* next,
+               int next_bytes, T* out, int64_t out_stride) {
+    constexpr int L = lanes<T>, Units = lane_units<T>, levels = log2_of(L);
+    const T* weights[Units];
+    for (int u = 0; u < Units; ++u) weights[u] = w + (u < units ? u : units - 1) * depth;
+    // Half of the sums of a level wait for the other half; of the last there is one.
+    Vec<T> waiting[levels + 1][Units][Vectors];
+    int lane = 0;
+    do {
+        Vec<T> sums[Units][Vectors];
+#pragma GCC unroll 8
+        for (int u = 0; u < Units; ++u)
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) sums[u][v] = Vec<T>{};
+        for (int64_t k = lane; k < depth; k += L, turned += Vectors * L) {
+            __builtin_prefetch(next, 0, 2);
+            next += next_bytes;
+#pragma GCC unroll 8
+            for (int u = 0; u < Units; ++u) {
+                const Vec<T> weight = broadcast(weights[u][k]);
+#pragma GCC unroll 4
+                for (int v = 0; v < Vectors; ++v)
+                    sums[u][v] = multiply_add(sums[u][v], load<T>(turned + v * L, L), weight);
+            }
+        }
+        int level = 0;
+        for (int bit = L / 2; lane & bit; bit /= 2, ++level)
+#pragma GCC unroll 8
+            for (int u = 0; u < Units; ++u)
+#pragma GCC unroll 4
+                for (int v = 0; v < Vectors; ++v) sums[u][v] += waiting[level][u][v];
+#pragma GCC unroll 8
+        for (int u = 0; u < Units; ++u)
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) waiting[level][u][v] = sums[u][v];
+        lane = lane_after<L>(lane);
+    } while (lane);
+    for (int u = 0; u < units; ++u)
+        for (int v = 0; v < Vectors; ++v)
+            store<T>(out + u * out_stride + v * L, waiting[levels][u][v], L);
+}
+
+template <class T>
+auto lane_tile_for(int64_t vectors) {
+    if constexpr (lane_vectors > 2)
+        if (vectors == 3) return lane_tile<T, 3>;
+    return vectors == 2 ? lane_tile<T, 2> : lane_tile<T, 1>;
+}
+
+// The scratch of a product of so many rows.
+template <class T>
+constexpr int64_t lane_scratch(int64_t rows, int64_t depth) {
+    constexpr int L = lanes<T>;
+    return round_up((minimum(round_up(rows, L), cpu::turned_at_once) + lane_units<T>)*depth, L);
+}
+
+// Of at most cpu::turned_at_once rows those that are turned: all that fill vectors, a last one far enough.
+template <class T>
+class TurnedRows {
+    static constexpr int L = lanes<T>, Units = lane_units<T>;
+    static_assert(L % Units == 0 && cpu::turned_at_once % L == 0);
+
+public:
+    // `scratch` keeps them: lane_scratch values.
+    template <class A>
+    TurnedRows(const A* a, int64_t a_stride, int64_t rows, int64_t depth, T* scratch)
+        : rows_(rows),
+          depth_(depth),
+          vectors_(vector_bytes < 32 || rows < cpu::turned_rows ? 0 : (rows + L * 3 / 8) / L),
+          turned_(scratch),
+          weights_(scratch + vectors_ * L * depth) {
+        for (int64_t i = 0; i < tiles(); ++i) {
+            const Span mine = tile(i);
+            for (int64_t v = mine.first; v < mine.last; ++v)
+                turn_rows<T>(a + v * L * a_stride, a_stride,
+                             static_cast<int>(minimum(L, rows - v * L)), depth,
+                             turned_ + (mine.first * depth + v - mine.first) * L, mine.size() * L);
+        }
+    }
+
+    // How many they are, the first ones.
+    int64_t count() const { return minimum(rows_, vectors_ * L); }
+
+    // As dot_block of unpacked.h.
+    template <class W>
+    void block(const W* w, int units, Vec<T>* sums, int64_t stride) const {
+        alignas(64) T found[L * cpu::turned_at_once];
+        for (int first = 0; first < units; first += Units) {
+            const int some = units - first < Units ? units - first : Units;
+            const T* weights = as_values(w + first * depth_, some * depth_);
+            for (int64_t i = 0; i < tiles(); ++i) {
+                const Span mine = tile(i);
+                lane_tile_for<T>(mine.size())(
+                    turned_ + mine.first * depth_ * L, weights, depth_, some,
+                    reinterpret_cast<const char*>(w + (first + some) * depth_), Units * sizeof(W),
+                    found + first * cpu::turned_at_once + mine.first * L, cpu::turned_at_once);
+            }
+        }
+        for (int64_t v = 0; v < vectors_; ++v) {
+            Vec<T> columns[L];
+#pragma GCC unroll 16
+            for (int u = 0; u < L; ++u)
+                columns[u] =
+                    u < units ? load<T>(found + u * cpu::turned_at_once + v * L, L) : Vec<T>{};
+            transpose<T>(columns);
+            for (int64_t r = v * L; r < minimum(rows_, (v + 1) * L); ++r)
+                sums[r * stride] = columns[r - v * L];
+        }
+    }
+
+private:
+    int64_t tiles() const { return (vectors_ + lane_vectors - 1) / lane_vectors; }
+    Span tile(int64_t i) const { return Span{0, vectors_}.part(i, tiles()); }
+
+    const T* as_values(const T* w, int64_t) const { return w; }
+    template <class W>
+    const T* as_values(const W* w, int64_t n) const {
+        for (int64_t i = 0; i < n; i += L) {
+            const int left = static_cast<int>(minimum(L, n - i));
+            store<T>(weights_ + i, load<T>(w + i, left), left);
+        }
+        return weights_;
+    }
+
+    const int64_t rows_, depth_, vectors_;
+    T *const turned_, *const weights_;  // and a tile's weights that were of 16 bits
+};
+
+}  // namespace FASTRNN_ISA
+}  // namespace fastrnn
