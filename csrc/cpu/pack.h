@@ -198,8 +198,8 @@ FASTRNN_INLINE void transpose_rows(const Panels& panels, const BFloat16* from, i
                                           : Vec<float>{};
             transpose<float>(values);
             for (int i = 0; i < count; ++i) {
-                const auto bits = __builtin_convertvector((UInt32Vec)values[i] >> 16, UInt16Vec);
-                store_bits(to + (row + i) * panels.depth + k, bits, left);
+                store_bits(to + (row + i) * panels.depth + k, narrowed((UInt32Vec)values[i] >> 16),
+                           left);
             }
         }
     }

@@ -159,6 +159,26 @@ constexpr int float_lanes = lanes<float>;
 typedef uint32_t UInt32Vec __attribute__((vector_size(vector_bytes)));
 typedef uint16_t UInt16Vec __attribute__((vector_size(vector_bytes / 2)));
 
+// GCC 12 makes five instructions of what is one.
+FASTRNN_INLINE UInt32Vec widened(UInt16Vec v) {
+#if defined(__AVX512F__)
+    return (UInt32Vec)_mm512_cvtepu16_epi32((__m256i)v);
+#elif defined(__AVX2__)
+    return (UInt32Vec)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+    return __builtin_convertvector(v, UInt32Vec);
+#endif
+}
+
+// The lower halves.
+FASTRNN_INLINE UInt16Vec narrowed(UInt32Vec v) {
+#if defined(__AVX512F__)
+    return (UInt16Vec)_mm512_cvtepi32_epi16((__m512i)v);
+#else
+    return __builtin_convertvector(v, UInt16Vec);
+#endif
+}
+
 FASTRNN_INLINE UInt16Vec load_bits(const void* p, int n) {
     UInt16Vec bits{};
     if (n == float_lanes)
@@ -177,7 +197,7 @@ FASTRNN_INLINE void store_bits(void* p, UInt16Vec bits, int n) {
 
 template <class T>
 FASTRNN_INLINE Vec<float> load(const BFloat16* p, int n) {
-    return (Vec<float>)(__builtin_convertvector(load_bits(p, n), UInt32Vec) << 16);
+    return (Vec<float>)(widened(load_bits(p, n)) << 16);
 }
 
 template <class T>
@@ -186,7 +206,7 @@ FASTRNN_INLINE void store(BFloat16* p, Vec<float> v, int n) {
     // Round to nearest, ties to even; a NaN stays a (quiet) NaN.
     const UInt32Vec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const UInt32Vec result = v == v ? rounded : (bits >> 16) | 0x40;
-    store_bits(p, __builtin_convertvector(result, UInt16Vec), n);
+    store_bits(p, narrowed(result), n);
 }
 
 #if !defined(__AVX2__)

@@ -42,7 +42,7 @@ void tile(const TileArguments<P>& t) {
             for (int r = 0; r < Rows; ++r) acc[r][j] = first;
         }
         for (int64_t k = 0; k < count; k += P::step) {
-            Vec<T> weights[total];
+            decltype(P::weights(w)) weights[total];
 #pragma GCC unroll 16
             for (int j = 0; j < total; ++j)
                 weights[j] = P::weights(w + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
@@ -55,7 +55,7 @@ void tile(const TileArguments<P>& t) {
             }
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) {
-                const Vec<T> value = P::value(a + (Tiled ? r : r * t.a_stride));
+                const auto value = P::value(a + (Tiled ? r : r * t.a_stride));
 #pragma GCC unroll 16
                 for (int j = 0; j < total; ++j) acc[r][j] = P::add(acc[r][j], value, weights[j]);
             }
