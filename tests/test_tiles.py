@@ -10,6 +10,8 @@ import pytest
 import torch
 from helpers import FULL, LOW, assert_pool_no_worse, pair
 
+import fastrnn
+
 pytestmark = pytest.mark.cpu("the tiles of the CPU kernels")
 
 #: A tile has at most 9 rows (AMX's: below); 19 are two tiles and one row, or three of 7, 6 and 6.
@@ -44,6 +46,17 @@ def test_rows_and_units(kind, dtype):
                     torch.testing.assert_close(
                         output, expected[:, :B].to(dtype), **tolerance(dtype)
                     )
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_large_weights_of_16_bits(dtype):
+    """Up to 8 rows they stay so: the same bits as beside a ninth, for which they are widened."""
+    layer = fastrnn.RNN(5, 721).to(dtype)  # more than 500,000 values
+    x = torch.randn(3, 9, 5, dtype=dtype)
+    with torch.no_grad():
+        wide, _ = layer(x)
+        for B in [4, 7, 8]:
+            assert torch.equal(layer(x[:, :B])[0], wide[:, :B])
 
 
 @pytest.mark.parametrize("dtype", FULL + LOW, ids=str)

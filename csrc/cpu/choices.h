@@ -53,6 +53,12 @@ constexpr int64_t at_once_rows = 256;
 // Up to so many rows a step is bound by the reading of the weights: those of 16 bits stay so. LSTM,
 // float16, B = 1: 3.1 ms instead of 3.8 at H = 512, 13.3 instead of 15.9 at 1024.
 constexpr int64_t compact_rows = 3;
+// And up to so many, where a thread's weights of 32 bits are more than so many values, which leave its L2
+// cache (of 2 MB on the Intel Xeon of these figures). Time with those / so, LSTM, H = 1024, B = 4, 8, 16:
+// bfloat16 1.51, 1.21, 1.01, float16 1.42, 1.11; H = 512 (524,288 values), B = 4, 8: bfloat16 1.11, 1.05,
+// float16 1.02. GRU, float16, H = 512, B = 7: 0.94. LSTM, float16, H = 256, B = 8: 0.88.
+constexpr int64_t compact_rows_far = 8;
+constexpr int64_t values_far = 500000;
 
 // --- reading ahead (panels.h) -----------------------------------------------------------------------
 

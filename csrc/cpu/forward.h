@@ -354,13 +354,16 @@ private:
 };
 
 // body(X, P) with how this layer's products read their operands.
-template <class T, class S, class Body>
+template <class Cell, class T, class S, class Body>
 auto with_operands(const ForwardLayer& layer, const Body& body) {
     if constexpr (sizeof(S) != sizeof(T)) {
         if (layer.sequence.steps > 1) {
             if constexpr (!std::is_same_v<Products<T, S>, Plain<T>>)
                 return body(Products<T, S>(), Products<T, S>());
-            if (layer.sequence.batch <= cpu::compact_rows) return body(Plain<T>(), Compact<T, S>());
+            const int64_t values = Cell::gates * layer.size.hidden * layer.size.recurrent;
+            const bool far = values > cpu::values_far * layer.team->partition.units;
+            if (layer.sequence.batch <= (far ? cpu::compact_rows_far : cpu::compact_rows))
+                return body(Plain<T>(), Compact<T, S>());
         }
     }
     return body(Plain<T>(), Plain<T>());
@@ -368,7 +371,7 @@ auto with_operands(const ForwardLayer& layer, const Body& body) {
 
 template <class Cell, class T, class S>
 size_t forward_workspace(const ForwardLayer& layer) {
-    return with_operands<T, S>(layer, [&](auto x, auto p) {
+    return with_operands<Cell, T, S>(layer, [&](auto x, auto p) {
         return ForwardPlan<Cell, T, S, decltype(x), decltype(p)>(layer).size;
     });
 }
@@ -382,7 +385,7 @@ cpu::Cut cut_of(const Panels& panels, const char* operands) {
 
 template <class Cell, class T, class S>
 cpu::Cut forward_cut(const ForwardLayer& layer) {
-    return with_operands<T, S>(layer, [&](auto x, auto p) {
+    return with_operands<Cell, T, S>(layer, [&](auto x, auto p) {
         const ForwardPlan<Cell, T, S, decltype(x), decltype(p)> plan(layer);
         return cut_of<decltype(p)>(plan.hh,
                                    plan.one_step ? "weights as they lie" : decltype(p)::name);
@@ -391,7 +394,7 @@ cpu::Cut forward_cut(const ForwardLayer& layer) {
 
 template <class Cell, class T, class S>
 void forward(const ForwardLayer& layer, int rank) {
-    with_operands<T, S>(layer, [&](auto x, auto p) {
+    with_operands<Cell, T, S>(layer, [&](auto x, auto p) {
         const ForwardPlan<Cell, T, S, decltype(x), decltype(p)> plan(layer);
         const Share share(*layer.team, rank, layer.sequence, layer.size.directions);
         [[maybe_unused]] const typename decltype(p)::Registers registers;
