@@ -23,12 +23,15 @@ namespace FASTRNN_ISA {
 #if defined(__AVX512F__)
 constexpr int vector_bytes = 64;
 constexpr int vector_registers = 32;
+constexpr bool fused = true;  // a product and a sum are rounded once
 #elif defined(__AVX2__)
 constexpr int vector_bytes = 32;
 constexpr int vector_registers = 16;
+constexpr bool fused = true;
 #else
 constexpr int vector_bytes = 16;
 constexpr int vector_registers = 16;
+constexpr bool fused = false;
 #endif
 
 // 16-bit storage types. Arithmetic is always done in float.
@@ -103,7 +106,7 @@ FASTRNN_INLINE Vec<double> at_least(Vec<double> x, Vec<double> limit) {
     return limit > x ? limit : x;
 }
 
-// 1 / x to one unit in the last place, for 1 <= |x| < 2^126.
+// 1 / x to one unit in the last place, for 1 <= |x| < 2^126, and a / x, which is not above 1 for a <= x.
 FASTRNN_INLINE Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)
     // A division takes as long as ten multiplications: 14 bits and a step of Newton's are all 24.
@@ -113,7 +116,16 @@ FASTRNN_INLINE Vec<float> reciprocal(Vec<float> x) {
     return 1.0f / x;
 #endif
 }
+FASTRNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> x) {
+#if defined(__AVX512F__)
+    const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x), q = a * r;
+    return q + r * (a - q * x);  // the step comes from below
+#else
+    return a / x;
+#endif
+}
 FASTRNN_INLINE Vec<double> reciprocal(Vec<double> x) { return 1.0 / x; }
+FASTRNN_INLINE Vec<double> quotient(Vec<double> a, Vec<double> x) { return a / x; }
 
 // load<T>(p, n): the first n <= lanes<T> values at p, the rest zero; store likewise. T is the type
 // of arithmetic, the pointer's type that of memory. n is lanes<T> nearly always: the branch is free

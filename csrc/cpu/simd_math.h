@@ -16,8 +16,16 @@ struct ExpConstants<float> {
     static constexpr int fraction_bits = 23;
     static constexpr int32_t one = 0x3f800000, magnitude = 0x7fffffff;
     static constexpr float round = 0x1.8p23f;  // adding it leaves the rounded value in the low bits
-    static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    static constexpr float most = 88;       // exp(most) and exp(-most) are normal numbers
+    // Where products are not rounded, one float is enough: it is off by 2e-9, and |n| <= 127.
+    static constexpr float ln2_high = fused ? 0.693147182f : 0.693359375f;
+    static constexpr float ln2_low = fused ? 0 : -2.12194440e-4f;
+    static constexpr float most = 88;  // exp(most) and exp(-most) are normal numbers
+    // Whether 1 / exp(most) is zero: as a subnormal number, where run.cpp makes zeros of those.
+#ifdef FASTRNN_X86
+    static constexpr bool vanishes = true;
+#else
+    static constexpr bool vanishes = false;
+#endif
     static constexpr float saturated = 20;  // tanh(saturated / 2) rounds to 1
     static constexpr float polynomial[] = {1.39336691e-3f, 8.36323900e-3f, 4.16664612e-2f,
                                            1.66665772e-1f, 0.5f};
@@ -31,6 +39,7 @@ struct ExpConstants<double> {
     static constexpr double round = 0x1.8p52;
     static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
     static constexpr double most = 708;
+    static constexpr bool vanishes = false;
     static constexpr double saturated = 40;
     static constexpr double polynomial[] = {
         1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
@@ -45,7 +54,7 @@ FASTRNN_INLINE void split_exponential(Vec<T> x, Vec<T>& scale, Vec<T>& rest) {
     const Vec<T> shifted = x * T(1.4426950408889634073599) + C::round;
     const Vec<T> n = shifted - C::round;
     Vec<T> r = x - n * C::ln2_high;
-    r = r - n * C::ln2_low;
+    if constexpr (C::ln2_low != 0) r = r - n * C::ln2_low;
     // Two coefficients at a time: half the latency of Horner's rule.
     constexpr int count = sizeof C::polynomial / sizeof(T), first = count % 2;
     const Vec<T> r2 = r * r;
@@ -67,10 +76,11 @@ struct SimdMath {
 
     static FASTRNN_INLINE V sigmoid(V x) {
         V scale, rest;
-        split_exponential<T>(at_least(at_most(-x, broadcast(C::most)), broadcast(-C::most)), scale,
+        split_exponential<T>(-at_least(at_most(x, broadcast(C::most)), broadcast(-C::most)), scale,
                              rest);
         const V result = reciprocal(scale * rest + scale + T(1));
-        return x < -C::most ? V{} : result;  // where torch's exp(-x) is infinite
+        // Zero where torch's exp(-x) is infinite.
+        return C::vanishes ? result : x < -C::most ? V{} : result;
     }
 
     // With u = exp(2 |x|) - 1, which loses nothing where x is small: u / (u + 2).
@@ -79,10 +89,8 @@ struct SimdMath {
         const V magnitude = (V)((Int)x & C::magnitude);
         V scale, rest;
         split_exponential<T>(at_most(magnitude + magnitude, broadcast(C::saturated)), scale, rest);
-        const V u = scale * rest + (scale - T(1)), d = u + T(2), r = reciprocal(d);
-        V q = u * r;
-        q = q + r * (u - q * d);  // rounds as a division does: never above 1
-        return (V)((Int)q | ((Int)x & ~C::magnitude));
+        const V u = scale * rest + (scale - T(1));
+        return (V)((Int)quotient(u, u + T(2)) | ((Int)x & ~C::magnitude));
     }
 };
 
