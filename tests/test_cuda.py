@@ -86,6 +86,20 @@ def distance(a, b):
 # ---- the two paths -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("steps", [3, 40])
+def test_a_gru_s_gradient_of_the_input(steps, dtype):
+    """With fewer rows than those of the weights it is made of two products, and the weights stay as
+    they lie. With more they are put into the order of the gates' gradients."""
+    gru = fastrnn.GRU(5, 17, bidirectional=True).to("cuda", dtype)
+    x = torch.randn(steps, 2, 5, device="cuda", dtype=dtype, requires_grad=True)
+    exact = copy.deepcopy(gru).double()
+    exact_x = x.detach().double().requires_grad_()
+    gru(x)[0].sum().backward()
+    exact(exact_x)[0].sum().backward()
+    torch.testing.assert_close(x.grad, exact_x.grad.to(dtype))
+
+
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("kind", [k for k in LAYERS if can_be_persistent(k, torch.float32)])

@@ -20,6 +20,16 @@ bool in_gates_order(const CellInfo& cell) {
     return true;
 }
 
+// body(gate, place, count) for gates that follow one another in the gradients too: as few as can be.
+template <class Body>
+void for_each_run(const CellInfo& cell, const Body& body) {
+    for (int g = 0, n = 0; g < cell.gates; g += n) {
+        const int place = cell.x_grad[g];
+        for (n = 1; g + n < cell.gates && cell.x_grad[g + n] == place + n;) ++n;
+        body(g, place, n);
+    }
+}
+
 // G blocks of H rows that belong to W_ih x + b_ih, out of the order of the gates into that in which
 // dgates has them; or back.
 std::vector<Tensor> reordered(const Problem& p, const Tensor& blocks, bool back) {
@@ -165,13 +175,11 @@ void weights_gradients(const Problem& p, const Products& products, const Matrix&
                        cudaStream_t stream) {
     const Matrices m(p);
     const int64_t H = p.hidden, gate_rows = p.cell.gates * H;
-    // A product for gates that follow one another in dgates too.
-    for (int g = 0, n = 0; grads.ih && g < p.cell.gates; g += n) {
-        const int place = p.cell.x_grad[g];
-        for (n = 1; g + n < p.cell.gates && p.cell.x_grad[g + n] == place + n;) ++n;
-        products.multiply(m.at(grads.ih, gate_rows, input.columns).some_rows(g * H, n * H),
-                          t.of_x(p).some_columns(place * H, n * H).t(), input);
-    }
+    if (grads.ih)
+        for_each_run(p.cell, [&](int g, int place, int n) {
+            products.multiply(m.at(grads.ih, gate_rows, input.columns).some_rows(g * H, n * H),
+                              t.of_x(p).some_columns(place * H, n * H).t(), input);
+        });
     if (grads.hh)
         products.multiply(m.at(grads.hh, gate_rows, p.recurrent), t.of_h(p).t(), m.of(t.prev));
     if (grads.hr)
@@ -196,6 +204,28 @@ void weights_gradients(const Problem& p, const Products& products, const Matrix&
     if (grads.bias_hh)
         copy_bias(grads.bias_hh,
                   sums.narrow(0, sums.size(0) - gate_rows, gate_rows).const_data_ptr());
+}
+
+// What a direction adds to the gradient of the input, of which there may be something already.
+void input_gradient(const Problem& p, const Products& products, const Matrix& grad_input,
+                    const BackwardTensors& t, const void* weights, bool add) {
+    const Matrices m(p);
+    const int64_t H = p.hidden, gate_rows = p.cell.gates * H, I = grad_input.columns;
+    const Matrix ih = m.at(weights, gate_rows, I);
+    if (in_gates_order(p.cell)) {
+        products.multiply(grad_input, t.of_x(p), ih, add);
+    } else if (p.rows < gate_rows && p.dtype == p.arithmetic) {
+        // To add to a small result moves less memory than to put the weights into another order; of 16
+        // bits, it would be rounded twice.
+        for_each_run(p.cell, [&](int g, int place, int n) {
+            products.multiply(grad_input, t.of_x(p).some_columns(place * H, n * H),
+                              ih.some_rows(g * H, n * H), add || g > 0);
+        });
+    } else {
+        const Tensor reordered_ih =
+            at::cat(reordered(p, m.tensor(weights, {gate_rows, I}), /*back=*/false));
+        products.multiply(grad_input, t.of_x(p), m.of(reordered_ih), add);
+    }
 }
 
 }  // namespace
@@ -230,12 +260,9 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
         t.dh.finish(p, p.recurrent, user.grad_h0);
         t.dc.finish(p, p.hidden, user.grad_c0);
         weights_gradients(p, products, input, t, user.grads, stream);
-        if (layer.grad_input) {
-            Tensor ih = m.tensor(user.weights.ih, {gate_rows, I});
-            if (!in_gates_order(p.cell)) ih = at::cat(reordered(p, ih, /*back=*/false));
-            products.multiply(m.at(layer.grad_input, p.rows, I), t.of_x(p), m.of(ih),
-                              /*add=*/d > 0);
-        }
+        if (layer.grad_input)
+            input_gradient(p, products, m.at(layer.grad_input, p.rows, I), t, user.weights.ih,
+                           d > 0);
     }
 }
 

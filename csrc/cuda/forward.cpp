@@ -45,12 +45,14 @@ struct ForwardTensors {
 
 // What a direction's steps multiply.
 struct ForwardMatrices {
-    Matrix h0, h;        // [B, R]
+    Matrix h0, h;        // [B, R]: h, of what the output does not have as the next step needs it
+    bool leaves_h;       // whether there is such a thing
     Matrix hh;           // W_hh' [R, G * H]
     Matrix r;            // [B, G * H]: W_hh h_{t-1}
     Matrix hr;           // W_hr' [H, P], if there is a projection; and then
     Matrix unprojected;  // [B, H]: h_t before it
-    Matrix output;       // [N, P]
+    Matrix output;       // [N, R]
+    Matrix c;            // [N, H]: c_t of every step, if it is kept and of A
 };
 
 // Every step: a product a direction, and one launch. With a projection: another product and a copy a
@@ -72,28 +74,40 @@ void step_by_step(const Problem& p, const fastrnn::ForwardLayer& layer, const Pr
             direction[d].c = (memory[d][2] = m.arithmetic(B, H)).mutable_data_ptr();
         t.h0 = m.at(user.h0, B, R);
         t.h = m.at(user.h_n, B, R);
+        t.output = m.at(user.output, p.rows, R, layer.output_stride);
+        if (user.c && p.dtype == p.arithmetic) t.c = m.at(user.c, p.rows, H);
         // Rows that begin after the first step are multiplied with those that have begun.
-        if (ragged && d == 1) copy(t.h, t.h0, stream);
+        const bool late = ragged && d == 1;
+        if (late) copy(t.h, t.h0, stream);
+        t.leaves_h = late || p.projected;
         t.hh = m.at(user.weights.hh, gate_rows, R).t();
         t.r = m.of(memory[d][0] = m.stored(B, gate_rows));
         if (!p.projected) continue;
         t.hr = m.at(user.weights.hr, R, H).t();
         t.unprojected = m.of(memory[d][1] = m.stored(B, H));
-        t.output = m.at(user.output, p.rows, R, layer.output_stride);
     }
     for (int64_t i = 0; i < p.steps; ++i) {
         ForwardStep step[2];
         for (int d = 0; d < directions; ++d) {
             const ForwardMatrices& t = matrices[d];
             const auto [row, rows] = step_rows(layer.sequence, d, i);
+            const StepRows before = step_rows(layer.sequence, d, i - 1);
+            const int64_t begun = std::min(rows, before.rows);
+            const Matrix h = i == 0       ? t.h0.some_rows(0, rows)
+                             : t.leaves_h ? t.h.some_rows(0, rows)
+                                          : t.output.some_rows(before.row, rows);
             step[d] = {row,
                        rows,
-                       std::min(rows, step_rows(layer.sequence, d, i - 1).rows),
+                       begun,
                        step_rows(layer.sequence, d, i + 1).rows,
                        t.r.data,
+                       h.data,
+                       h.stride,
+                       t.c.data ? t.c.some_rows(before.row, begun).data : direction[d].c,
+                       t.leaves_h,
+                       !t.c.data,
                        t.unprojected.data};
-            products.multiply(t.r.some_rows(0, rows), (i == 0 ? t.h0 : t.h).some_rows(0, rows),
-                              t.hh);
+            products.multiply(t.r.some_rows(0, rows), h, t.hh);
         }
         C10_CUDA_CHECK(launch_forward_step(p.cell_index, p.storage, size, directions, direction,
                                            step, stream));

@@ -26,8 +26,8 @@ struct ForwardDirection {
     const void* bias_hh;  // [G * H] or null
     const void* h0;       // [B, R]
     const void* c0;       // [B, H], or null for a cell without c
-    void* h;              // [B, R]: h_t, and in the end h_n
-    void* c;              // [B, H] of A: c_t, on the stepwise path
+    void* h;              // [B, R]: h_n, and on the stepwise path maybe h_t
+    void* c;              // [B, H] of A: c_t, on the stepwise path, if it is not kept
     void* c_n;            // [B, H]
     void* output;         // [N, R], strided
     void* again;          // likewise, or null: the output once more

@@ -44,21 +44,23 @@ __global__ void __launch_bounds__(threads)
     const bool begun = b < step.begun;
     A c{};
     if constexpr (Cell::has_c)
-        c = begun ? static_cast<const A*>(d.c)[b * H + unit] : load<S>(d.c0, b * H + unit);
+        c = begun ? static_cast<const A*>(step.c)[b * H + unit] : load<S>(d.c0, b * H + unit);
     // A cell that allows a projection does without h_{t-1}: that has another size.
-    const A h_prev = step.unprojected ? A{} : load<S>(begun ? d.h : d.h0, b * H + unit);
+    const A h_prev = step.unprojected ? A{}
+                     : begun          ? load<S>(step.h, b * step.h_stride + unit)
+                                      : load<S>(d.h0, b * H + unit);
     const ForwardOutputs<Cell, S> out = forward_element<Cell, S>(x, r, h_prev, c);
     out.keep(d, H, at, unit);
     if constexpr (Cell::has_c) {
-        if (b < step.go_on)
-            static_cast<A*>(d.c)[b * H + unit] = c;
-        else
+        if (b >= step.go_on)
             store<S>(d.c_n, b * H + unit, c);
+        else if (step.leaves_c)
+            static_cast<A*>(d.c)[b * H + unit] = c;
     }
     if (step.unprojected) {
         static_cast<S*>(step.unprojected)[b * H + unit] = out.h;
     } else {
-        static_cast<S*>(d.h)[b * H + unit] = out.h;
+        if (b >= step.go_on || step.leaves_h) static_cast<S*>(d.h)[b * H + unit] = out.h;
         out.put(d, launch.size.output_stride, at, unit);
     }
 }

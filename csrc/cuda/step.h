@@ -9,11 +9,17 @@
 namespace fastrnn::cuda {
 
 struct ForwardStep {
-    int64_t row;        // first row of the step in the data
-    int64_t rows;       // rows alive in it
-    int64_t begun;      // of them alive in the step before: the others come from h0 and c0
-    int64_t go_on;      // of them alive in the step after: the others end here
-    const void* r;      // [rows, G * H]: W_hh h_{t-1}
+    int64_t row;    // first row of the step in the data
+    int64_t rows;   // rows alive in it
+    int64_t begun;  // of them alive in the step before: the others come from h0 and c0
+    int64_t go_on;  // of them alive in the step after: the others end here
+    const void* r;  // [rows, G * H]: W_hh h_{t-1}
+    const void* h;  // [begun, H], h_stride apart: h_{t-1}
+    int64_t h_stride;
+    const void* c;  // [begun, H] of A: c_{t-1}
+    bool leaves_h;  // whether rows that go on leave h_t in the direction's h: the step after does
+                    // not find it in the output
+    bool leaves_c;  // likewise c_t, not in kept_c
     void* unprojected;  // [rows, H]: where h_t goes instead, if a projection follows; else null
 };
 
@@ -33,8 +39,7 @@ struct BackwardSum {
     void* dh;           // [N, R]: dL/dh_t of every row, for the gradient of W_hr
 };
 
-// Adds products and biases, applies the cell. Rows [0, rows) of h (unless a projection follows) and
-// c are read, of those that have begun, and written.
+// Adds products and biases, applies the cell.
 cudaError_t launch_forward_step(int cell, Storage storage, const LayerSize& size, int directions,
                                 const ForwardDirection* direction, const ForwardStep* step,
                                 cudaStream_t stream);
