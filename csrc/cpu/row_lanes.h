@@ -99,10 +99,14 @@ auto lane_tile_for(int64_t vectors) {
     return vectors == 2 ? lane_tile<T, 2> : lane_tile<T, 1>;
 }
 
+// Whether any of so many rows are turned: vectors of 16 bytes are not worth it.
+constexpr bool turns(int64_t rows) { return vector_bytes > 16 && rows >= cpu::turned_rows; }
+
 // The scratch of a product of so many rows.
 template <class T>
 constexpr int64_t lane_scratch(int64_t rows, int64_t depth) {
     constexpr int L = lanes<T>;
+    if (!turns(rows)) return 0;
     return round_up((minimum(round_up(rows, L), cpu::turned_at_once) + lane_units<T>)*depth, L);
 }
 
@@ -118,7 +122,7 @@ public:
     TurnedRows(const A* a, int64_t a_stride, int64_t rows, int64_t depth, T* scratch)
         : rows_(rows),
           depth_(depth),
-          vectors_(vector_bytes < 32 || rows < cpu::turned_rows ? 0 : (rows + L * 3 / 8) / L),
+          vectors_(turns(rows) ? (rows + L * 3 / 8) / L : 0),
           turned_(scratch),
           weights_(scratch + vectors_ * L * depth) {
         for (int64_t i = 0; i < tiles(); ++i) {
@@ -136,6 +140,7 @@ public:
     // As dot_block of unpacked.h.
     template <class W>
     void block(const W* w, int units, Vec<T>* sums, int64_t stride) const {
+        if (vectors_ == 0) return;
         alignas(64) T found[L * cpu::turned_at_once];
         for (int first = 0; first < units; first += Units) {
             const int some = units - first < Units ? units - first : Units;
