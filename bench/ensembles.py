@@ -31,7 +31,7 @@ import fastrnn
 E, H = 8, 64
 CELLS = ["LSTM", "GRU", "RNN"]
 MODES = ["inference", "gradients"]
-SIZES = [(1, 1), (50, 1), (50, 16)]  # T and B
+SIZES = [(1, 1), (50, 1), (500, 1), (50, 16)]  # T and B
 LOOPS = {"loop over fastrnn": fastrnn, "loop over torch": nn}
 
 

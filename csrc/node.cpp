@@ -2,7 +2,6 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -12,6 +11,8 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "operators.h"
+
 namespace fastrnn {
 namespace {
 
@@ -19,34 +20,6 @@ namespace py = pybind11;
 using at::Tensor;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
-
-using ForwardTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using ForwardOperator = ForwardTensors(const std::string&, const Tensor&, const Tensor&,
-                                       const OptionalTensor&, at::TensorList, const OptionalTensor&,
-                                       bool, int64_t, bool, double, bool, bool, bool);
-using BackwardOperator = BackwardResult(const std::string&, const OptionalTensor&,
-                                        const OptionalTensor&, const OptionalTensor&, const Tensor&,
-                                        const Tensor&, const OptionalTensor&, at::TensorList,
-                                        const OptionalTensor&, bool, int64_t, bool, double,
-                                        const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                        c10::List<bool>);
-
-c10::TypedOperatorHandle<ForwardOperator> forward_operator() {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("fastrnn::forward", "")
-                               .typed<ForwardOperator>();
-    return op;
-}
-
-c10::TypedOperatorHandle<BackwardOperator> backward_operator() {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("fastrnn::backward", "")
-                               .typed<BackwardOperator>();
-    return op;
-}
-
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
-Tensor tensor(const OptionalTensor& t) { return t ? *t : Tensor(); }
 
 // input, h0, c0 (undefined if there is none), weights
 variable_list tensors_of(const Arguments& a) {

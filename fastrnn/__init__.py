@@ -34,7 +34,6 @@ import torch
 
 from fastrnn import _C as _C
 from fastrnn import dynamo, functional, reference
-from fastrnn import vmap as _vmap  # noqa: F401  (registers the operators' rules)
 from fastrnn.explain import explain
 from fastrnn.functional import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell

@@ -487,3 +487,17 @@ def test_batch_sizes_are_one_for_all():
 
     with pytest.raises(RuntimeError, match="vmap"):
         vmap(call)(data, sizes)
+
+
+def test_a_tensor_that_left_its_vmap():
+    """As of torch's own operators."""
+    escaped = []
+    vmap(lambda x: escaped.append(x) or x)(torch.randn(2, 3, 4, 5))
+    with pytest.raises(RuntimeError, match="escaped from inside a function being vmapped"):
+        escaped[0].cos()
+    weights = list(fastrnn.LSTM(5, 6).parameters())
+    state = torch.zeros(1, 4, 6)
+    with pytest.raises(RuntimeError, match="escaped from inside a function being vmapped"):
+        ops.forward(
+            "lstm", escaped[0], state, state, weights, None, True, 1, False, 0.0, False, False
+        )
