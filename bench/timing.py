@@ -26,6 +26,7 @@ BLOCK = 0.01  # seconds that a block takes at least
 PAUSE = 0.01
 BUDGET = 3.0  # seconds for the rounds of a row; where calls are long there are fewer rounds...
 FEWEST = 3  # ...but never fewer than this
+LOADED = 5  # times as many rounds beside processes that load the machine, where times differ most
 LONG = 0.05  # a call of so many seconds needs no other before it: waking threads is nothing to it
 LIMIT = 600  # seconds after which a row is given up
 BUSY = "while True: pass"  # the program of a process that loads the machine
@@ -185,7 +186,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             else:
                 calls[name] = result
         call, operations = product(case.threads)
-        times = timed({**calls, "sgemm": call}, rounds)
+        times = timed({**calls, "sgemm": call}, rounds * (LOADED if case.beside else 1))
     peak = [short(operations / value) for value in times.pop("sgemm")["seconds"]]
     found |= times
     return {"contestants": found, "peak": peak, **summary(case, found, peak)}

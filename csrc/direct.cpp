@@ -14,6 +14,7 @@
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include "cpu/choices.h"
 #include "network.h"
 #include "node.h"
 
@@ -53,6 +54,26 @@ bool is_plain(PyObject* object) {
     return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
 }
 
+// Attributes' names as Python's strings, made once: one of C would be copied and hashed at every search.
+struct Name {
+    PyObject* object;
+    explicit Name(const char* text) : object(PyUnicode_InternFromString(text)) {}
+};
+struct Names {
+    Name batch_first{"batch_first"}, bias{"bias"}, bias_hh{"bias_hh"}, bias_ih{"bias_ih"},
+        bidirectional{"bidirectional"}, dropout{"dropout"},
+        flat_weights_names{"_flat_weights_names"}, hidden_size{"hidden_size"},
+        input_size{"input_size"}, num_layers{"num_layers"}, parameters{"_parameters"},
+        proj_size{"proj_size"}, recompute{"recompute"}, training{"training"},
+        weight_hh{"weight_hh"}, weight_ih{"weight_ih"};
+};
+const Names& names() {
+    static const Names all;
+    return all;
+}
+
+PyObject* found(PyObject* dict, const Name& name) { return PyDict_GetItem(dict, name.object); }
+
 // A module's attributes, without the search through its classes.
 class Attributes {
 public:
@@ -62,13 +83,13 @@ public:
     }
 
     // Null if there is none, and then they are not `complete`.
-    PyObject* get(const char* name) {
-        PyObject* value = all_ ? PyDict_GetItemString(all_.ptr(), name) : nullptr;
+    PyObject* get(const Name& name) {
+        PyObject* value = all_ ? found(all_.ptr(), name) : nullptr;
         if (!value) complete_ = false;
         return value;
     }
     // Whatever Python takes for true, as torch's `if self.batch_first` does.
-    bool flag(const char* name) {
+    bool flag(const Name& name) {
         PyObject* value = get(name);
         const int truth = value ? PyObject_IsTrue(value) : 0;
         if (truth < 0) {
@@ -78,13 +99,13 @@ public:
         return truth == 1;
     }
     // Of an attribute that an instance need not have.
-    bool is_set(const char* name) {
+    bool is_set(const Name& name) {
         const bool complete = complete_;
         const bool truth = flag(name);
         complete_ = complete;
         return truth;
     }
-    int64_t number(const char* name) {
+    int64_t number(const Name& name) {
         PyObject* value = get(name);
         const int64_t number = value && PyLong_Check(value) ? PyLong_AsLongLong(value) : -1;
         if (number < 0) {
@@ -122,9 +143,17 @@ const CellInfo* find_info(const std::string& name) {
     return nullptr;
 }
 
-// The network's results, or nothing if an argument is wrong: the long way says what.
-std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool recompute) {
-    py::gil_scoped_release no_gil;
+// Whether it takes no longer than it takes to let other threads of Python run meanwhile.
+bool is_short(const Problem& p) {
+    const int64_t sizes = p.layer_input(0) + p.recurrent;
+    return p.device.is_cpu() && p.layers == 1 && p.directions == 1 &&
+           p.rows * p.cell.gates * p.hidden * sizes < cpu::worth_a_thread;
+}
+
+// The network's results, or nothing if an argument is wrong: the long way says what. states_alone:
+// whether the output, where nobody else will, may have the place of h_n.
+std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool recompute,
+                                 bool states_alone = false) {
     const bool differentiable = needs_gradient(arguments);
     ForwardResult result;
     {
@@ -136,10 +165,13 @@ std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool re
         } catch (const std::exception&) {
             return std::nullopt;
         }
-        result = forward(arguments, problem, train,
-                         !differentiable ? Keep::nothing
-                         : recompute     ? Keep::outputs
-                                         : Keep::gates);
+        std::optional<py::gil_scoped_release> no_gil;
+        if (!is_short(problem)) no_gil.emplace();
+        result = states_alone && !differentiable ? forward_step(arguments, problem)
+                                                 : forward(arguments, problem, train,
+                                                           !differentiable ? Keep::nothing
+                                                           : recompute     ? Keep::outputs
+                                                                           : Keep::gates);
     }
     if (differentiable) attach_backward(arguments, result);
     return result;
@@ -158,23 +190,26 @@ py::object wrap(Tensor t) { return py::reinterpret_steal<py::object>(THPVariable
 // RNN, LSTM or GRU: output and the last states, as their forward returns them, or None.
 py::object layer(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
     const CellInfo* info = find_info(cell);
+    const Names& name = names();
     Attributes attributes(module);
     if (!info || !nobody_listens() || !is_plain(input.ptr())) return py::none();
-    PyObject *names = attributes.get("_flat_weights_names"),
-             *parameters = attributes.get("_parameters"), *dropout = attributes.get("dropout");
-    const int64_t inputs = attributes.number("input_size"),
-                  hidden = attributes.number("hidden_size"), proj = attributes.number("proj_size"),
-                  layers = attributes.number("num_layers");
-    const bool bias = attributes.flag("bias"), bidirectional = attributes.flag("bidirectional"),
-               train = attributes.flag("training"),
-               wants_batch_first = attributes.flag("batch_first"),
-               recompute = attributes.is_set("recompute");
-    if (!attributes.complete() || !PyList_CheckExact(names) || !PyDict_Check(parameters) ||
+    PyObject *listed = attributes.get(name.flat_weights_names),
+             *parameters = attributes.get(name.parameters), *dropout = attributes.get(name.dropout);
+    const int64_t inputs = attributes.number(name.input_size),
+                  hidden = attributes.number(name.hidden_size),
+                  proj = attributes.number(name.proj_size),
+                  layers = attributes.number(name.num_layers);
+    const bool bias = attributes.flag(name.bias),
+               bidirectional = attributes.flag(name.bidirectional),
+               train = attributes.flag(name.training),
+               wants_batch_first = attributes.flag(name.batch_first),
+               recompute = attributes.is_set(name.recompute);
+    if (!attributes.complete() || !PyList_CheckExact(listed) || !PyDict_Check(parameters) ||
         !PyFloat_CheckExact(dropout))
         return py::none();
     c10::SmallVector<Tensor, 8> weights;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); ++i) {
-        PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(names, i));
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(listed); ++i) {
+        PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(listed, i));
         if (!is_plain(weight)) return py::none();
         weights.push_back(THPVariable_Unpack(weight));
     }
@@ -218,17 +253,18 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
 // RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.
 py::object one_step(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
     const CellInfo* info = find_info(cell);
+    const Names& name = names();
     Attributes attributes(module);
     if (!info || !nobody_listens() || !is_plain(input.ptr()) || hx.is_none()) return py::none();
-    PyObject* parameters = attributes.get("_parameters");
-    const bool bias = attributes.flag("bias");
-    const int64_t inputs = attributes.number("input_size"),
-                  hidden = attributes.number("hidden_size");
+    PyObject* parameters = attributes.get(name.parameters);
+    const bool bias = attributes.flag(name.bias);
+    const int64_t inputs = attributes.number(name.input_size),
+                  hidden = attributes.number(name.hidden_size);
     if (!attributes.complete() || !PyDict_Check(parameters)) return py::none();
     c10::SmallVector<Tensor, 4> weights;
-    for (const char* name : {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}) {
+    for (const Name* one : {&name.weight_ih, &name.weight_hh, &name.bias_ih, &name.bias_hh}) {
         if (weights.size() == 2 && !bias) break;
-        PyObject* weight = PyDict_GetItemString(parameters, name);
+        PyObject* weight = found(parameters, *one);
         if (!is_plain(weight)) return py::none();
         weights.push_back(THPVariable_Unpack(weight));
     }
@@ -247,7 +283,8 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     x = as_step(x), h0 = as_step(h0);
     if (c0) c0 = as_step(*c0);
     const OptionalTensor no_batch_sizes;
-    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0}, false, false);
+    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0}, false, false,
+                 /*states_alone=*/true);
     if (!r) return py::none();
     const auto result = [&](const Tensor& t) {
         // No view to autograd, as torch's cells return none.

@@ -277,6 +277,18 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep kee
     return r;
 }
 
+ForwardResult forward_step(const Arguments& a, const Problem& p) {
+    // The output is h: on a GPU other threads write that than this.
+    if (!p.device.is_cpu()) return forward(a, p, /*train=*/false, Keep::nothing);
+    cpu::without_lost_threads();
+    const auto options = a.input.options().memory_format(std::nullopt);
+    ForwardResult r;
+    r.output = r.h_n = at::empty({1, p.batch, p.recurrent}, options);
+    if (p.cell.has_c) r.c_n = at::empty({1, p.batch, p.hidden}, options);
+    forward(a, p, Keep::nothing, r);
+    return r;
+}
+
 BackwardResult gradients_of(const Arguments& a, const Problem& p, const std::vector<bool>& wanted) {
     const auto options = a.input.options().memory_format(std::nullopt).dtype(gradient_dtype(p));
     const auto make = [&](bool yes, at::IntArrayRef size) {

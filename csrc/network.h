@@ -24,6 +24,9 @@ using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vecto
 
 ForwardResult forward(const Arguments& arguments, const Problem& problem, bool train, Keep keep);
 
+// The same of a single layer, direction and step, with nothing kept: h_n and c_n alone.
+ForwardResult forward_step(const Arguments& arguments, const Problem& problem);
+
 // Gradients of input, h0, c0 and the weights; `wanted` says which, in this order, the others are
 // empty.
 BackwardResult backward(const Arguments& arguments, const Problem& problem, const Kept& kept,

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/util/SmallVector.h>
 #include <omp.h>
 #include <pthread.h>
 
@@ -51,7 +52,7 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
     team.partition = choose_partition(pass, layer.sequence, layer.size, p.cell.gates, threads);
     const int planned = team.partition.threads();
     team.all.reset(planned);
-    std::vector<Barrier> groups(team.partition.directions * team.partition.rows);
+    c10::SmallVector<Barrier, 2> groups(team.partition.directions * team.partition.rows);
     for (Barrier& group : groups) group.reset(team.partition.units);
     team.groups = groups.data();
     layer.team = &team;
