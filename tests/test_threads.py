@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -106,6 +107,31 @@ def test_in_a_child_of_a_process_that_has_threads(used_by):
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_other_threads_of_python_run_during_a_long_call():
+    layer, x = fastrnn.LSTM(64, 256), torch.randn(200, 32, 64)
+    turns, during, done = [0], [], threading.Event()
+
+    def calls():
+        for _ in range(3):
+            before = turns[0]
+            layer(x)
+            during.append(turns[0] - before)
+        done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # nobody gives Python's lock away but in a call
+    try:
+        thread = threading.Thread(target=calls)
+        thread.start()
+        while not done.is_set():
+            turns[0] += 1
+            time.sleep(1e-4)
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert min(during) > 0
 
 
 def test_another_number_of_threads_between_calls():
