@@ -22,18 +22,11 @@ struct CellInfo {
     bool has_c;
     int saved;
     int grads;
-    const int* x_grad;  // [gates]
     bool allows_projection;
 };
 
 #define FASTRNN_CELL_INFO(name, Cell) \
-    {#name,                           \
-     Cell::gates,                     \
-     Cell::has_c,                     \
-     Cell::saved,                     \
-     Cell::grads,                     \
-     Cell::x_grad,                    \
-     ::fastrnn::allows_projection<Cell>},
+    {#name, Cell::gates, Cell::has_c, Cell::saved, Cell::grads, ::fastrnn::allows_projection<Cell>},
 inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
 #undef FASTRNN_CELL_INFO
 

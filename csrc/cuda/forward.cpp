@@ -96,7 +96,8 @@ void step_by_step(const Problem& p, const fastrnn::ForwardLayer& layer, const Pr
             const Matrix h = i == 0       ? t.h0.some_rows(0, rows)
                              : t.leaves_h ? t.h.some_rows(0, rows)
                                           : t.output.some_rows(before.row, rows);
-            step[d] = {row,
+            step[d] = {B,
+                       row,
                        rows,
                        begun,
                        step_rows(layer.sequence, d, i + 1).rows,

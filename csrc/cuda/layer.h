@@ -9,9 +9,15 @@
 #pragma once
 #include <stdint.h>
 
+#include "../cells/cell.h"
 #include "../layer.h"
 
 namespace fastrnn::cuda {
+
+// Gradients of a unit's gates, as products take them: those of W_ih x + b_ih in the order of the gates,
+// and behind them, unless they are the same, those of W_hh h + b_hh.
+template <class Cell>
+constexpr int stored_gradients = Cell::grads == Cell::gates ? Cell::gates : 2 * Cell::gates;
 
 struct LayerSize {
     int64_t hidden;              // H
@@ -46,7 +52,7 @@ struct BackwardDirection {
     const void* dc_n;         // [B, H]; or null for zeros
     void* dh;                 // [B, R] of A: what is known of dL/dh, and in the end grad_h0
     void* dc;                 // [B, H] of A: likewise, grad_c0
-    void* dgates;             // [N, grads, H]: gradients before the activations
+    void* dgates;             // [N, stored gradients, H]: gradients before the activations
     void* prev;               // [N, R] or null: h_{t-1} of every row
 };
 
