@@ -146,6 +146,39 @@ def test_all_paths_agree_with_torch(kind, dtype, packed, on_path):
         assert_pool_no_worse(pool)
 
 
+@pytest.mark.parametrize(("kind", "path"), CASES)
+def test_without_initial_states(kind, path, on_path):
+    """Nobody fills memory with zeros, and the first step multiplies none; the values are those from
+    zeros, also where somebody looks on: for gradients of gradients, and of many at a time."""
+    on_path(path)
+    layer, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True)
+    avoid_corners(kind, layer)
+    x, zeros = torch.randn(4, 3, 5), mapped(state_of(layer, 3), torch.zeros_like)
+    wanted = [x.requires_grad_(), *layer.parameters()]
+
+    def values(*states, x=x):
+        outputs = flat(layer(x, *states))
+        return [*outputs, *gradients(outputs, wanted)]
+
+    def looked_at(*states):
+        output = layer(x, *states)[0]
+        first = torch.autograd.grad(output, x, torch.ones_like(output), create_graph=True)[0]
+        many = torch.stack([output.detach().cos(), output.detach()])
+        return [
+            first,
+            *gradients([first], wanted),
+            *torch.autograd.grad(output, wanted, many, is_grads_batched=True),
+        ]
+
+    def of_one_step(*states):
+        on_path("stepwise")
+        return values(*states, x=x[:1])
+
+    for function in [values, looked_at, of_one_step]:
+        for a, b in zip(function(), function(zeros), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("path", ONE_LAUNCH)
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", [k for k in LAYERS if can_be_persistent(k, torch.float32)])

@@ -31,12 +31,18 @@ struct StateGradient {
 // Whether W_ih x + b_ih and W_hh h + b_hh have the same gradients.
 bool shared(const Problem& p) { return p.cell.grads == p.cell.gates; }
 
+// Whether h_{t-1} of every row is in the output, B rows away: where all begin together, and from zeros,
+// of which W_hh's gradient has nothing.
+bool prev_is_output(const Problem& p, const fastrnn::BackwardDirection& user) {
+    return !user.h0 && p.rows == p.steps * p.batch;
+}
+
 // What a direction works on. N rows of all steps, B batch, G gates, H hidden, R the size of h.
 struct BackwardTensors {
     StateGradient dh;    // [B, R]
     StateGradient dc;    // [B, H], of a cell with c
     Tensor dgates;       // [N, stored gradients * H]
-    Tensor prev;         // [N, R]: h_{t-1}, if W_hh's gradient is wanted
+    Tensor prev;         // [N, R]: h_{t-1}, if W_hh's gradient is wanted and the output is not it
     Tensor projected;    // [N, P]: dL/dh_t, if there is a projection
     Tensor unprojected;  // [N, H]: h before the projection, if W_hr's gradient is wanted
 
@@ -46,7 +52,7 @@ struct BackwardTensors {
         dh.start(p, R, user.grad_h0);
         if (p.cell.has_c) dc.start(p, H, user.grad_c0);
         dgates = m.stored(N, (shared(p) ? 1 : 2) * p.cell.gates * H);
-        if (user.grads.hh) prev = m.stored(N, R);
+        if (user.grads.hh && !prev_is_output(p, user)) prev = m.stored(N, R);
         if (p.projected) {
             projected = m.stored(N, R);
             if (user.grads.hr) unprojected = m.stored(N, H);
@@ -175,12 +181,21 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const P
 
 // The gradients of a direction's weights, each a product over all rows.
 void weights_gradients(const Problem& p, const Products& products, const Matrix& input,
-                       const BackwardTensors& t, const WeightGradients& grads) {
+                       const Matrix& output, bool reverse, const BackwardTensors& t,
+                       const WeightGradients& grads) {
     const Matrices m(p);
     const int64_t H = p.hidden, gate_rows = p.cell.gates * H;
     if (grads.ih) products.multiply(m.at(grads.ih, gate_rows, input.columns), t.of_x(p).t(), input);
-    if (grads.hh)
-        products.multiply(m.at(grads.hh, gate_rows, p.recurrent), t.of_h(p).t(), m.of(t.prev));
+    if (grads.hh) {
+        const Matrix out = m.at(grads.hh, gate_rows, p.recurrent), of_h = t.of_h(p);
+        if (t.prev.defined()) {
+            products.multiply(out, of_h.t(), m.of(t.prev));
+        } else {  // every step but a direction's first
+            const int64_t B = p.batch, rows = p.rows - B;
+            products.multiply(out, of_h.some_rows(reverse ? 0 : B, rows).t(),
+                              output.some_rows(reverse ? B : 0, rows));
+        }
+    }
     if (grads.hr)
         products.multiply(m.at(grads.hr, p.recurrent, H), m.of(t.projected).t(),
                           m.of(t.unprojected));
@@ -236,7 +251,9 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
         const BackwardTensors& t = tensors[d];
         t.dh.finish(p, p.recurrent, user.grad_h0);
         t.dc.finish(p, p.hidden, user.grad_c0);
-        weights_gradients(p, products, input, t, user.grads);
+        weights_gradients(p, products, input,
+                          m.at(user.output, p.rows, p.recurrent, layer.output_stride),
+                          /*reverse=*/d == 1, t, user.grads);
         if (layer.grad_input)  // to which the second direction adds
             products.multiply(m.at(layer.grad_input, p.rows, I), t.of_x(p),
                               m.at(user.weights.ih, gate_rows, I), /*add=*/d > 0);

@@ -30,8 +30,8 @@ struct ForwardDirection {
     const void* x;        // [N, G * H]: W_ih x_t
     const void* bias_ih;  // [G * H] or null
     const void* bias_hh;  // [G * H] or null
-    const void* h0;       // [B, R]
-    const void* c0;       // [B, H], or null for a cell without c
+    const void* h0;       // [B, R], or null for zeros
+    const void* c0;       // [B, H], likewise, or null for a cell without c
     void* h;              // [B, R]: h_n, and on the stepwise path maybe h_t
     void* c;              // [B, H] of A: c_t, on the stepwise path, if it is not kept
     void* c_n;            // [B, H]
@@ -42,8 +42,8 @@ struct ForwardDirection {
 };
 
 struct BackwardDirection {
-    const void* h0;           // [B, R]
-    const void* c0;           // [B, H], or null for a cell without c
+    const void* h0;           // [B, R], or null for zeros
+    const void* c0;           // [B, H], likewise, or null for a cell without c
     const void* output;       // [N, R], strided: as forward left it
     const void* saved;        // [N, saved, H], likewise
     const void* kept_c;       // [N, H], likewise

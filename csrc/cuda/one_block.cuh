@@ -146,10 +146,10 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
     const int all_rows = block.rows_among(static_cast<int>(a.sequence.batch));
     block.for_each_row(all_rows, [&](int i, int row) {
         const int64_t at = int64_t(block.first_row + row) * H;
-        const Pair<S> h0 = units.load(static_cast<const S*>(d.h0) + at);
+        const Pair<S> h0 = units.load(row_at<S>(d.h0, at));
         for (int u = 0; u < 2; ++u) h[i][u] = widen(h0.of[u]);
         if constexpr (Cell::has_c) {
-            const Pair<S> c0 = units.load(static_cast<const S*>(d.c0) + at);
+            const Pair<S> c0 = units.load(row_at<S>(d.c0, at));
             for (int u = 0; u < 2; ++u) c[i][u] = widen(c0.of[u]);
         }
     });

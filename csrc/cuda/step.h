@@ -18,7 +18,7 @@ struct ForwardStep {
     int64_t rows;   // rows alive in it
     int64_t begun;  // of them alive in the step before: the others come from h0 and c0
     int64_t go_on;  // of them alive in the step after: the others end here
-    const void* r;  // [rows, G * H]: W_hh h_{t-1}
+    const void* r;  // [rows, G * H]: W_hh h_{t-1}, or null for zeros
     const void* h;  // [begun, H], h_stride apart: h_{t-1}
     int64_t h_stride;
     const void* c;  // [begun, H] of A: c_{t-1}
