@@ -27,6 +27,30 @@ __device__ __forceinline__ Place place() {
             int64_t(blockIdx.y) * blockDim.x + threadIdx.x};
 }
 
+// Adds a unit's biases, which a block reads once for all its rows. For all threads of a block.
+template <class Cell, class S>
+__device__ __forceinline__ void add_biases(const ForwardDirection& d, int64_t hidden, int64_t unit,
+                                           Arithmetic<S>* x, Arithmetic<S>* r) {
+    constexpr int G = Cell::gates;
+    if (!d.bias_ih) return;
+    __shared__ Arithmetic<S> biases[2 * G][step_tile_units];
+    Arithmetic<S> some[2 * G];  // so that none waits for another
+#pragma unroll
+    for (int k = 0; k < 2 * G; ++k) {
+        const int i = threadIdx.y + k * blockDim.y;
+        if (i < 2 * G && unit < hidden)
+            some[k] = load<S>(i < G ? d.bias_ih : d.bias_hh, i % G * hidden + unit);
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * G; ++k) {
+        const int i = threadIdx.y + k * blockDim.y;
+        if (i < 2 * G && unit < hidden) biases[i][threadIdx.x] = some[k];
+    }
+    __syncthreads();
+    for (int g = 0; g < G && unit < hidden; ++g)
+        x[g] += biases[g][threadIdx.x], r[g] += biases[G + g][threadIdx.x];
+}
+
 template <class Cell, class S>
 __global__ void __launch_bounds__(threads)
     forward_step(const __grid_constant__ Launch<ForwardStep, ForwardDirection> launch) {
@@ -36,21 +60,24 @@ __global__ void __launch_bounds__(threads)
     const ForwardStep& step = launch.step[blockIdx.z];
     const auto [b, unit] = place();
     const int64_t H = launch.size.hidden, at = step.row + b;
-    if (b >= step.rows || unit >= H) return;
+    const bool alive = b < step.rows && unit < H;
 
-    A x[G], r[G];
-    for (int g = 0; g < G; ++g) {
-        x[g] = load<S>(d.x, (at * G + g) * H + unit) + load<S>(d.bias_ih, g * H + unit);
-        r[g] = load<S>(step.r, (b * G + g) * H + unit) + load<S>(d.bias_hh, g * H + unit);
+    A x[G] = {}, r[G] = {}, c{}, h_prev{};
+    if (alive) {
+        for (int g = 0; g < G; ++g) {
+            x[g] = load<S>(d.x, (at * G + g) * H + unit);
+            r[g] = load<S>(step.r, (b * G + g) * H + unit);
+        }
+        const bool begun = b < step.begun;
+        if constexpr (Cell::has_c)
+            c = begun ? static_cast<const A*>(step.c)[b * H + unit] : load<S>(d.c0, b * H + unit);
+        // A cell that allows a projection does without h_{t-1}: that has another size.
+        if (!step.unprojected)
+            h_prev =
+                begun ? load<S>(step.h, b * step.h_stride + unit) : load<S>(d.h0, b * H + unit);
     }
-    const bool begun = b < step.begun;
-    A c{};
-    if constexpr (Cell::has_c)
-        c = begun ? static_cast<const A*>(step.c)[b * H + unit] : load<S>(d.c0, b * H + unit);
-    // A cell that allows a projection does without h_{t-1}: that has another size.
-    const A h_prev = step.unprojected ? A{}
-                     : begun          ? load<S>(step.h, b * step.h_stride + unit)
-                                      : load<S>(d.h0, b * H + unit);
+    add_biases<Cell, S>(d, H, unit, x, r);
+    if (!alive) return;
     const ForwardOutputs<Cell, S> out = forward_element<Cell, S>(x, r, h_prev, c);
     out.keep(d, H, at, unit);
     if constexpr (Cell::has_c) {
