@@ -129,16 +129,19 @@ Problem check(const Arguments& a) {
     TORCH_CHECK(a.input.defined(), "fastrnn: the input tensor is undefined");
     check_place(a, "input", a.input);
     p.device = a.input.device();
-    check_place(a, "hidden", a.h0);
-    TORCH_CHECK(a.c0.has_value() == p.cell.has_c, a.cell,
+    const bool has_states = a.h0.defined();
+    TORCH_CHECK(has_states || (p.device.is_cuda() && !a.batch_sizes),
+                "fastrnn: the hidden tensor is undefined");
+    if (has_states) check_place(a, "hidden", a.h0);
+    TORCH_CHECK(a.c0.has_value() == (has_states && p.cell.has_c), a.cell,
                 p.cell.has_c ? " expects two hidden states" : " expects one hidden state");
-    if (p.cell.has_c) check_place(a, "hidden", *a.c0);
+    if (a.c0) check_place(a, "hidden", *a.c0);
     for (const Tensor& w : a.weights) check_place(a, "parameter", w);
 
     p.dtype = a.weights.empty() ? a.input.scalar_type() : a.weights[0].scalar_type();
     check_dtype(a.input, p.dtype);
-    check_dtype(a.h0, p.dtype);
-    if (p.cell.has_c) check_dtype(*a.c0, p.dtype);
+    if (has_states) check_dtype(a.h0, p.dtype);
+    if (a.c0) check_dtype(*a.c0, p.dtype);
     for (const Tensor& w : a.weights) check_dtype(w, p.dtype);
     p.storage = storage_of(p.dtype);
     p.arithmetic = p.dtype == at::kDouble ? at::kDouble : at::kFloat;
@@ -162,9 +165,16 @@ Problem check(const Arguments& a) {
     }
 
     TORCH_CHECK(p.layers > 0, "num_layers must be greater than zero");
-    TORCH_CHECK(a.h0.dim() == 3, "Expected hidden to have 3 dimensions, got ", a.h0.dim());
-    p.recurrent = a.h0.size(2);
-    p.hidden = p.cell.has_c && a.c0->dim() == 3 ? a.c0->size(2) : p.recurrent;
+    if (has_states) {
+        TORCH_CHECK(a.h0.dim() == 3, "Expected hidden to have 3 dimensions, got ", a.h0.dim());
+        p.recurrent = a.h0.size(2);
+        p.hidden = p.cell.has_c && a.c0->dim() == 3 ? a.c0->size(2) : p.recurrent;
+    } else {
+        TORCH_CHECK(a.weights.size() > 1 && a.weights[1].dim() == 2,
+                    "got an incorrect number of RNN parameters");
+        p.recurrent = a.weights[1].size(1);
+        p.hidden = a.weights[1].size(0) / p.cell.gates;
+    }
     p.projected = p.hidden != p.recurrent;
     p.weights_per_layer = 2 + 2 * p.has_biases + p.projected;
     // The count before any product of sizes, which a forged num_layers could overflow.
@@ -180,8 +190,8 @@ Problem check(const Arguments& a) {
     TORCH_CHECK(p.hidden > 0 && p.recurrent > 0, "hidden_size must be greater than zero");
     check_weights(a, p);
     const char* h_name = p.cell.has_c ? "hidden[0]" : "hidden";
-    check_shape(h_name, a.h0, {p.layers * p.directions, p.batch, p.recurrent});
-    if (p.cell.has_c) check_shape("hidden[1]", *a.c0, {p.layers * p.directions, p.batch, p.hidden});
+    if (has_states) check_shape(h_name, a.h0, {p.layers * p.directions, p.batch, p.recurrent});
+    if (a.c0) check_shape("hidden[1]", *a.c0, {p.layers * p.directions, p.batch, p.hidden});
     return p;
 }
 

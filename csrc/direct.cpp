@@ -28,30 +28,11 @@ bool only(c10::DispatchKeySet keys, c10::DispatchKeySet usual) {
     return (keys.raw_repr() & ~usual.raw_repr()) == 0;
 }
 
-// No mode, transform or tracer would see a call of an operator.
-bool nobody_listens() {
-    constexpr c10::DispatchKeySet usual(
-        {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
-    const auto included = c10::impl::tls_local_dispatch_key_set().included_;
-    return only(included, usual) && !at::impl::torch_function_mode_enabled() &&
-           !at::autocast::is_autocast_enabled(at::kCPU) &&
-           !at::autocast::is_autocast_enabled(at::kCUDA);
-}
-
-// A torch.Tensor or Parameter itself, on a device with kernels, with values of its own and no tangent.
-// Where a GPU has none in this build, the module's long way calls torch's layer.
+// A torch.Tensor or Parameter itself, and plain. Where a GPU has no kernels in this build, the module's
+// long way calls torch's layer.
 bool is_plain(PyObject* object) {
-    if (!object || !THPVariable_CheckExact(object)) return false;
-    const Tensor& t = THPVariable_Unpack(object);
-    constexpr c10::DispatchKeySet usual =
-        c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView,
-                             c10::DispatchKey::AutogradFunctionality, c10::DispatchKey::AutocastCPU,
-                             c10::DispatchKey::AutocastCUDA}) |
-#ifdef FASTRNN_HAS_CUDA
-        c10::DispatchKeySet(c10::BackendComponent::CUDABit) |
-#endif
-        c10::DispatchKeySet(c10::BackendComponent::CPUBit);
-    return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
+    return object && THPVariable_CheckExact(object) &&
+           fastrnn::is_plain(THPVariable_Unpack(object));
 }
 
 // Attributes' names as Python's strings, made once: one of C would be copied and hashed at every search.
@@ -137,12 +118,6 @@ bool read_states(py::handle hx, bool has_c, Tensor& h, std::optional<Tensor>& c)
     return true;
 }
 
-const CellInfo* find_info(const std::string& name) {
-    for (const CellInfo& info : cells)
-        if (name == info.name) return &info;
-    return nullptr;
-}
-
 // Whether it takes no longer than it takes to let other threads of Python run meanwhile.
 bool is_short(const Problem& p) {
     const int64_t sizes = p.layer_input(0) + p.recurrent;
@@ -220,11 +195,18 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     if (x.dim() < 2 || x.dim() > 3 || x.size(-1) != inputs) return py::none();
     if (batch_first) x = x.transpose(0, 1);
     if (!batched) x = x.unsqueeze(1);
-    if (hx.is_none()) {
+    const int64_t recurrent = proj > 0 ? proj : hidden;
+    if (hx.is_none() && x.is_cuda()) {
+        // Undefined: nobody fills memory with zeros, and the first step multiplies none. The sizes
+        // are then those of the weights.
+        if (weights.size() < 2 ||
+            weights[1].sizes() != at::IntArrayRef{info->gates * hidden, recurrent})
+            return py::none();
+    } else if (hx.is_none()) {
         const auto zeros = [&](int64_t width) {
             return at::zeros({layers * (bidirectional ? 2 : 1), x.size(1), width}, x.options());
         };
-        h0 = zeros(proj > 0 ? proj : hidden);
+        h0 = zeros(recurrent);
         if (info->has_c) c0 = proj > 0 ? zeros(hidden) : h0;
     } else {
         if (!read_states(hx, info->has_c, h0, c0) || h0.dim() != x.dim() - !batched)
@@ -234,7 +216,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
             if (c0) c0 = c0->unsqueeze(1);
         }
     }
-    if (h0.size(-1) != (proj > 0 ? proj : hidden) || (c0 && c0->size(-1) != hidden))
+    if ((h0.defined() && h0.size(-1) != recurrent) || (c0 && c0->size(-1) != hidden))
         return py::none();
 
     const OptionalTensor no_batch_sizes;
@@ -297,6 +279,27 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
 }
 
 }  // namespace
+
+bool nobody_listens() {
+    constexpr c10::DispatchKeySet usual(
+        {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
+    const auto included = c10::impl::tls_local_dispatch_key_set().included_;
+    return only(included, usual) && !at::impl::torch_function_mode_enabled() &&
+           !at::autocast::is_autocast_enabled(at::kCPU) &&
+           !at::autocast::is_autocast_enabled(at::kCUDA);
+}
+
+bool is_plain(const Tensor& t) {
+    constexpr c10::DispatchKeySet usual =
+        c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView,
+                             c10::DispatchKey::AutogradFunctionality, c10::DispatchKey::AutocastCPU,
+                             c10::DispatchKey::AutocastCUDA}) |
+#ifdef FASTRNN_HAS_CUDA
+        c10::DispatchKeySet(c10::BackendComponent::CUDABit) |
+#endif
+        c10::DispatchKeySet(c10::BackendComponent::CPUBit);
+    return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
+}
 
 void bind_direct(py::module_& module) {
     module.def("layer", layer,

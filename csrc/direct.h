@@ -1,8 +1,15 @@
 // Calls of the layers and cells straight from Python to the kernels.
 #pragma once
+#include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
 namespace fastrnn {
+
+// Whether no mode, transform or tracer would see a call of an operator.
+bool nobody_listens();
+
+// Whether a tensor is on a device with kernels, with values of its own and no tangent.
+bool is_plain(const at::Tensor& tensor);
 
 // Adds the functions `layer` and `cell` to the module fastrnn._C.
 void bind_direct(pybind11::module_& module);

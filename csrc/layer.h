@@ -42,8 +42,8 @@ struct Weights {          // contiguous
 
 struct ForwardDirection {
     Weights weights;
-    const void* h0;  // [B, R]
-    const void* c0;  // [B, H] or null
+    const void* h0;  // [B, R]; null for zeros, on a GPU, of B rows in every step
+    const void* c0;  // [B, H] or null; likewise
     void* h_n;       // [B, R]
     void* c_n;       // [B, H] or null
     void* output;    // [N, R], rows output_stride apart

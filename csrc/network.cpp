@@ -59,6 +59,11 @@ std::vector<Tensor> contiguous(at::TensorList tensors) {
     return list;
 }
 
+// The initial states, undefined where they are zeros.
+std::pair<Tensor, Tensor> contiguous_states(const Arguments& a) {
+    return {a.h0.defined() ? a.h0.contiguous() : Tensor(), a.c0 ? a.c0->contiguous() : Tensor()};
+}
+
 // Where t[i] begins, of a contiguous tensor; null if t is undefined or empty.
 const char* const_slice(const Tensor& t, int64_t i) {
     if (!t.defined() || t.numel() == 0) return nullptr;
@@ -243,8 +248,7 @@ void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResul
     const int64_t width = p.directions * p.recurrent;
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
-    const Tensor h0 = a.h0.contiguous();
-    const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
+    const auto [h0, c0] = contiguous_states(a);
     Tensor input = a.input.contiguous();
     for (int64_t layer = 0; layer < p.layers; ++layer) {
         if (layer > 0) input = dropped(r.hidden[layer - 1], mask_of(r.noise, layer), a.dropout);
@@ -291,15 +295,14 @@ ForwardResult forward_step(const Arguments& a, const Problem& p) {
 
 BackwardResult gradients_of(const Arguments& a, const Problem& p, const std::vector<bool>& wanted) {
     const auto options = a.input.options().memory_format(std::nullopt).dtype(gradient_dtype(p));
-    const auto make = [&](bool yes, at::IntArrayRef size) {
-        return allocate(yes ? size : at::IntArrayRef{0}, options);
+    const auto make = [&](bool yes, const Tensor& like) {
+        return allocate(yes && like.defined() ? like.sizes() : at::IntArrayRef{0}, options);
     };
     std::vector<Tensor> grad_weights;
     for (size_t i = 0; i < a.weights.size(); ++i)
-        grad_weights.push_back(make(wanted[3 + i], a.weights[i].sizes()));
-    return {make(wanted[0], a.input.sizes()), make(wanted[1], a.h0.sizes()),
-            p.cell.has_c ? make(wanted[2], a.c0->sizes()) : make(false, {}),
-            std::move(grad_weights)};
+        grad_weights.push_back(make(wanted[3 + i], a.weights[i]));
+    return {make(wanted[0], a.input), make(wanted[1], a.h0),
+            make(wanted[2], a.c0 ? *a.c0 : Tensor()), std::move(grad_weights)};
 }
 
 void backward(const Arguments& a, const Problem& p, const Kept& kept,
@@ -316,10 +319,9 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
     const auto options = a.input.options().memory_format(std::nullopt).dtype(dtype);
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
-    const Tensor h0 = a.h0.contiguous(), hidden = kept.hidden.contiguous(),
-                 saved = kept.saved.contiguous(), c = kept.c.contiguous(),
-                 noise = kept.noise.contiguous();
-    const Tensor c0 = p.cell.has_c ? a.c0->contiguous() : Tensor();
+    const auto [h0, c0] = contiguous_states(a);
+    const Tensor hidden = kept.hidden.contiguous(), saved = kept.saved.contiguous(),
+                 c = kept.c.contiguous(), noise = kept.noise.contiguous();
     const auto prepared = [&](const OptionalTensor& g) {
         return g ? g->to(dtype).contiguous() : Tensor();
     };

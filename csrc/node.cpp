@@ -2,6 +2,8 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -11,6 +13,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "direct.h"
 #include "operators.h"
 
 namespace fastrnn {
@@ -116,18 +119,59 @@ struct Formula {
     }
 };
 
+// The gradients of a plain call that had no initial states (direct.cpp), where nobody is to see one of
+// the operator: that takes tensors.
+std::optional<BackwardResult> without_states(const Arguments& a, const Kept& kept,
+                                             const OutputGradients& grads,
+                                             const std::vector<bool>& wanted) {
+    bool plain = !a.h0.defined() && !at::GradMode::is_enabled() && nobody_listens();
+    for (const Tensor* t : {&a.input, &kept.hidden, &kept.saved, &kept.c, &kept.noise})
+        plain = plain && is_plain(*t);
+    for (const OptionalTensor* t : {&grads.output, &grads.h_n, &grads.c_n})
+        plain = plain && (!*t || is_plain(**t));
+    for (const Tensor& weight : a.weights) plain = plain && is_plain(weight);
+    if (!plain) return std::nullopt;
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    RECORD_FUNCTION("fastrnn::backward", std::vector<c10::IValue>());
+    const Problem p = check(a);
+    check_kept(a, p, kept);
+    check_gradients(a, p, grads);
+    return fastrnn::backward(a, p, kept, grads, wanted);
+}
+
 // Of `forward`: `in` are input, h0, c0 and the weights; hidden, saved, c and noise are held.
 constexpr Formula of_forward{
     "FastrnnBackward",
     [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
-        c10::List<bool> wanted;
-        for (const bool yes : needed) wanted.push_back(yes);
         const Options& o = s.options;
-        auto [grad_input, grad_h0, grad_c0, grad_weights] = backward_operator().call(
-            o.cell, optional(grads[0]), optional(grads[1]), optional(grads[2]), s.in[0], s.in[1],
-            optional(s.in[2]), at::TensorList(s.in).slice(3), optional(s.sizes), o.has_biases,
-            o.num_layers, o.bidirectional, o.dropout, s.held[0], s.held[1], s.held[2], s.held[3],
-            wanted);
+        Tensor h0 = s.in[1];
+        OptionalTensor c0 = optional(s.in[2]);
+        const OptionalTensor sizes = optional(s.sizes), output = optional(grads[0]),
+                             h_n = optional(grads[1]), c_n = optional(grads[2]);
+        const at::TensorList weights = at::TensorList(s.in).slice(3);
+        auto found = without_states({o.cell, s.in[0], h0, c0, weights, sizes, o.has_biases,
+                                     o.num_layers, o.bidirectional, o.dropout},
+                                    {s.held[0], s.held[1], s.held[2], s.held[3]},
+                                    {output, h_n, c_n}, needed);
+        if (!found) {
+            if (!h0.defined()) {
+                const auto zeros = [&](int64_t width) {
+                    return at::zeros(
+                        {o.num_layers * (o.bidirectional ? 2 : 1), s.in[0].size(1), width},
+                        s.in[0].options());
+                };
+                const CellInfo& cell = *find_info(o.cell);
+                h0 = zeros(weights[1].size(1));
+                if (cell.has_c) c0 = zeros(weights[1].size(0) / cell.gates);
+            }
+            c10::List<bool> wanted;
+            for (const bool yes : needed) wanted.push_back(yes);
+            found =
+                backward_operator().call(o.cell, output, h_n, c_n, s.in[0], h0, c0, weights, sizes,
+                                         o.has_biases, o.num_layers, o.bidirectional, o.dropout,
+                                         s.held[0], s.held[1], s.held[2], s.held[3], wanted);
+        }
+        auto& [grad_input, grad_h0, grad_c0, grad_weights] = *found;
         variable_list result = {grad_input, grad_h0, grad_c0};
         result.insert(result.end(), grad_weights.begin(), grad_weights.end());
         return result;
@@ -371,7 +415,8 @@ TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
 // Plain calls come by here: without a list of their tensors.
 bool needs_gradient(const Arguments& a) {
     if (!at::GradMode::is_enabled()) return false;
-    if (a.input.requires_grad() || a.h0.requires_grad() || (a.c0 && a.c0->requires_grad()))
+    if (a.input.requires_grad() || (a.h0.defined() && a.h0.requires_grad()) ||
+        (a.c0 && a.c0->requires_grad()))
         return true;
     for (const Tensor& weight : a.weights)
         if (weight.requires_grad()) return true;

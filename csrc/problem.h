@@ -17,8 +17,9 @@ using OptionalTensor = std::optional<at::Tensor>;
 struct Arguments {
     std::string cell;
     const at::Tensor& input;            // [T, B, I], or packed [N, I]
-    const at::Tensor& h0;               // [L * D, B, H or P]
-    const OptionalTensor& c0;           // [L * D, B, H] for a cell that has c
+    const at::Tensor& h0;               // [L * D, B, H or P]; undefined for zeros (direct.cpp),
+                                        // where input is padded and on a GPU
+    const OptionalTensor& c0;           // [L * D, B, H] for a cell that has c, if there is h0
     at::TensorList weights;             // per layer and direction: w_ih, w_hh, (b_ih, b_hh), (w_hr)
     const OptionalTensor& batch_sizes;  // [T] int64 on the CPU, for packed input
     bool has_biases;

@@ -87,17 +87,28 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("steps", [3, 40])
-def test_a_gru_s_gradient_of_the_input(steps, dtype):
-    """With fewer rows than those of the weights it is made of two products, and the weights stay as
-    they lie. With more they are put into the order of the gates' gradients."""
-    gru = fastrnn.GRU(5, 17, bidirectional=True).to("cuda", dtype)
-    x = torch.randn(steps, 2, 5, device="cuda", dtype=dtype, requires_grad=True)
-    exact = copy.deepcopy(gru).double()
-    exact_x = x.detach().double().requires_grad_()
-    gru(x)[0].sum().backward()
-    exact(exact_x)[0].sum().backward()
-    torch.testing.assert_close(x.grad, exact_x.grad.to(dtype))
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_of_biases(kind, steps, dtype, on_path):
+    """Steps add them up as they go, each block its rows, of which some begin late or end early; the
+    same bits each time, and of either bias alone."""
+    on_path("stepwise")
+    layer, _ = pair(kind, 5, 40, bidirectional=True, dtype=dtype)
+    exact = copy.deepcopy(layer).double()
+    for B in [16, 50]:
+        x = ragged([1 + 3 * b % steps for b in range(B)], 5, dtype)
+        doubles = mapped(x, torch.Tensor.double)
+        names = [name for name, _ in layer.named_parameters() if "bias" in name]
+
+        def found(layer, x, names):
+            output = flat(layer(x))[0]
+            wanted = [layer.get_parameter(name) for name in names]
+            return torch.autograd.grad(output, wanted, torch.ones_like(output))
+
+        both = found(layer, x, names)
+        for name, a, b in zip(names, both, found(exact, doubles, names), strict=True):
+            torch.testing.assert_close(a, b.to(dtype))
+            assert torch.equal(found(layer, x, [name])[0], a)
 
 
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
@@ -133,6 +144,39 @@ def test_all_paths_agree_with_torch(kind, dtype, packed, on_path):
     assert bool(pools) == (dtype in LOW)
     for pool in pools.values():
         assert_pool_no_worse(pool)
+
+
+@pytest.mark.parametrize(("kind", "path"), CASES)
+def test_without_initial_states(kind, path, on_path):
+    """Nobody fills memory with zeros, and the first step multiplies none; the values are those from
+    zeros, also where somebody looks on: for gradients of gradients, and of many at a time."""
+    on_path(path)
+    layer, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True)
+    avoid_corners(kind, layer)
+    x, zeros = torch.randn(4, 3, 5), mapped(state_of(layer, 3), torch.zeros_like)
+    wanted = [x.requires_grad_(), *layer.parameters()]
+
+    def values(*states, x=x):
+        outputs = flat(layer(x, *states))
+        return [*outputs, *gradients(outputs, wanted)]
+
+    def looked_at(*states):
+        output = layer(x, *states)[0]
+        first = torch.autograd.grad(output, x, torch.ones_like(output), create_graph=True)[0]
+        many = torch.stack([output.detach().cos(), output.detach()])
+        return [
+            first,
+            *gradients([first], wanted),
+            *torch.autograd.grad(output, wanted, many, is_grads_batched=True),
+        ]
+
+    def of_one_step(*states):
+        on_path("stepwise")
+        return values(*states, x=x[:1])
+
+    for function in [values, looked_at, of_one_step]:
+        for a, b in zip(function(), function(zeros), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("path", ONE_LAUNCH)

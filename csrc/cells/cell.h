@@ -14,6 +14,7 @@
 //   x_grad[g]  which of them belongs to gate g of W_ih x + b_ih: the first G, in any order
 //   needs_h, needs_h_prev
 //              whether backward reads the unit's own output h_t, or h_{t-1}
+//   passes_h   whether h_{t-1} gets into h_t by another way than W_hh: whether dh_prev is not zero
 //
 // forward(x, r, h_prev, c_prev, h, c, saved)
 //   x[G]: W_ih x_t + b_ih;  r[G]: W_hh h_{t-1} + b_hh
@@ -38,6 +39,7 @@ struct Math;
 // Whether a projection (proj_size) may follow the cell: h_t is then not kept, and has to be found again
 // from what is, by `output`.
 template <class Cell>
-constexpr bool allows_projection = Cell::has_c && !Cell::needs_h && !Cell::needs_h_prev;
+constexpr bool allows_projection =
+    Cell::has_c && !Cell::needs_h && !Cell::needs_h_prev && !Cell::passes_h;
 
 }  // namespace fastrnn

@@ -16,6 +16,7 @@ struct Gru {
                                           0};  // r and z share theirs with the recurrent product
     static constexpr bool needs_h = false;
     static constexpr bool needs_h_prev = true;
+    static constexpr bool passes_h = true;
 
     template <class V>
     static FASTRNN_FN void forward(const V* x, const V* r, V h_prev, V, V& h, V&, V* saved) {

@@ -15,6 +15,7 @@ struct Lstm {
     static constexpr int x_grad[gates] = {0, 1, 2, 3};
     static constexpr bool needs_h = false;
     static constexpr bool needs_h_prev = false;
+    static constexpr bool passes_h = false;
 
     template <class V>
     static FASTRNN_FN void forward(const V* x, const V* r, V, V c_prev, V& h, V& c, V* saved) {

@@ -2,6 +2,8 @@
 // fastrnn/reference.py make a cell: its kernels on every device, its backward, its fake kernels and
 // its tests follow.
 #pragma once
+#include <string_view>
+
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"
@@ -22,21 +24,21 @@ struct CellInfo {
     bool has_c;
     int saved;
     int grads;
-    const int* x_grad;  // [gates]
     bool allows_projection;
 };
 
 #define FASTRNN_CELL_INFO(name, Cell) \
-    {#name,                           \
-     Cell::gates,                     \
-     Cell::has_c,                     \
-     Cell::saved,                     \
-     Cell::grads,                     \
-     Cell::x_grad,                    \
-     ::fastrnn::allows_projection<Cell>},
+    {#name, Cell::gates, Cell::has_c, Cell::saved, Cell::grads, ::fastrnn::allows_projection<Cell>},
 inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
 #undef FASTRNN_CELL_INFO
 
 inline constexpr int cell_count = sizeof(cells) / sizeof(cells[0]);
+
+// Null if there is none of that name.
+inline const CellInfo* find_info(std::string_view name) {
+    for (const CellInfo& info : cells)
+        if (name == info.name) return &info;
+    return nullptr;
+}
 
 }  // namespace fastrnn

@@ -36,6 +36,7 @@ struct Rnn {
     static constexpr int x_grad[gates] = {0};
     static constexpr bool needs_h = true;
     static constexpr bool needs_h_prev = false;
+    static constexpr bool passes_h = false;
 
     template <class V>
     static FASTRNN_FN void forward(const V* x, const V* r, V, V, V& h, V&, V*) {

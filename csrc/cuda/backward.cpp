@@ -1,4 +1,3 @@
-#include <ATen/ops/cat.h>
 #include <ATen/ops/sum.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -13,33 +12,6 @@
 
 namespace fastrnn::cuda {
 namespace {
-
-bool in_gates_order(const CellInfo& cell) {
-    for (int g = 0; g < cell.gates; ++g)
-        if (cell.x_grad[g] != g) return false;
-    return true;
-}
-
-// body(gate, place, count) for gates that follow one another in the gradients too: as few as can be.
-template <class Body>
-void for_each_run(const CellInfo& cell, const Body& body) {
-    for (int g = 0, n = 0; g < cell.gates; g += n) {
-        const int place = cell.x_grad[g];
-        for (n = 1; g + n < cell.gates && cell.x_grad[g + n] == place + n;) ++n;
-        body(g, place, n);
-    }
-}
-
-// G blocks of H rows that belong to W_ih x + b_ih, out of the order of the gates into that in which
-// dgates has them; or back.
-std::vector<Tensor> reordered(const Problem& p, const Tensor& blocks, bool back) {
-    std::vector<Tensor> list(p.cell.gates);
-    for (int g = 0; g < p.cell.gates; ++g) {
-        const int place = p.cell.x_grad[g];
-        list[back ? g : place] = blocks.narrow(0, (back ? place : g) * p.hidden, p.hidden);
-    }
-    return list;
-}
 
 // Where the gradient of a state, [B, size] of the arithmetic type, is kept from step to step: the place
 // it is wanted in, if that is of this type; else in memory of its own.
@@ -56,12 +28,21 @@ struct StateGradient {
     }
 };
 
+// Whether W_ih x + b_ih and W_hh h + b_hh have the same gradients.
+bool shared(const Problem& p) { return p.cell.grads == p.cell.gates; }
+
+// Whether h_{t-1} of every row is in the output, B rows away: where all begin together, and from zeros,
+// of which W_hh's gradient has nothing.
+bool prev_is_output(const Problem& p, const fastrnn::BackwardDirection& user) {
+    return !user.h0 && p.rows == p.steps * p.batch;
+}
+
 // What a direction works on. N rows of all steps, B batch, G gates, H hidden, R the size of h.
 struct BackwardTensors {
     StateGradient dh;    // [B, R]
     StateGradient dc;    // [B, H], of a cell with c
-    Tensor dgates;       // [N, grads * H]
-    Tensor prev;         // [N, R]: h_{t-1}, if W_hh's gradient is wanted
+    Tensor dgates;       // [N, stored gradients * H]
+    Tensor prev;         // [N, R]: h_{t-1}, if W_hh's gradient is wanted and the output is not it
     Tensor projected;    // [N, P]: dL/dh_t, if there is a projection
     Tensor unprojected;  // [N, H]: h before the projection, if W_hr's gradient is wanted
 
@@ -70,8 +51,8 @@ struct BackwardTensors {
         const int64_t N = p.rows, H = p.hidden, R = p.recurrent;
         dh.start(p, R, user.grad_h0);
         if (p.cell.has_c) dc.start(p, H, user.grad_c0);
-        dgates = m.stored(N, p.cell.grads * H);
-        if (user.grads.hh) prev = m.stored(N, R);
+        dgates = m.stored(N, (shared(p) ? 1 : 2) * p.cell.gates * H);
+        if (user.grads.hh && !prev_is_output(p, user)) prev = m.stored(N, R);
         if (p.projected) {
             projected = m.stored(N, R);
             if (user.grads.hr) unprojected = m.stored(N, H);
@@ -93,14 +74,13 @@ struct BackwardTensors {
                 prev.defined() ? prev.data_ptr() : nullptr};
     }
 
-    // [N, G * H]: what belongs to W_hh h + b_hh, in the order of the gates; and to W_ih x + b_ih, in
-    // the order of the gradients.
-    Matrix of_h(const Problem& p) const {
-        return Matrices(p).of(dgates).some_columns((p.cell.grads - p.cell.gates) * p.hidden,
-                                                   p.cell.gates * p.hidden);
-    }
+    // [N, G * H]: what belongs to W_ih x + b_ih, and to W_hh h + b_hh.
     Matrix of_x(const Problem& p) const {
         return Matrices(p).of(dgates).some_columns(0, p.cell.gates * p.hidden);
+    }
+    Matrix of_h(const Problem& p) const {
+        return Matrices(p).of(dgates).some_columns(shared(p) ? 0 : p.cell.gates * p.hidden,
+                                                   p.cell.gates * p.hidden);
     }
 };
 
@@ -114,6 +94,24 @@ struct BackwardMatrices {
     Matrix dh;         // [B, H]: dL/dh_t before the projection
 };
 
+// Where the steps of a direction add up the gradients of its biases.
+struct BiasMemory {
+    Tensor sums, done;
+    BiasGradients gradients{};
+
+    BiasMemory(const Problem& p, const WeightGradients& wanted, cudaStream_t stream) {
+        if (!wanted.bias_ih && !wanted.bias_hh) return;
+        const int64_t blocks = (p.batch + step_tile_rows - 1) / step_tile_rows,
+                      counters = (p.hidden + step_tile_units - 1) / step_tile_units;
+        sums = Matrices(p).arithmetic(blocks, p.cell.grads * p.hidden);
+        done = at::empty({counters}, sums.options().dtype(at::kInt));
+        gradients = {sums.data_ptr(), static_cast<unsigned*>(done.data_ptr()), wanted.bias_ih,
+                     wanted.bias_hh};
+        if (p.steps == 1 && blocks > 1)  // no step before the last
+            C10_CUDA_CHECK(cudaMemsetAsync(done.data_ptr(), 0, done.nbytes(), stream));
+    }
+};
+
 // Every step: a product a direction, and one launch. With a projection: two and two.
 void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const Products& products,
                   const std::vector<BackwardTensors>& tensors, const BackwardDirection* direction,
@@ -124,6 +122,7 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const P
     const Matrices m(p);
     Tensor memory[2][2];  // of what is not the user's
     BackwardMatrices matrices[2] = {};
+    std::vector<BiasMemory> biases;
     void* unprojected[2] = {};
     for (int d = 0; d < directions; ++d) {
         const Weights& weights = layer.direction[d].weights;
@@ -131,6 +130,7 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const P
         t.dgates = tensors[d].of_h(p);
         t.hh = m.at(weights.hh, p.cell.gates * H, R);
         t.r = m.of(memory[d][0] = m.stored(B, R));
+        biases.emplace_back(p, layer.direction[d].grads, stream);
         if (!p.projected) continue;
         t.projected = m.of(tensors[d].projected);
         t.hr = m.at(weights.hr, R, H);
@@ -146,8 +146,18 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const P
             const StepRows now = step_rows(layer.sequence, d, i),
                            before = step_rows(layer.sequence, d, i + 1),
                            next = step_rows(layer.sequence, d, i - 1);
-            step[d] = {now.row,   now.rows, before.rows, next.row,
-                       next.rows, t.r.data, nullptr,     unprojected[d]};
+            step[d] = {B,
+                       now.row,
+                       now.rows,
+                       before.rows,
+                       next.row,
+                       next.rows,
+                       t.r.data,
+                       nullptr,
+                       unprojected[d],
+                       biases[d].gradients,
+                       i > 0 && i == p.steps - 1,
+                       i == 0};
             products.multiply(t.r.some_rows(0, before.rows),
                               t.dgates.some_rows(before.row, before.rows), t.hh);
         }
@@ -169,63 +179,43 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const P
     }
 }
 
-// The gradients of a direction's weights, each a product or a sum over all rows.
+// The gradients of a direction's weights, each a product over all rows.
 void weights_gradients(const Problem& p, const Products& products, const Matrix& input,
-                       const BackwardTensors& t, const WeightGradients& grads,
-                       cudaStream_t stream) {
+                       const Matrix& output, bool reverse, const BackwardTensors& t,
+                       const WeightGradients& grads) {
     const Matrices m(p);
     const int64_t H = p.hidden, gate_rows = p.cell.gates * H;
-    if (grads.ih)
-        for_each_run(p.cell, [&](int g, int place, int n) {
-            products.multiply(m.at(grads.ih, gate_rows, input.columns).some_rows(g * H, n * H),
-                              t.of_x(p).some_columns(place * H, n * H).t(), input);
-        });
-    if (grads.hh)
-        products.multiply(m.at(grads.hh, gate_rows, p.recurrent), t.of_h(p).t(), m.of(t.prev));
+    if (grads.ih) products.multiply(m.at(grads.ih, gate_rows, input.columns), t.of_x(p).t(), input);
+    if (grads.hh) {
+        const Matrix out = m.at(grads.hh, gate_rows, p.recurrent), of_h = t.of_h(p);
+        if (t.prev.defined()) {
+            products.multiply(out, of_h.t(), m.of(t.prev));
+        } else {  // every step but a direction's first
+            const int64_t B = p.batch, rows = p.rows - B;
+            products.multiply(out, of_h.some_rows(reverse ? 0 : B, rows).t(),
+                              output.some_rows(reverse ? B : 0, rows));
+        }
+    }
     if (grads.hr)
         products.multiply(m.at(grads.hr, p.recurrent, H), m.of(t.projected).t(),
                           m.of(t.unprojected));
-    const auto bias = [&](const void* data) { return m.tensor(data, {gate_rows}); };
-    const auto copy_bias = [&](void* to, const void* from) {
-        copy(m.at(to, 1, gate_rows), m.at(from, 1, gate_rows), stream);
-    };
-    if (!grads.bias_ih && !grads.bias_hh) return;
-    if (in_gates_order(p.cell) && p.cell.grads == p.cell.gates) {  // both are the same
-        Tensor sums = bias(grads.bias_ih ? grads.bias_ih : grads.bias_hh);
-        at::sum_out(sums, t.dgates, 0);
-        if (grads.bias_ih && grads.bias_hh) copy_bias(grads.bias_hh, grads.bias_ih);
-        return;
-    }
-    const Tensor sums = t.dgates.sum(0);
-    if (grads.bias_ih) {
-        Tensor out = bias(grads.bias_ih);
-        at::cat_out(out, reordered(p, sums.narrow(0, 0, gate_rows), /*back=*/true));
-    }
-    if (grads.bias_hh)
-        copy_bias(grads.bias_hh,
-                  sums.narrow(0, sums.size(0) - gate_rows, gate_rows).const_data_ptr());
 }
 
-// What a direction adds to the gradient of the input, of which there may be something already.
-void input_gradient(const Problem& p, const Products& products, const Matrix& grad_input,
-                    const BackwardTensors& t, const void* weights, bool add) {
+// Those of its biases where no step's kernel has added them up.
+void bias_gradients(const Problem& p, const BackwardTensors& t, const WeightGradients& grads,
+                    cudaStream_t stream) {
     const Matrices m(p);
-    const int64_t H = p.hidden, gate_rows = p.cell.gates * H, I = grad_input.columns;
-    const Matrix ih = m.at(weights, gate_rows, I);
-    if (in_gates_order(p.cell)) {
-        products.multiply(grad_input, t.of_x(p), ih, add);
-    } else if (p.rows < gate_rows && p.dtype == p.arithmetic) {
-        // To add to a small result moves less memory than to put the weights into another order; of 16
-        // bits, it would be rounded twice.
-        for_each_run(p.cell, [&](int g, int place, int n) {
-            products.multiply(grad_input, t.of_x(p).some_columns(place * H, n * H),
-                              ih.some_rows(g * H, n * H), add || g > 0);
-        });
-    } else {
-        const Tensor reordered_ih =
-            at::cat(reordered(p, m.tensor(weights, {gate_rows, I}), /*back=*/false));
-        products.multiply(grad_input, t.of_x(p), m.of(reordered_ih), add);
-    }
+    const int64_t gate_rows = p.cell.gates * p.hidden;
+    const auto sum = [&](void* to, const Tensor& of) {
+        Tensor sums = m.tensor(to, {gate_rows});
+        at::sum_out(sums, of, 0);
+    };
+    if (grads.bias_ih) sum(grads.bias_ih, t.dgates.narrow(1, 0, gate_rows));
+    if (!grads.bias_hh) return;
+    if (shared(p) && grads.bias_ih)
+        copy(m.at(grads.bias_hh, 1, gate_rows), m.at(grads.bias_ih, 1, gate_rows), stream);
+    else
+        sum(grads.bias_hh, t.dgates.narrow(1, t.dgates.size(1) - gate_rows, gate_rows));
 }
 
 }  // namespace
@@ -248,6 +238,8 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
         C10_CUDA_CHECK(launch_persistent_backward(plan, size, memory.sequence,
                                                   layer.size.directions, direction, hh,
                                                   memory.workspace.data_ptr(), stream));
+        for (int d = 0; d < layer.size.directions; ++d)
+            bias_gradients(p, tensors[d], layer.direction[d].grads, stream);
     } else {
         step_by_step(p, layer, products, tensors, direction, stream);
     }
@@ -259,10 +251,12 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
         const BackwardTensors& t = tensors[d];
         t.dh.finish(p, p.recurrent, user.grad_h0);
         t.dc.finish(p, p.hidden, user.grad_c0);
-        weights_gradients(p, products, input, t, user.grads, stream);
-        if (layer.grad_input)
-            input_gradient(p, products, m.at(layer.grad_input, p.rows, I), t, user.weights.ih,
-                           d > 0);
+        weights_gradients(p, products, input,
+                          m.at(user.output, p.rows, p.recurrent, layer.output_stride),
+                          /*reverse=*/d == 1, t, user.grads);
+        if (layer.grad_input)  // to which the second direction adds
+            products.multiply(m.at(layer.grad_input, p.rows, I), t.of_x(p),
+                              m.at(user.weights.ih, gate_rows, I), /*add=*/d > 0);
     }
 }
 

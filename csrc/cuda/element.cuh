@@ -2,6 +2,9 @@
 // persistent kernels do once both products are there.
 #pragma once
 #include <string.h>
+
+#include <utility>
+
 #include "layer.h"
 
 #include "math.cuh"
@@ -102,7 +105,8 @@ struct BackwardInputs {
                                                       int kind) {
         if (kind < Cell::saved) return row_at<S>(d.saved, (row.at * Cell::saved + kind) * z.hidden);
         if (kind == grad_output) return row_at<S>(d.grad_output, row.at * z.grad_output_stride);
-        if (kind == h_prev) return previous_h<S>(d, z, row);
+        if (kind == h_prev)
+            return Cell::needs_h_prev || d.prev ? previous_h<S>(d, z, row) : nullptr;
         if (Cell::needs_h && kind == h) return row_at<S>(d.output, row.at * z.output_stride);
         if (kind == c) return row_at<S>(d.kept_c, row.at * z.hidden);
         return row.prev < 0 ? row_at<S>(d.c0, row.b * z.hidden)
@@ -123,15 +127,28 @@ struct BackwardInputs {
     }
 };
 
-// The gradients of the gates, as they are stored.
+// The gradients of the gates, each once.
 template <class Cell, class S>
 struct BackwardOutputs {
     S dgates[Cell::grads];
 
+    // Of W_hh h + b_hh.
+    __device__ __forceinline__ S of_h(int gate) const {
+        return dgates[Cell::grads - Cell::gates + gate];
+    }
+    // Calls f(i, grad): the i-th of those stored is dgates[grad].
+    template <class F>
+    static __device__ __forceinline__ void for_each_stored(F f) {
+        [&]<int... g>(std::integer_sequence<int, g...>) {
+            (f(g, std::integral_constant<int, Cell::x_grad[g]>::value), ...);
+        }(std::make_integer_sequence<int, Cell::gates>{});
+        for (int i = Cell::gates; i < stored_gradients<Cell>; ++i)
+            f(i, Cell::grads - stored_gradients<Cell> + i);
+    }
     __device__ __forceinline__ void keep(const BackwardDirection& d, int64_t hidden, int64_t at,
                                          int64_t unit) const {
-        for (int i = 0; i < Cell::grads; ++i)
-            static_cast<S*>(d.dgates)[(at * Cell::grads + i) * hidden + unit] = dgates[i];
+        S* to = static_cast<S*>(d.dgates) + at * stored_gradients<Cell> * hidden + unit;
+        for_each_stored([&](int, int grad) { *to = dgates[grad], to += hidden; });
     }
 };
 

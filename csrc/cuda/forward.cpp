@@ -96,18 +96,20 @@ void step_by_step(const Problem& p, const fastrnn::ForwardLayer& layer, const Pr
             const Matrix h = i == 0       ? t.h0.some_rows(0, rows)
                              : t.leaves_h ? t.h.some_rows(0, rows)
                                           : t.output.some_rows(before.row, rows);
-            step[d] = {row,
+            const bool from_zeros = i == 0 && !layer.direction[d].h0;
+            step[d] = {B,
+                       row,
                        rows,
                        begun,
                        step_rows(layer.sequence, d, i + 1).rows,
-                       t.r.data,
+                       from_zeros ? nullptr : t.r.data,
                        h.data,
                        h.stride,
                        t.c.data ? t.c.some_rows(before.row, begun).data : direction[d].c,
                        t.leaves_h,
                        !t.c.data,
                        t.unprojected.data};
-            products.multiply(t.r.some_rows(0, rows), h, t.hh);
+            if (!from_zeros) products.multiply(t.r.some_rows(0, rows), h, t.hh);
         }
         C10_CUDA_CHECK(launch_forward_step(p.cell_index, p.storage, size, directions, direction,
                                            step, stream));

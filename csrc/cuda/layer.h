@@ -9,9 +9,15 @@
 #pragma once
 #include <stdint.h>
 
+#include "../cells/cell.h"
 #include "../layer.h"
 
 namespace fastrnn::cuda {
+
+// Gradients of a unit's gates, as products take them: those of W_ih x + b_ih in the order of the gates,
+// and behind them, unless they are the same, those of W_hh h + b_hh.
+template <class Cell>
+constexpr int stored_gradients = Cell::grads == Cell::gates ? Cell::gates : 2 * Cell::gates;
 
 struct LayerSize {
     int64_t hidden;              // H
@@ -24,8 +30,8 @@ struct ForwardDirection {
     const void* x;        // [N, G * H]: W_ih x_t
     const void* bias_ih;  // [G * H] or null
     const void* bias_hh;  // [G * H] or null
-    const void* h0;       // [B, R]
-    const void* c0;       // [B, H], or null for a cell without c
+    const void* h0;       // [B, R], or null for zeros
+    const void* c0;       // [B, H], likewise, or null for a cell without c
     void* h;              // [B, R]: h_n, and on the stepwise path maybe h_t
     void* c;              // [B, H] of A: c_t, on the stepwise path, if it is not kept
     void* c_n;            // [B, H]
@@ -36,8 +42,8 @@ struct ForwardDirection {
 };
 
 struct BackwardDirection {
-    const void* h0;           // [B, R]
-    const void* c0;           // [B, H], or null for a cell without c
+    const void* h0;           // [B, R], or null for zeros
+    const void* c0;           // [B, H], likewise, or null for a cell without c
     const void* output;       // [N, R], strided: as forward left it
     const void* saved;        // [N, saved, H], likewise
     const void* kept_c;       // [N, H], likewise
@@ -46,7 +52,7 @@ struct BackwardDirection {
     const void* dc_n;         // [B, H]; or null for zeros
     void* dh;                 // [B, R] of A: what is known of dL/dh, and in the end grad_h0
     void* dc;                 // [B, H] of A: likewise, grad_c0
-    void* dgates;             // [N, grads, H]: gradients before the activations
+    void* dgates;             // [N, stored gradients, H]: gradients before the activations
     void* prev;               // [N, R] or null: h_{t-1} of every row
 };
 

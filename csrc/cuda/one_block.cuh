@@ -146,10 +146,10 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
     const int all_rows = block.rows_among(static_cast<int>(a.sequence.batch));
     block.for_each_row(all_rows, [&](int i, int row) {
         const int64_t at = int64_t(block.first_row + row) * H;
-        const Pair<S> h0 = units.load(static_cast<const S*>(d.h0) + at);
+        const Pair<S> h0 = units.load(row_at<S>(d.h0, at));
         for (int u = 0; u < 2; ++u) h[i][u] = widen(h0.of[u]);
         if constexpr (Cell::has_c) {
-            const Pair<S> c0 = units.load(static_cast<const S*>(d.c0) + at);
+            const Pair<S> c0 = units.load(row_at<S>(d.c0, at));
             for (int u = 0; u < 2; ++u) c[i][u] = widen(c0.of[u]);
         }
     });
@@ -308,14 +308,13 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
                 dh[i][u] += widen(in.value[In::grad_output]);
                 out[u] = backward_element<Cell, S>(in, dh[i][u], dc[i][u]);
             }
-            constexpr int of_h = Cell::grads - G;
             for (int g = 0; g < G; ++g)
-                block.put(row, g * gate_width,
-                          {widen(out[0].dgates[of_h + g]), widen(out[1].dgates[of_h + g])});
+                block.put(row, g * gate_width, {widen(out[0].of_h(g)), widen(out[1].of_h(g))});
             const int64_t at = walk[0].first + block.first_row + row;
-            S* to = static_cast<S*>(d.dgates) + at * (Cell::grads * H);
-            for (int k = 0; k < Cell::grads; ++k, to += H)
-                units.store(to, Pair<S>{{out[0].dgates[k], out[1].dgates[k]}});
+            S* const to = static_cast<S*>(d.dgates) + at * (stored_gradients<Cell> * H);
+            out[0].for_each_stored([&](int k, int grad) {
+                units.store(to + k * H, Pair<S>{{out[0].dgates[grad], out[1].dgates[grad]}});
+            });
             if (d.prev) units.store(static_cast<S*>(d.prev) + at * H, values[In::h_prev]);
         });
         block.turn();

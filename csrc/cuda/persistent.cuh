@@ -392,7 +392,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                     for (int g = 0; g < G; ++g)
                         exchange.of_step(
                             step + 1)[Weights::place(row, g * gate_width + part.unit(), width)] =
-                            operand<M>(widen(out.dgates[Cell::grads - G + g]));
+                            operand<M>(widen(out.of_h(g)));
                 }
                 dh_states[part.state_at(row)] = dh;
                 if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;

@@ -1,6 +1,9 @@
 #include "step.h"
 
+#include <algorithm>
+
 #include "../cells/registry.h"
+#include "bias_gradients.cuh"
 #include "element.cuh"
 
 namespace fastrnn::cuda {
@@ -13,8 +16,7 @@ struct Launch {
     Step step[2];
 };
 
-// A block is a tile of rows and units, units along the lanes, so that accesses coalesce.
-constexpr int threads = 256;
+constexpr int threads = step_tile_units * step_tile_rows;
 
 struct Place {
     int64_t row, unit;
@@ -23,6 +25,30 @@ struct Place {
 __device__ __forceinline__ Place place() {
     return {int64_t(blockIdx.x) * blockDim.y + threadIdx.y,
             int64_t(blockIdx.y) * blockDim.x + threadIdx.x};
+}
+
+// Adds a unit's biases, which a block reads once for all its rows. For all threads of a block.
+template <class Cell, class S>
+__device__ __forceinline__ void add_biases(const ForwardDirection& d, int64_t hidden, int64_t unit,
+                                           Arithmetic<S>* x, Arithmetic<S>* r) {
+    constexpr int G = Cell::gates;
+    if (!d.bias_ih) return;
+    __shared__ Arithmetic<S> biases[2 * G][step_tile_units];
+    Arithmetic<S> some[2 * G];  // so that none waits for another
+#pragma unroll
+    for (int k = 0; k < 2 * G; ++k) {
+        const int i = threadIdx.y + k * blockDim.y;
+        if (i < 2 * G && unit < hidden)
+            some[k] = load<S>(i < G ? d.bias_ih : d.bias_hh, i % G * hidden + unit);
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * G; ++k) {
+        const int i = threadIdx.y + k * blockDim.y;
+        if (i < 2 * G && unit < hidden) biases[i][threadIdx.x] = some[k];
+    }
+    __syncthreads();
+    for (int g = 0; g < G && unit < hidden; ++g)
+        x[g] += biases[g][threadIdx.x], r[g] += biases[G + g][threadIdx.x];
 }
 
 template <class Cell, class S>
@@ -34,21 +60,24 @@ __global__ void __launch_bounds__(threads)
     const ForwardStep& step = launch.step[blockIdx.z];
     const auto [b, unit] = place();
     const int64_t H = launch.size.hidden, at = step.row + b;
-    if (b >= step.rows || unit >= H) return;
+    const bool alive = b < step.rows && unit < H;
 
-    A x[G], r[G];
-    for (int g = 0; g < G; ++g) {
-        x[g] = load<S>(d.x, (at * G + g) * H + unit) + load<S>(d.bias_ih, g * H + unit);
-        r[g] = load<S>(step.r, (b * G + g) * H + unit) + load<S>(d.bias_hh, g * H + unit);
+    A x[G] = {}, r[G] = {}, c{}, h_prev{};
+    if (alive) {
+        for (int g = 0; g < G; ++g) {
+            x[g] = load<S>(d.x, (at * G + g) * H + unit);
+            r[g] = load<S>(step.r, (b * G + g) * H + unit);
+        }
+        const bool begun = b < step.begun;
+        if constexpr (Cell::has_c)
+            c = begun ? static_cast<const A*>(step.c)[b * H + unit] : load<S>(d.c0, b * H + unit);
+        // A cell that allows a projection does without h_{t-1}: that has another size.
+        if (!step.unprojected)
+            h_prev =
+                begun ? load<S>(step.h, b * step.h_stride + unit) : load<S>(d.h0, b * H + unit);
     }
-    const bool begun = b < step.begun;
-    A c{};
-    if constexpr (Cell::has_c)
-        c = begun ? static_cast<const A*>(step.c)[b * H + unit] : load<S>(d.c0, b * H + unit);
-    // A cell that allows a projection does without h_{t-1}: that has another size.
-    const A h_prev = step.unprojected ? A{}
-                     : begun          ? load<S>(step.h, b * step.h_stride + unit)
-                                      : load<S>(d.h0, b * H + unit);
+    add_biases<Cell, S>(d, H, unit, x, r);
+    if (!alive) return;
     const ForwardOutputs<Cell, S> out = forward_element<Cell, S>(x, r, h_prev, c);
     out.keep(d, H, at, unit);
     if constexpr (Cell::has_c) {
@@ -70,39 +99,39 @@ __device__ __forceinline__ BackwardRow row_of(const BackwardStep& step, int64_t 
 }
 
 // Adds up dL/dh_t of a row that is alive, and says so. One that has reached its initial state gets
-// what comes through W_hh, and is done. `known` is where the row's part of dh is.
-template <class S>
+// what comes through W_hh, and is done. passes_h: whether the cell has left something in d.dh.
+template <class S, bool passes_h>
 __device__ __forceinline__ bool goes_on(const BackwardDirection& d, const LayerSize& z,
                                         const BackwardStep& step, const BackwardRow& row,
-                                        int64_t unit, Arithmetic<S>*& known, Arithmetic<S>& dh) {
-    known = static_cast<Arithmetic<S>*>(d.dh) + row.b * z.recurrent + unit;
+                                        int64_t unit, Arithmetic<S>& dh) {
     const int64_t at = row.b * z.recurrent + unit;
-    dh = row.b < step.linked ? *known + load<S>(step.r, at) : load<S>(d.dh_n, at);
+    Arithmetic<S>& known = static_cast<Arithmetic<S>*>(d.dh)[at];
+    dh = load<S>(row.b < step.linked ? step.r : d.dh_n, at);
+    if (passes_h && row.b < step.linked) dh += known;
     if (row.b < step.rows) {
         dh += load<S>(d.grad_output, row.at * z.grad_output_stride + unit);
         return true;
     }
-    *known = dh;
+    known = dh;
     return false;
 }
 
+// A unit of a row, if it is alive: its gradients of the gates.
 template <class Cell, class S>
-__global__ void __launch_bounds__(threads)
-    backward_step(const __grid_constant__ Launch<BackwardStep, BackwardDirection> launch) {
+__device__ __forceinline__ BackwardOutputs<Cell, S> backward_unit(const BackwardDirection& d,
+                                                                  const LayerSize& z,
+                                                                  const BackwardStep& step,
+                                                                  int64_t b, int64_t unit) {
     using A = Arithmetic<S>;
-    const BackwardDirection& d = launch.direction[blockIdx.z];
-    const BackwardStep& step = launch.step[blockIdx.z];
-    const LayerSize& z = launch.size;
-    const auto [b, unit] = place();
     const bool alive = b < step.rows;
-    if ((!alive && (step.dh || b >= step.linked)) || unit >= z.hidden) return;
+    if ((!alive && (step.dh || b >= step.linked)) || unit >= z.hidden) return {};
 
     const BackwardRow row = row_of(step, b);
-    A *known = nullptr, dh;
+    A dh;
     if (step.dh)
         dh = load<S>(step.dh, b * z.hidden + unit);
-    else if (!goes_on<S>(d, z, step, row, unit, known, dh))
-        return;
+    else if (!goes_on<S, Cell::passes_h>(d, z, step, row, unit, dh))
+        return {};
     A dc{};
     if constexpr (Cell::has_c) {
         const int64_t at = b * z.hidden + unit;
@@ -110,17 +139,17 @@ __global__ void __launch_bounds__(threads)
     }
     using In = BackwardInputs<Cell, S>;
     const In in([&](int kind) {
-        // With a projection h_{t-1} has another size, and such a cell does without.
-        const bool wanted = kind == In::h_prev ? !step.dh && (Cell::needs_h_prev || d.prev)
-                                               : kind != In::grad_output;
+        // With a projection h_{t-1} has another size.
+        const bool wanted = kind == In::h_prev ? !step.dh : kind != In::grad_output;
         const S* from = wanted ? In::source(d, z, row, kind) : nullptr;
         return from ? from[unit] : narrow<S>(0);
     });
-    backward_element<Cell, S>(in, dh, dc).keep(d, z.hidden, row.at, unit);
+    const BackwardOutputs<Cell, S> out = backward_element<Cell, S>(in, dh, dc);
+    out.keep(d, z.hidden, row.at, unit);
     if (d.prev && !step.dh)
         static_cast<S*>(d.prev)[row.at * z.hidden + unit] = in.value[In::h_prev];
     if constexpr (Cell::has_c) static_cast<A*>(d.dc)[b * z.hidden + unit] = dc;
-    if (known) *known = dh;
+    if constexpr (Cell::passes_h) static_cast<A*>(d.dh)[b * z.hidden + unit] = dh;
     if constexpr (allows_projection<Cell>)
         if (step.unprojected) {
             A saved[Cell::saved + 1];
@@ -128,12 +157,22 @@ __global__ void __launch_bounds__(threads)
             store<S>(step.unprojected, row.at * z.hidden + unit,
                      Cell::output(saved, widen(in.value[In::c])));
         }
+    return out;
+}
+
+template <class Cell, class S>
+__global__ void __launch_bounds__(threads)
+    backward_step(const __grid_constant__ Launch<BackwardStep, BackwardDirection> launch) {
+    const BackwardStep& step = launch.step[blockIdx.z];
+    const LayerSize& z = launch.size;
+    const auto [b, unit] = place();
+    BiasSums<Cell, S> biases(step, z.hidden, unit);
+    biases.add(backward_unit<Cell, S>(launch.direction[blockIdx.z], z, step, b, unit));
 }
 
 template <class S>
 __global__ void __launch_bounds__(threads)
     backward_sum(const __grid_constant__ Launch<BackwardSum, BackwardDirection> launch) {
-    using A = Arithmetic<S>;
     const BackwardDirection& d = launch.direction[blockIdx.z];
     const BackwardStep& step = launch.step[blockIdx.z].step;
     const LayerSize& z = launch.size;
@@ -141,9 +180,8 @@ __global__ void __launch_bounds__(threads)
     if ((b >= step.rows && b >= step.linked) || unit >= z.recurrent) return;
 
     const BackwardRow row = row_of(step, b);
-    A *known, dh;
-    if (!goes_on<S>(d, z, step, row, unit, known, dh)) return;
-    *known = A{};
+    Arithmetic<S> dh;
+    if (!goes_on<S, /*passes_h=*/false>(d, z, step, row, unit, dh)) return;
     store<S>(launch.step[blockIdx.z].dh, row.at * z.recurrent + unit, dh);
     if (d.prev) {
         const S* h_prev = previous_h<S>(d, z, row);
@@ -151,37 +189,39 @@ __global__ void __launch_bounds__(threads)
     }
 }
 
+// Rows that a launch has work for.
+int64_t rows_of(const ForwardStep& step) { return step.rows; }
+int64_t rows_of(const BackwardStep& step) {
+    const int64_t rows = step.dh ? step.rows : std::max(step.rows, step.linked);
+    if (!step.biases.sums) return rows;
+    return step.last ? step.batch : std::max<int64_t>(rows, step.first);
+}
+int64_t rows_of(const BackwardSum& step) { return std::max(step.step.rows, step.step.linked); }
+
+int64_t batch_of(const ForwardStep& step) { return step.batch; }
+int64_t batch_of(const BackwardStep& step) { return step.batch; }
+int64_t batch_of(const BackwardSum& step) { return step.step.batch; }
+
 template <class Step, class Direction>
 using Kernel = void (*)(Launch<Step, Direction>);
 
 template <class Step, class Direction>
 cudaError_t launch(Kernel<Step, Direction> kernel, const LayerSize& size, int64_t units,
-                   int64_t rows, int directions, const Direction* direction, const Step* step,
+                   int directions, const Direction* direction, const Step* step,
                    cudaStream_t stream) {
-    if (rows == 0) return cudaSuccess;
+    int64_t rows = 0;
     Launch<Step, Direction> parameters{size, {}, {}};
     for (int i = 0; i < directions; ++i) {
         parameters.direction[i] = direction[i];
         parameters.step[i] = step[i];
+        rows = std::max(rows, rows_of(step[i]));
     }
-    const unsigned x = units >= threads ? threads : (units + 31) / 32 * 32, y = threads / x;
-    const dim3 grid((rows + y - 1) / y, (units + x - 1) / x, directions);
-    kernel<<<grid, dim3(x, y), 0, stream>>>(parameters);
+    if (rows == 0) return cudaSuccess;
+    const unsigned y = std::min<int64_t>(step_tile_rows, batch_of(step[0]));
+    const dim3 grid((rows + y - 1) / y, (units + step_tile_units - 1) / step_tile_units,
+                    directions);
+    kernel<<<grid, dim3(step_tile_units, y), 0, stream>>>(parameters);
     return cudaGetLastError();
-}
-
-int64_t rows_of(const ForwardStep& step) { return step.rows; }
-int64_t rows_of(const BackwardStep& step) {
-    return step.rows > step.linked || step.dh ? step.rows : step.linked;
-}
-int64_t rows_of(const BackwardSum& step) { return rows_of(step.step); }
-
-template <class Step>
-int64_t most_rows(int directions, const Step* step) {
-    int64_t rows = 0;
-    for (int i = 0; i < directions; ++i)
-        if (rows_of(step[i]) > rows) rows = rows_of(step[i]);
-    return rows;
 }
 
 // Calls f with a value of the storage type.
@@ -205,8 +245,7 @@ cudaError_t launch_forward_step(int cell, Storage storage, const LayerSize& size
         static constexpr Kernel<ForwardStep, ForwardDirection> kernels[] = {
             FASTRNN_FOR_EACH_CELL(FASTRNN_ENTRY)};
 #undef FASTRNN_ENTRY
-        return launch(kernels[cell], size, size.hidden, most_rows(directions, step), directions,
-                      direction, step, stream);
+        return launch(kernels[cell], size, size.hidden, directions, direction, step, stream);
     });
 }
 
@@ -218,8 +257,7 @@ cudaError_t launch_backward_step(int cell, Storage storage, const LayerSize& siz
         static constexpr Kernel<BackwardStep, BackwardDirection> kernels[] = {
             FASTRNN_FOR_EACH_CELL(FASTRNN_ENTRY)};
 #undef FASTRNN_ENTRY
-        return launch(kernels[cell], size, size.hidden, most_rows(directions, step), directions,
-                      direction, step, stream);
+        return launch(kernels[cell], size, size.hidden, directions, direction, step, stream);
     });
 }
 
@@ -228,8 +266,7 @@ cudaError_t launch_backward_sum(Storage storage, const LayerSize& size, int dire
                                 cudaStream_t stream) {
     return with_storage(storage, [&]<class S>(S) {
         return launch<BackwardSum, BackwardDirection>(backward_sum<S>, size, size.recurrent,
-                                                      most_rows(directions, step), directions,
-                                                      direction, step, stream);
+                                                      directions, direction, step, stream);
     });
 }
 

@@ -8,12 +8,17 @@
 
 namespace fastrnn::cuda {
 
+// A block is a tile of units along the lanes, so that accesses coalesce, and of rows: fewer where the
+// batch has fewer.
+constexpr int step_tile_units = 32, step_tile_rows = 16;
+
 struct ForwardStep {
+    int64_t batch;  // B
     int64_t row;    // first row of the step in the data
     int64_t rows;   // rows alive in it
     int64_t begun;  // of them alive in the step before: the others come from h0 and c0
     int64_t go_on;  // of them alive in the step after: the others end here
-    const void* r;  // [rows, G * H]: W_hh h_{t-1}
+    const void* r;  // [rows, G * H]: W_hh h_{t-1}, or null for zeros
     const void* h;  // [begun, H], h_stride apart: h_{t-1}
     int64_t h_stride;
     const void* c;  // [begun, H] of A: c_{t-1}
@@ -23,7 +28,16 @@ struct ForwardStep {
     void* unprojected;  // [rows, H]: where h_t goes instead, if a projection follows; else null
 };
 
+// Null where not wanted.
+struct BiasGradients {
+    void* sums;      // [blocks of rows][grads][H] of A, if any is wanted: what a block has of them
+    unsigned* done;  // [blocks of units]: blocks of rows that have ended the last step
+    void* ih;        // [G * H]
+    void* hh;        // [G * H]
+};
+
 struct BackwardStep {
+    int64_t batch;     // B
     int64_t row;       // first row of the step in the data
     int64_t rows;      // rows alive in it; 0 in the last launch, where all have reached their start
     int64_t linked;    // rows alive in the step handled before (the next in time); 0 in the first
@@ -32,6 +46,9 @@ struct BackwardStep {
     const void* r;      // [linked, R]: dgates of the step handled before, times W_hh
     const void* dh;     // [rows, H]: dL/dh before the projection, if there is one; else null
     void* unprojected;  // [N, H] or null: h before the projection, for the gradient of W_hr
+    BiasGradients biases;
+    bool first;  // of several steps: `done` becomes 0; of a single one it is so already
+    bool last;   // of those with rows: the gradients of the biases become known
 };
 
 struct BackwardSum {

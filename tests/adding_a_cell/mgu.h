@@ -13,6 +13,7 @@ struct Mgu {
     static constexpr int x_grad[gates] = {1, 0};  // f shares its with the recurrent product
     static constexpr bool needs_h = false;
     static constexpr bool needs_h_prev = true;
+    static constexpr bool passes_h = true;
 
     template <class V>
     static FASTRNN_FN void forward(const V* x, const V* r, V h_prev, V, V& h, V&, V* saved) {

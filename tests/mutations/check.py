@@ -26,8 +26,8 @@ reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
 FLOAT16 = 3  # Storage::float16
-# In the order of run.py's registry: gates, values kept for backward, gradients, and Cell::x_grad.
-CELLS = {"lstm": (4, 4, 4, [0, 1, 2, 3]), "gru": (3, 4, 4, [1, 2, 0])}
+# In the order of run.py's registry: gates, values kept for backward, and gradients stored.
+CELLS = {"lstm": (4, 4, 4), "gru": (3, 4, 6)}
 PLANNED, ONE_GROUP, ONE_BLOCK = range(3)  # library.cu's ways of cutting a layer
 # Rows of each step, H, and the way: a few rows that end together; more that do not, in groups of a
 # tile; and in one group of three tiles. Then rows of two elements a thread, and an odd H.
@@ -63,7 +63,7 @@ def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict
 
 
 def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -> None:
-    gates, saved, grads, x_grad = CELLS[cell]
+    gates, saved, grads = CELLS[cell]
     has_c = cell == "lstm"
     T, B, N = len(sizes), sizes[0], sum(sizes)
     torch.manual_seed(0)
@@ -131,7 +131,7 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -
         of_h = by_gate[:, grads - gates :].reshape(N, gates * H)
         values = {
             "output": output, "h": h, "grad_h0": dh,
-            "grad_x": by_gate[:, x_grad].reshape(N, gates * H),
+            "grad_x": by_gate[:, :gates].reshape(N, gates * H),
             "grad_w": of_h.t() @ prev.cpu().double(),
         }  # fmt: skip
         if c is not None and dc is not None:
