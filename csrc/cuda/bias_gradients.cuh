@@ -46,8 +46,9 @@ public:
         __syncthreads();
         for_each_own([&](int k, A* own) {
             const int grad = threadIdx.y + k * blockDim.y;
-            for (int row = 0; row < blockDim.y; ++row) had_[k] += of_rows[row][grad][threadIdx.x];
-            *own = had_[k];
+            A of_step{};  // a sum of short sums loses less to rounding than one long sum
+            for (int row = 0; row < blockDim.y; ++row) of_step += of_rows[row][grad][threadIdx.x];
+            *own = had_[k] + of_step;
         });
         unsigned* const counter = step_.biases.done + blockIdx.y;
         if (step_.first && blockIdx.x == 0 && threadIdx.x == 0 && threadIdx.y == 0) *counter = 0;
