@@ -2,6 +2,7 @@
 
     python bench/cpu.py --quick
     python bench/cpu.py --json bench/results/cpu.json --picture bench/results/cpu.png --resume
+    python bench/cpu.py --json bench/results/cpu.json --resume --again
 
 Every row is a process of its own, in which the contestants take turns (timing.py); a ratio is the
 time of the other over that of fastrnn, so above 1 fastrnn is faster. Share is what of the rate of
@@ -32,6 +33,9 @@ from timing import cores, run
 
 import fastrnn
 
+# A row is undisturbed if no round of it had less than so much of the row's best sgemm, and that was so
+# much of the best of all rows.
+EVEN, UNDISTURBED = 0.8, 0.85
 PACKAGES = [
     *("torch", "onnx", "onnxruntime", "openvino", "jax", "jaxlib", "tensorflow", "tensorflow-cpu"),
     *("keras", "numpy"),
@@ -112,6 +116,23 @@ def earlier(path: Path, here: dict[str, Any]) -> dict[str, Row]:
     return {row["key"]: row for row in results["rows"] if "error" not in row}
 
 
+def undisturbed(rows: dict[str, Row]) -> dict[str, Row]:
+    """Those during which sgemm was about as fast in every round, and as in the best of the others.
+
+    What another's work on the machine has slowed down is told by that alone, whatever the contestants
+    took.
+    """
+    best: dict[int, float] = {}
+    for row in rows.values():
+        best[row["threads"]] = max(best.get(row["threads"], 0), *row["peak"])
+    return {
+        key: row
+        for key, row in rows.items()
+        if min(row["peak"]) >= EVEN * max(row["peak"])
+        and max(row["peak"]) >= UNDISTURBED * best[row["threads"]]
+    }
+
+
 def peak_of(rows: Iterable[Row]) -> dict[str, float]:
     """Over the rows with two threads: median, lowest and highest rate of sgemm, in operations/s."""
     rates = [statistics.median(row["peak"]) for row in rows if "peak" in row and row["threads"] > 1]
@@ -170,10 +191,17 @@ def summary(rows: list[Row]) -> Table:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def measure(cases: list[Case], rounds: int, path: Path | None, resume: bool) -> dict[str, Any]:
-    """Runs all rows, but with `resume` those that the file has, and saves after each."""
+def measure(
+    cases: list[Case], rounds: int, path: Path | None, resume: bool, again: bool
+) -> dict[str, Any]:
+    """Runs all rows, but with `resume` those that the file has, and saves after each.
+
+    With `again` those that were disturbed too.
+    """
     here = {"machine": machine(), "versions": versions()}
     known = earlier(path, here) if path and resume else {}
+    if again:
+        known = undisturbed(known)
     date = datetime.date.today().isoformat()
     rows: list[Row] = []
     results = {**here, "date": date, "options": {"rounds": rounds}, "notes": NOTES}
@@ -202,10 +230,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="at most so many; 7, or 5 if quick")
     parser.add_argument("--json", type=Path, help="where to write the results, row by row")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --json has")
+    parser.add_argument(
+        "--again", action="store_true", help="but those during which the machine was disturbed"
+    )
     parser.add_argument("--picture", type=Path, help="where to write a picture of the grid")
     args = parser.parse_args(arguments)
     if args.resume and not args.json:
         parser.error("--resume needs --json")
+    if args.again and not args.resume:
+        parser.error("--again needs --resume")
     args.rounds = args.rounds or (5 if args.quick else 7)
     return args
 
@@ -215,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     cases = quick_cases() if args.quick else all_cases()
     if args.only:
         cases = [case for case in cases if case.group in args.only]
-    results = measure(cases, args.rounds, args.json, args.resume)
+    results = measure(cases, args.rounds, args.json, args.resume, args.again)
     console = Console()
     for group in GROUPS:
         rows = [row for row in results["rows"] if row["group"] == group]

@@ -22,7 +22,7 @@ from figures import duration
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import quartiles, timed
+from timing import product, quartiles, timed
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -92,6 +92,24 @@ def measure(cell: str, mode: str, T: int, B: int, rounds: int) -> dict[str, Any]
     return {"cell": cell, "mode": mode, "T": T, "B": B, "seconds": seconds, "ratio": ratios}
 
 
+def scaling(rounds: int) -> dict[str, float]:
+    """How much faster a product of matrices is on two threads than on one: at most so much can be
+    won by models on a thread each over models on one, one after the other."""
+
+    def on(threads: int) -> Callable[[], Any]:
+        call, _ = product(threads)
+
+        def with_threads() -> None:
+            torch.set_num_threads(threads)
+            call()
+
+        return with_threads
+
+    found = timed({"one": on(1), "two": on(2)}, rounds)
+    one, two = (found[name]["seconds"] for name in ("one", "two"))
+    return quartiles([a / b for a, b in zip(one, two, strict=True)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the results")
@@ -101,6 +119,7 @@ def main() -> None:
 
     cases = [(cell, mode, T, B) for cell in CELLS for mode in MODES for T, B in SIZES]
     rows = [measure(*case, args.rounds) for case in track(cases, description="measuring")]
+    two_threads = scaling(args.rounds)
     table = Table(title=f"{E} models, H={H}: time of a loop / time of vmap")
     for name in ["row", "vmap", *LOOPS]:
         table.add_column(name, justify="left" if name == "row" else "right")
@@ -111,10 +130,10 @@ def main() -> None:
             duration(statistics.median(row["seconds"]["vmap"])),
             *(f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" for r in ratios),
         )
-    Console().print(table)
+    Console().print(table, f"sgemm, two threads beside one: {two_threads['median']:.2f}")
     if args.json:
         about = {"machine": machine(), "versions": versions(), "sizes": {"E": E, "H": H}}
-        save(args.json, {**about, "rows": rows})
+        save(args.json, {**about, "two threads beside one": two_threads, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -193,6 +193,19 @@ def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
         cpu.main(["--json", str(path), "--resume"])
 
 
+def test_what_counts_as_disturbed():
+    def row(*peak, threads=2):
+        return {"peak": peak, "threads": threads}
+
+    rows = {
+        "best": row(300, 310, 290),
+        "slow": row(200, 210, 205),
+        "uneven": row(305, 310, 150),
+        "one thread": row(150, 155, 149, threads=1),
+    }
+    assert set(cpu.undisturbed(rows)) == {"best", "one thread"}
+
+
 MODULES = {"torch": "torch", "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
 MODULES |= {"JAX": "jax", "TensorFlow": "tensorflow"}
 BY_MODE = {"inference": cases.INFERENCE_PEERS, "training": cases.TRAINING_PEERS}
