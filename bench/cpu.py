@@ -33,8 +33,8 @@ from timing import cores, run
 
 import fastrnn
 
-# A row is undisturbed if no round of it had less than so much of the row's best sgemm, and that was so
-# much of the best of all rows.
+# A row is undisturbed if no round of it had less than so much of the row's best sgemm, and if that
+# was so much of the best of all rows.
 EVEN, UNDISTURBED = 0.8, 0.85
 PACKAGES = [
     *("torch", "onnx", "onnxruntime", "openvino", "jax", "jaxlib", "tensorflow", "tensorflow-cpu"),
@@ -119,8 +119,8 @@ def earlier(path: Path, here: dict[str, Any]) -> dict[str, Row]:
 def undisturbed(rows: dict[str, Row]) -> dict[str, Row]:
     """Those during which sgemm was about as fast in every round, and as in the best of the others.
 
-    What another's work on the machine has slowed down is told by that alone, whatever the contestants
-    took.
+    What another's work on the machine has slowed down is told by that alone, whatever the
+    contestants took.
     """
     best: dict[int, float] = {}
     for row in rows.values():
