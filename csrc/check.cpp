@@ -130,8 +130,6 @@ Problem check(const Arguments& a) {
     check_place(a, "input", a.input);
     p.device = a.input.device();
     const bool has_states = a.h0.defined();
-    TORCH_CHECK(has_states || (p.device.is_cuda() && !a.batch_sizes),
-                "fastrnn: the hidden tensor is undefined");
     if (has_states) check_place(a, "hidden", a.h0);
     TORCH_CHECK(a.c0.has_value() == (has_states && p.cell.has_c), a.cell,
                 p.cell.has_c ? " expects two hidden states" : " expects one hidden state");

@@ -245,7 +245,6 @@ ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep 
 void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResult& r) {
     if (p.batch == 0) return;
     const Device& device = device_for(p.device);
-    const int64_t width = p.directions * p.recurrent;
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
     const auto [h0, c0] = contiguous_states(a);

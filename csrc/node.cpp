@@ -124,7 +124,7 @@ struct Formula {
 std::optional<BackwardResult> without_states(const Arguments& a, const Kept& kept,
                                              const OutputGradients& grads,
                                              const std::vector<bool>& wanted) {
-    bool plain = !a.h0.defined() && !at::GradMode::is_enabled() && nobody_listens();
+    bool plain = !at::GradMode::is_enabled() && nobody_listens();
     for (const Tensor* t : {&a.input, &kept.hidden, &kept.saved, &kept.c, &kept.noise})
         plain = plain && is_plain(*t);
     for (const OptionalTensor* t : {&grads.output, &grads.h_n, &grads.c_n})
@@ -149,12 +149,13 @@ constexpr Formula of_forward{
         const OptionalTensor sizes = optional(s.sizes), output = optional(grads[0]),
                              h_n = optional(grads[1]), c_n = optional(grads[2]);
         const at::TensorList weights = at::TensorList(s.in).slice(3);
-        auto found = without_states({o.cell, s.in[0], h0, c0, weights, sizes, o.has_biases,
-                                     o.num_layers, o.bidirectional, o.dropout},
-                                    {s.held[0], s.held[1], s.held[2], s.held[3]},
-                                    {output, h_n, c_n}, needed);
-        if (!found) {
-            if (!h0.defined()) {
+        std::optional<BackwardResult> found;
+        if (!h0.defined()) {
+            found = without_states({o.cell, s.in[0], h0, c0, weights, sizes, o.has_biases,
+                                    o.num_layers, o.bidirectional, o.dropout},
+                                   {s.held[0], s.held[1], s.held[2], s.held[3]}, {output, h_n, c_n},
+                                   needed);
+            if (!found) {
                 const auto zeros = [&](int64_t width) {
                     return at::zeros(
                         {o.num_layers * (o.bidirectional ? 2 : 1), s.in[0].size(1), width},
@@ -164,6 +165,8 @@ constexpr Formula of_forward{
                 h0 = zeros(weights[1].size(1));
                 if (cell.has_c) c0 = zeros(weights[1].size(0) / cell.gates);
             }
+        }
+        if (!found) {
             c10::List<bool> wanted;
             for (const bool yes : needed) wanted.push_back(yes);
             found =

@@ -12,6 +12,7 @@
 #include "direct.h"
 #include "models.h"
 #include "network.h"
+#include "operators.h"
 
 namespace fastrnn {
 namespace {
@@ -37,13 +38,17 @@ TORCH_LIBRARY(fastrnn, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-using ForwardTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// A call of direct.cpp alone may leave it out, on a GPU: None is an undefined tensor here.
+void check_given(const Tensor& h0) {
+    TORCH_CHECK(h0.defined(), "fastrnn: the hidden tensor is undefined");
+}
 
 ForwardTensors forward(const std::string& cell, const Tensor& input, const Tensor& h0,
                        const OptionalTensor& c0, at::TensorList weights,
                        const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
                        bool bidirectional, double dropout, bool train, bool keep, bool recompute) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    check_given(h0);
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Keep kept = !keep ? Keep::nothing : recompute ? Keep::outputs : Keep::gates;
@@ -69,6 +74,7 @@ BackwardResult backward(const std::string& cell, const OptionalTensor& grad_outp
                         const Tensor& hidden, const Tensor& saved, const Tensor& c,
                         const Tensor& noise, c10::List<bool> wanted) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    check_given(h0);
     const Arguments arguments{
         cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers, bidirectional, dropout};
     const Kept kept{hidden, saved, c, noise};

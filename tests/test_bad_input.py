@@ -56,6 +56,9 @@ GRU = sample("gru")
         (LSTM, X, LSTM[X].to(torch.complex64), "same dtype, but got ComplexFloat and Float"),
         (LSTM, X, LSTM[X][..., :0], r"input_size must be greater than zero"),
         (LSTM, X, None, "the input tensor is undefined"),
+        (LSTM, H0, None, "the hidden tensor is undefined"),
+        (GRU, H0, None, "the hidden tensor is undefined"),
+        (PACKED, H0, None, "the hidden tensor is undefined"),
         (LSTM, H0, LSTM[H0][0], "3 dimensions, got 2"),
         (LSTM, H0, LSTM[H0][None], "3 dimensions, got 4"),
         (LSTM, H0, LSTM[H0][:2], r"Expected hidden\[0\] size \[4, 3, 17\], got \[2, 3, 17\]"),
@@ -255,6 +258,9 @@ def test_backward_checks_what_forward_checks(place):
     arguments = list(BACKWARD)
     arguments[place] = BACKWARD[place][:, :2]
     with pytest.raises(RuntimeError, match=r"Expected hidden\[\d\] size"):
+        ops.backward(*arguments)
+    arguments[place] = None
+    with pytest.raises(RuntimeError, match="tensor is undefined|expects two hidden states"):
         ops.backward(*arguments)
 
 

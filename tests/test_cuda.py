@@ -87,6 +87,20 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("steps", [3, 40])
+def test_a_gru_s_gradient_of_the_input(steps, dtype):
+    """With fewer rows than those of the weights, and with more: the gates' gradients, which the
+    cell has in another order than the weights, are one product with these as they lie."""
+    gru = fastrnn.GRU(5, 17, bidirectional=True).to("cuda", dtype)
+    x = torch.randn(steps, 2, 5, device="cuda", dtype=dtype, requires_grad=True)
+    exact = copy.deepcopy(gru).double()
+    exact_x = x.detach().double().requires_grad_()
+    gru(x)[0].sum().backward()
+    exact(exact_x)[0].sum().backward()
+    torch.testing.assert_close(x.grad, exact_x.grad.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gradients_of_biases(kind, steps, dtype, on_path):
