@@ -260,7 +260,7 @@ def test_backward_checks_what_forward_checks(place):
     with pytest.raises(RuntimeError, match=r"Expected hidden\[\d\] size"):
         ops.backward(*arguments)
     arguments[place] = None
-    with pytest.raises(RuntimeError, match="tensor is undefined|expects two hidden states"):
+    with pytest.raises(RuntimeError, match=r"tensor is undefined|expects two hidden states"):
         ops.backward(*arguments)
 
 
