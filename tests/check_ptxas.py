@@ -30,6 +30,7 @@ FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v"]
 FILE = 65536  # registers of a multiprocessor, since compute capability 3.5
 # most_threads in csrc/cuda/persistent_kernel.h
 THREADS = {"float": 256, "Tf32": 256, "__half": 512, "__nv_bfloat16": 512}
+COLUMN_THREADS = 512  # column_threads in csrc/cuda/tiling.h
 # The most of one_block_threads in csrc/cuda/one_block_kernel.h, by the gates of a cell.
 SMALL = {"Lstm": (192, 256), "Gru": (256, 256), "Rnn": (384, 512)}  # TF32, 16 bits
 
@@ -50,6 +51,8 @@ class Kernel:
     @property
     def threads(self) -> int:
         """Those of the largest block of a persistent kernel."""
+        if "_columns<" in self.name:
+            return COLUMN_THREADS
         if "one_block_" not in self.name:
             return THREADS[self.multiplied]
         cell = next(cell for cell in SMALL if f"::{cell}" in self.name)
@@ -110,8 +113,9 @@ def faults(kernel: Kernel, instructions: str) -> list[str]:
             found.append(f"{kernel.threads} threads need more than {FILE} registers")
         if kernel.multiplied != "float" and "HMMA" not in instructions:
             found.append("does not use the tensor cores")
-        # What a step multiplies: from memory, or, in one block, from shared memory.
-        wide = r"LDS\.128" if "one_block_" in kernel.name else r"LDG?\.E(\.\w+)*\.128"
+        # What a step multiplies: from memory, or, where a block has made it, from shared memory.
+        own = re.search("one_block_|_columns<", kernel.name)
+        wide = r"LDS\.128" if own else r"LDG?\.E(\.\w+)*\.128"
         if not re.search(wide, instructions):
             found.append("loads no 16 bytes at a time")
     return found

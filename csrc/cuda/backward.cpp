@@ -71,7 +71,8 @@ struct BackwardTensors {
                 dh.data,
                 dc.data,
                 dgates.data_ptr(),
-                prev.defined() ? prev.data_ptr() : nullptr};
+                prev.defined() ? prev.data_ptr() : nullptr,
+                {}};
     }
 
     // [N, G * H]: what belongs to W_ih x + b_ih, and to W_hh h + b_hh.
@@ -105,8 +106,8 @@ struct BiasMemory {
                       counters = (p.hidden + step_tile_units - 1) / step_tile_units;
         sums = Matrices(p).arithmetic(blocks, p.cell.grads * p.hidden);
         done = at::empty({counters}, sums.options().dtype(at::kInt));
-        gradients = {sums.data_ptr(), static_cast<unsigned*>(done.data_ptr()), wanted.bias_ih,
-                     wanted.bias_hh};
+        gradients = {wanted.bias_ih, wanted.bias_hh, sums.data_ptr(),
+                     static_cast<unsigned*>(done.data_ptr())};
         if (p.steps == 1 && blocks > 1)  // no step before the last
             C10_CUDA_CHECK(cudaMemsetAsync(done.data_ptr(), 0, done.nbytes(), stream));
     }
@@ -114,7 +115,7 @@ struct BiasMemory {
 
 // Every step: a product a direction, and one launch. With a projection: two and two.
 void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const Products& products,
-                  const std::vector<BackwardTensors>& tensors, const BackwardDirection* direction,
+                  const std::vector<BackwardTensors>& tensors, BackwardDirection* direction,
                   cudaStream_t stream) {
     const LayerSize size{p.hidden, p.recurrent, layer.output_stride, layer.grad_output_stride};
     const int directions = layer.size.directions;
@@ -130,7 +131,7 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const P
         t.dgates = tensors[d].of_h(p);
         t.hh = m.at(weights.hh, p.cell.gates * H, R);
         t.r = m.of(memory[d][0] = m.stored(B, R));
-        biases.emplace_back(p, layer.direction[d].grads, stream);
+        direction[d].biases = biases.emplace_back(p, layer.direction[d].grads, stream).gradients;
         if (!p.projected) continue;
         t.projected = m.of(tensors[d].projected);
         t.hr = m.at(weights.hr, R, H);
@@ -146,17 +147,8 @@ void step_by_step(const Problem& p, const fastrnn::BackwardLayer& layer, const P
             const StepRows now = step_rows(layer.sequence, d, i),
                            before = step_rows(layer.sequence, d, i + 1),
                            next = step_rows(layer.sequence, d, i - 1);
-            step[d] = {B,
-                       now.row,
-                       now.rows,
-                       before.rows,
-                       next.row,
-                       next.rows,
-                       t.r.data,
-                       nullptr,
-                       unprojected[d],
-                       biases[d].gradients,
-                       i > 0 && i == p.steps - 1,
+            step[d] = {B,         now.row,  now.rows, before.rows,    next.row,
+                       next.rows, t.r.data, nullptr,  unprojected[d], i > 0 && i == p.steps - 1,
                        i == 0};
             products.multiply(t.r.some_rows(0, before.rows),
                               t.dgates.some_rows(before.row, before.rows), t.hh);
@@ -235,10 +227,14 @@ void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
         const PersistentMemory memory(plan, p, layer.sequence, stream);
         const LayerSize size{p.hidden, p.recurrent, layer.output_stride, layer.grad_output_stride};
         const void* hh[] = {layer.direction[0].weights.hh, layer.direction[1].weights.hh};
+        for (int d = 0; plan.adds_up_biases && d < layer.size.directions; ++d) {
+            const WeightGradients& wanted = layer.direction[d].grads;
+            direction[d].biases = {wanted.bias_ih, wanted.bias_hh, nullptr, nullptr};
+        }
         C10_CUDA_CHECK(launch_persistent_backward(plan, size, memory.sequence,
                                                   layer.size.directions, direction, hh,
                                                   memory.workspace.data_ptr(), stream));
-        for (int d = 0; d < layer.size.directions; ++d)
+        for (int d = 0; !plan.adds_up_biases && d < layer.size.directions; ++d)
             bias_gradients(p, tensors[d], layer.direction[d].grads, stream);
     } else {
         step_by_step(p, layer, products, tensors, direction, stream);

@@ -1,5 +1,5 @@
-// The gradients of the biases on the stepwise path: each step's kernel adds what its rows give, so that
-// nobody reads the gradients of the gates once more, and the last one's adds up what the blocks have.
+// The gradients of the biases, added up by the kernels that make the gradients of the gates, so that
+// nobody reads those once more. Each block has the sums of its rows, and the last to end adds them up.
 #pragma once
 #include "element.cuh"
 #include "step.h"
@@ -8,9 +8,8 @@ namespace fastrnn::cuda {
 
 // Whether this is the last of so many blocks to come here: then it sees what the others wrote before. For
 // all threads of a block, after a __syncthreads, which puts their writes before the add; that is a
-// release, and for the last an acquire of what the others released.
-__device__ __forceinline__ bool last_to_come(unsigned* counter, unsigned blocks) {
-    __shared__ bool last;
+// release, and for the last an acquire of what the others released. last: in shared memory.
+__device__ __forceinline__ bool last_to_come(unsigned* counter, unsigned blocks, bool& last) {
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         unsigned before;
         asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
@@ -23,23 +22,42 @@ __device__ __forceinline__ bool last_to_come(unsigned* counter, unsigned blocks)
     return last;
 }
 
-// For all threads of a block, one unit of one row each. The sums are of rows in their order, and then of
-// blocks in theirs: the same whoever is the last.
+// Adds up what the blocks of rows have, in their order: the same whoever is the last. Of the threads that
+// have this unit, the `thread`-th of so many. sum_of(block, grad): a block's sum.
+template <class Cell, class S, class SumOf>
+__device__ __forceinline__ void store_bias_gradients(const BiasGradients& to, int64_t hidden,
+                                                     int64_t unit, int blocks, int thread,
+                                                     int threads, SumOf sum_of) {
+    BackwardOutputs<Cell, S>::for_each_stored([&](int i, int grad) {
+        if (i % threads != thread || unit >= hidden) return;
+        Arithmetic<S> sum{};
+        for (int block = 0; block < blocks; ++block) sum += sum_of(block, grad);
+        const bool of_x = i < Cell::gates, of_h = Cell::grads == Cell::gates || !of_x;
+        const int64_t at = int64_t(i % Cell::gates) * hidden + unit;
+        if (to.ih && of_x) store<S>(to.ih, at, sum);
+        if (to.hh && of_h) store<S>(to.hh, at, sum);
+    });
+}
+
+// On the stepwise path, for all threads of a block, one unit of one row each: each step's kernel adds
+// what its rows give. The sums are of rows in their order, and then of
+// blocks in theirs.
 template <class Cell, class S>
 class BiasSums {
     using A = Arithmetic<S>;
 
 public:
     // Asks for what the block has, early: nobody is to wait for it.
-    __device__ __forceinline__ BiasSums(const BackwardStep& step, int64_t hidden, int64_t unit)
-        : step_(step), hidden_(hidden), unit_(unit) {
+    __device__ __forceinline__ BiasSums(const BackwardStep& step, const BiasGradients& to,
+                                        int64_t hidden, int64_t unit)
+        : step_(step), to_(to), hidden_(hidden), unit_(unit) {
         const bool begun = first_row() < step.linked;
         for_each_own([&](int k, A* own) { had_[k] = begun ? *own : A{}; });
     }
 
     // Adds a row's gradients, zeros where there is none.
     __device__ __forceinline__ void add(const BackwardOutputs<Cell, S>& out) {
-        if (!step_.biases.sums) return;
+        if (!to_.sums) return;
         __shared__ A of_rows[step_tile_rows][Cell::grads][step_tile_units];
         for (int i = 0; i < Cell::grads; ++i)
             of_rows[threadIdx.y][i][threadIdx.x] = widen(out.dgates[i]);
@@ -50,11 +68,14 @@ public:
             for (int row = 0; row < blockDim.y; ++row) of_step += of_rows[row][grad][threadIdx.x];
             *own = had_[k] + of_step;
         });
-        unsigned* const counter = step_.biases.done + blockIdx.y;
+        unsigned* const counter = to_.done + blockIdx.y;
         if (step_.first && blockIdx.x == 0 && threadIdx.x == 0 && threadIdx.y == 0) *counter = 0;
         if (!step_.last) return;
         __syncthreads();
-        if (gridDim.x == 1 || last_to_come(counter, gridDim.x)) finish();
+        __shared__ bool last;
+        if (gridDim.x > 1 && !last_to_come(counter, gridDim.x, last)) return;
+        store_bias_gradients<Cell, S>(to_, hidden_, unit_, gridDim.x, threadIdx.y, blockDim.y,
+                                      [&](int block, int grad) { return *sum_of(block, grad); });
     }
 
 private:
@@ -62,8 +83,7 @@ private:
         return int64_t(blockIdx.x) * blockDim.y;
     }
     __device__ __forceinline__ A* sum_of(int block, int grad) const {
-        return static_cast<A*>(step_.biases.sums) +
-               (int64_t(block) * Cell::grads + grad) * hidden_ + unit_;
+        return static_cast<A*>(to_.sums) + (int64_t(block) * Cell::grads + grad) * hidden_ + unit_;
     }
 
     // Calls f(k, sum) for the k-th of the block's sums that is the thread's, if there are any.
@@ -72,25 +92,13 @@ private:
 #pragma unroll
         for (int k = 0; k < Cell::grads; ++k) {
             const int grad = threadIdx.y + k * blockDim.y;
-            if (step_.biases.sums && first_row() < step_.rows && grad < Cell::grads &&
-                unit_ < hidden_)
+            if (to_.sums && first_row() < step_.rows && grad < Cell::grads && unit_ < hidden_)
                 f(k, sum_of(blockIdx.x, grad));
         }
     }
 
-    __device__ __forceinline__ void finish() const {
-        BackwardOutputs<Cell, S>::for_each_stored([&](int i, int grad) {
-            if (i % blockDim.y != threadIdx.y || unit_ >= hidden_) return;
-            A sum{};
-            for (int block = 0; block < gridDim.x; ++block) sum += *sum_of(block, grad);
-            const bool of_x = i < Cell::gates, of_h = Cell::grads == Cell::gates || !of_x;
-            const int64_t at = int64_t(i % Cell::gates) * hidden_ + unit_;
-            if (step_.biases.ih && of_x) store<S>(step_.biases.ih, at, sum);
-            if (step_.biases.hh && of_h) store<S>(step_.biases.hh, at, sum);
-        });
-    }
-
     const BackwardStep& step_;
+    const BiasGradients& to_;
     int64_t hidden_, unit_;
     A had_[Cell::grads];
 };

@@ -41,6 +41,14 @@ struct ForwardDirection {
     void* kept_c;         // [N, H] or null: c_t of every step, likewise
 };
 
+// Where the gradients of the biases go: null where not wanted, or where others add them up.
+struct BiasGradients {
+    void* ih;    // [G * H]
+    void* hh;    // [G * H]
+    void* sums;  // [blocks of rows][grads][H] of A, if either is wanted: what a block has of them
+    unsigned* done;  // [blocks of units]: blocks of rows that have ended
+};
+
 struct BackwardDirection {
     const void* h0;           // [B, R], or null for zeros
     const void* c0;           // [B, H], likewise, or null for a cell without c
@@ -54,6 +62,7 @@ struct BackwardDirection {
     void* dc;                 // [B, H] of A: likewise, grad_c0
     void* dgates;             // [N, stored gradients, H]: gradients before the activations
     void* prev;               // [N, R] or null: h_{t-1} of every row
+    BiasGradients biases;
 };
 
 }  // namespace fastrnn::cuda

@@ -1,6 +1,7 @@
 #include "persistent.h"
 
 #include <limits>
+#include <type_traits>
 
 #include "one_block_kernel.h"
 #include "persistent_kernel.h"
@@ -20,7 +21,7 @@ cudaError_t launch(const PersistentPlan& plan, const LayerSize& size, const Sequ
         arguments.weight_hh[i] = weight_hh[i];
     }
     arguments.tiling = plan.tiling;
-    arguments.chunks = static_cast<int>(plan.exchange_width / chunk_size);
+    arguments.chunks = plan.chunks;
     arguments.width = plan.exchange_width;
     // The kernels count steps with an int.
     if (sequence.steps >= std::numeric_limits<int>::max() - ahead_stages)
@@ -30,10 +31,19 @@ cudaError_t launch(const PersistentPlan& plan, const LayerSize& size, const Sequ
     if (!plan.kernel)
         return cudaLaunchKernel(plan.function, blocks, threads, parameters, plan.shared_bytes,
                                 stream);
+    char* const memory = static_cast<char*>(workspace);
+    const Workspace places(plan, size.hidden, directions);
     arguments.counters = static_cast<unsigned*>(workspace);
-    arguments.exchange = arguments.counters + counter_stride * directions * plan.groups;
-    // Counters from 0, and zeros as padding.
-    if (const cudaError_t error = cudaMemsetAsync(workspace, 0, plan.workspace, stream);
+    arguments.exchange = memory + places.exchange;
+    if constexpr (std::is_same_v<Direction, BackwardDirection>)
+        for (int i = 0; i < directions; ++i) {
+            BiasGradients& biases = arguments.direction[i].biases;
+            if (!biases.ih && !biases.hh) continue;
+            biases.done = reinterpret_cast<unsigned*>(memory + places.done) + i * plan.unit_blocks;
+            biases.sums = reinterpret_cast<float*>(memory + places.sums) +
+                          i * plan.groups * plan.kernel->grads * size.hidden;
+        }
+    if (const cudaError_t error = cudaMemsetAsync(workspace, 0, plan.cleared, stream);
         error != cudaSuccess)
         return error;
     return cudaLaunchCooperativeKernel(plan.function, blocks, threads, parameters,

@@ -1,3 +1,3 @@
 #include "persistent.cuh"
 
-FASTRNN_DEFINE_PERSISTENT(bfloat16, __nv_bfloat16)
+FASTRNN_DEFINE_PERSISTENT(bfloat16, __nv_bfloat16, backward_kernel)

@@ -1,3 +1,3 @@
 #include "persistent.cuh"
 
-FASTRNN_DEFINE_PERSISTENT(float16, __half)
+FASTRNN_DEFINE_PERSISTENT(float16, __half, backward_kernel)

@@ -1,3 +1,3 @@
-#include "persistent.cuh"
+#include "persistent_columns.cuh"
 
-FASTRNN_DEFINE_PERSISTENT(float32, float)
+FASTRNN_DEFINE_PERSISTENT(float32, float, columns_backward_kernel)

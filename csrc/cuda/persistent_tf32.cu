@@ -1,3 +1,3 @@
-#include "persistent.cuh"
+#include "persistent_columns.cuh"
 
-FASTRNN_DEFINE_PERSISTENT(tf32, Tf32)
+FASTRNN_DEFINE_PERSISTENT(tf32, Tf32, columns_backward_kernel)

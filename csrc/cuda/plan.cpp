@@ -62,6 +62,14 @@ const OneBlockKernel* one_block_kernel_of(Pass pass, int cell, Storage storage, 
 
 int value_bytes(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
 
+// Values of a group in one of its two exchange buffers.
+int64_t exchanged(const PersistentPlan& plan) {
+    const Tiling& t = plan.tiling;
+    const int64_t rows =
+        plan.kernel->grads ? int64_t(plan.unit_blocks) * t.slices * t.group_rows : t.whole_tiles();
+    return rows * plan.exchange_width;
+}
+
 int divide_up(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by); }
 
 class Planner {
@@ -76,6 +84,7 @@ public:
           // however few rows there are.
           row_multiple_(storage == Storage::float32 && !tf32 ? 4 : 1),
           bytes_(value_bytes(storage)),
+          hidden_(hidden),
           tiles_(divide_up(hidden, kernel.tile)),
           chunks_(divide_up(hidden, chunk_size) * kernel.inputs),
           sector_tiles_(divide_up(storage == Storage::float32 ? 8 : 16, kernel.tile)),
@@ -89,6 +98,7 @@ public:
     // Sets all but the kernel, the reason and what follows from the sizes; false if it does not
     // fit.
     bool cut(PersistentPlan& plan) const {
+        if (kernel_.grads) return cut_columns(plan);
         const int least_slices =
             std::max(divide_up(chunks_, most_chunks(kernel_.outputs, kernel_.inputs, kernel_.tile)),
                      least_slices_);
@@ -113,11 +123,52 @@ private:
         t.slices = std::max(divide_up(chunks_, t.slice), least_slices_);
         plan.unit_blocks = divide_up(tiles_, tiles);
         plan.threads = t.threads();
+        plan.chunks = chunks_;
         plan.exchange_width = chunks_ * chunk_size;
-        const int64_t blocks = int64_t(plan.unit_blocks) * directions_;
         // So few rows that a thread has one element of a step, if that leaves no more than a tile.
+        return share_out(plan,
+                         round_up(std::min(plan.threads / t.units(), tile_rows), row_multiple_));
+    }
+
+    // The same for blocks that exchange partial sums.
+    bool cut_columns(PersistentPlan& plan) const {
+        const int columns = divide_up(divide_up(hidden_, 16), warps_);
+        if (columns > column_chunks) return false;
+        if (cut_columns(plan, columns, tiles_)) return true;
+        // Of the tiles that one slice has room for, as many as fill whole chunks.
+        const int gates = kernel_.inputs, most = column_chunks / columns * chunk_size / gates;
+        int tiles = most / kernel_.tile;
+        while (tiles > 1 && gates * tiles * kernel_.tile % chunk_size != 0) --tiles;
+        if (tiles == 1) tiles = most / kernel_.tile;
+        for (tiles = std::min(tiles, tiles_ - 1); tiles > 0; --tiles)
+            if (cut_columns(plan, columns, tiles)) return true;
+        return false;
+    }
+    // With tiles of columns of a warp, and of units of a block.
+    bool cut_columns(PersistentPlan& plan, int columns, int tiles) const {
+        Tiling& t = plan.tiling;
+        t.tile = kernel_.tile, t.tiles = tiles, t.columns = columns;
+        plan.unit_blocks = divide_up(tiles_, tiles);
+        plan.chunks = divide_up(kernel_.inputs * t.units(), chunk_size);
+        t.slices = divide_up(plan.chunks, column_chunks / columns);
+        t.slice = divide_up(plan.chunks, t.slices);
+        const int warps = divide_up(divide_up(hidden_, 16), columns) * t.slices;
+        if (warps > warps_) return false;
+        plan.threads = warps * 32;
+        plan.exchange_width = static_cast<int>(round_up(hidden_, 16));
+        // In shared memory: such that the four rows that are written at a time are in different banks.
+        if (plan.unit_blocks == 1)
+            plan.exchange_width = static_cast<int>(round_up(hidden_, 32)) + 8;
+        t.turn = std::min(plan.threads / t.units(), column_rows);
+        plan.adds_up_biases = true;
+        return share_out(plan, std::min(t.turn, row_multiple_ == 4 ? 4 : column_rows));
+    }
+
+    // Shares out the batch among groups of so many rows, or of more where there is no room.
+    bool share_out(PersistentPlan& plan, int64_t rows) const {
+        Tiling& t = plan.tiling;
+        const int64_t blocks = int64_t(plan.unit_blocks) * directions_;
         // More groups need less shared memory each, so that the number can only go down from here.
-        const int64_t rows = round_up(std::min(plan.threads / t.units(), tile_rows), row_multiple_);
         int64_t groups = (batch_ + rows - 1) / rows;
         while (true) {
             t.group_rows =
@@ -126,8 +177,7 @@ private:
             const int64_t bytes = shared_bytes(plan, bytes_);
             // The kernels count in a group's part of the exchange buffer with an int.
             const bool possible =
-                bytes <= device_.shared &&
-                int64_t(t.whole_tiles()) * plan.exchange_width <= std::numeric_limits<int>::max();
+                bytes <= device_.shared && 2 * exchanged(plan) <= std::numeric_limits<int>::max();
             const int64_t room = possible ? resident(plan.threads, bytes) / blocks : 0;
             if (room == 0) return false;
             plan.groups = static_cast<int>(groups);
@@ -152,7 +202,7 @@ private:
 
     const PersistentKernel& kernel_;
     const Device& device_;
-    const int64_t batch_;
+    const int64_t batch_, hidden_;
     const int directions_, row_multiple_, bytes_, tiles_, chunks_, sector_tiles_, step_chunks_,
         least_slices_, warps_;
 };
@@ -195,9 +245,11 @@ PersistentPlan make_plan(Pass pass, int cell, Storage storage, bool tf32, int64_
     plan.function = plan.kernel->function;
     if (!ask_registers(plan)) return no("no kernel for this device in this build");
     const int64_t value = value_bytes(storage);
-    plan.workspace = sizeof(unsigned) * counter_stride * directions * plan.groups +
-                     (plan.unit_blocks > 1) * 2 * directions * plan.groups * value *
-                         plan.tiling.whole_tiles() * plan.exchange_width;
+    const Workspace places(plan, hidden, directions);
+    plan.workspace = places.exchange + (plan.unit_blocks > 1) * 2 * directions * plan.groups *
+                                           value * exchanged(plan);
+    // Partial sums are read only where they were written; a row of values is read with its padding.
+    plan.cleared = plan.adds_up_biases ? places.sums : plan.workspace;
     plan.product = product_of(storage, tf32);
     plan.fits = true;
     plan.reason = "fits";
@@ -227,7 +279,8 @@ PersistentPlan make_one_block_plan(Pass pass, int cell, Storage storage, bool tf
     plan.unit_blocks = 1;
     plan.groups = divide_up(batch, rows);
     plan.threads = threads_of_units(static_cast<int>(hidden));
-    plan.exchange_width = static_cast<int>(round_up(hidden, chunk_size)) * kernel->inputs;
+    plan.chunks = divide_up(hidden, chunk_size) * kernel->inputs;
+    plan.exchange_width = plan.chunks * chunk_size;
     const int bytes = value_bytes(storage);
     plan.shared_bytes = 2 * rows * one_block_stride(plan.exchange_width, bytes) * bytes +
                         one_block_own_bytes(threads_of_units(kernel->most_units), kernel->biases,
@@ -273,12 +326,15 @@ PersistentPlan plan(decltype(make_plan)& make, Pass pass, int cell, Storage stor
 int64_t shared_bytes(const PersistentPlan& plan, int value_bytes) {
     const PersistentKernel& kernel = *plan.kernel;
     const Tiling& t = plan.tiling;
+    const int64_t exchange = (plan.unit_blocks == 1) * 2 * exchanged(plan);
+    if (kernel.grads)
+        return 4 * (int64_t(column_rows) * t.operands_row(kernel.inputs) +
+                    int64_t(kernel.states) * t.state() +
+                    int64_t(own_gradients) * kernel.grads * plan.threads +
+                    2 * kernel.kinds * std::min(t.group_rows, t.turn) * t.units() + exchange);
     const int64_t floats = 2 * int64_t(t.sums(kernel.outputs)) +
                            int64_t(kernel.states) * t.state() + int64_t(kernel.biases) * t.units();
-    const int64_t values = int64_t(t.inputs(kernel.kinds)) + (plan.unit_blocks == 1) * 2 *
-                                                                 int64_t(t.whole_tiles()) *
-                                                                 plan.exchange_width;
-    return floats * 4 + values * value_bytes;
+    return floats * 4 + (t.inputs(kernel.kinds) + exchange) * value_bytes;
 }
 
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,

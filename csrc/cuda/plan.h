@@ -22,7 +22,10 @@ struct PersistentPlan {
     int registers;        // of a thread
     size_t shared_bytes;  // of a block
     size_t workspace;     // bytes
+    size_t cleared;       // of them the first, which are to be 0
+    int chunks;           // of a block's contraction
     int exchange_width;   // values of a row of the exchange buffer
+    bool adds_up_biases;  // whether the gradients of the biases are the kernel's work
 };
 
 // The rule, but for the speed: see choose_path.
@@ -37,7 +40,11 @@ struct PersistentPlan {
 //   4. The batch is shared out among groups of blocks, down to rows of which each thread has one
 //      element a step. All blocks must be resident at once: what cudaOccupancyMaxActiveBlocksPerMultiprocessor
 //      says, times the multiprocessors.
-//   5. float32 is multiplied on the tensor cores, rounded to TF32, where that is allowed.
+//   5. A backward pass in float32 exchanges partial sums instead (persistent_columns.cuh): a warp holds
+//      some columns of the rows of W_hh that are the block's. All units are one block's if the columns
+//      fit into its registers; else a block owns as many as fit, a whole number of chunks if possible,
+//      and its rows are those of one product, or more where the device has not room for so many blocks.
+//   6. float32 is multiplied on the tensor cores, rounded to TF32, where that is allowed.
 // Never an error: where the device cannot be asked, the plan does not fit. `device` must be the
 // current one.
 PersistentPlan plan_persistent(Pass pass, int cell, Storage storage, int64_t hidden, int64_t batch,

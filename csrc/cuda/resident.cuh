@@ -194,31 +194,6 @@ public:
                 }
     }
 
-    // A lane wants all 8 units of its rows, a sector. It reads one half of those of two lanes, so
-    // that the sector is read at once, and exchanges.
-    template <class WeightsOf>
-    __device__ __forceinline__ void load_columns(int chunks, WeightsOf weights_of) {
-        static_assert(O == 1 && units == 8);
-        const bool upper = lane() % 2;
-#pragma unroll
-        for (int s = 0; s < steps; ++s) {
-            const int c = chunk(s);
-            const WeightsColumns<float> from = c < chunks ? weights_of(c) : WeightsColumns<float>{};
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                float first[4], second[4];  // of the even lane's row, and of the odd lane's
-                from.template read<4>(value() / 8 * 8 + i, upper * 4, first);
-                from.template read<4>(value() / 8 * 8 + 4 + i, upper * 4, second);
-#pragma unroll
-                for (int u = 0; u < 4; ++u) {
-                    const float other = __shfl_xor_sync(~0u, upper ? first[u] : second[u], 1);
-                    weights_[s][0][u][i] = upper ? other : first[u];
-                    weights_[s][0][4 + u][i] = upper ? second[u] : other;
-                }
-            }
-        }
-    }
-
     __device__ __forceinline__ void multiply(const float* rows, int width, int first, int count,
                                              int chunks, float* sums, int sums_row) const {
         const float* own = rows + first + lane() % K * 4;

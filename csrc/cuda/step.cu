@@ -166,8 +166,9 @@ __global__ void __launch_bounds__(threads)
     const BackwardStep& step = launch.step[blockIdx.z];
     const LayerSize& z = launch.size;
     const auto [b, unit] = place();
-    BiasSums<Cell, S> biases(step, z.hidden, unit);
-    biases.add(backward_unit<Cell, S>(launch.direction[blockIdx.z], z, step, b, unit));
+    const BackwardDirection& d = launch.direction[blockIdx.z];
+    BiasSums<Cell, S> biases(step, d.biases, z.hidden, unit);
+    biases.add(backward_unit<Cell, S>(d, z, step, b, unit));
 }
 
 template <class S>
@@ -190,13 +191,15 @@ __global__ void __launch_bounds__(threads)
 }
 
 // Rows that a launch has work for.
-int64_t rows_of(const ForwardStep& step) { return step.rows; }
-int64_t rows_of(const BackwardStep& step) {
+int64_t rows_of(const ForwardStep& step, const ForwardDirection&) { return step.rows; }
+int64_t rows_of(const BackwardStep& step, const BackwardDirection& d) {
     const int64_t rows = step.dh ? step.rows : std::max(step.rows, step.linked);
-    if (!step.biases.sums) return rows;
+    if (!d.biases.sums) return rows;
     return step.last ? step.batch : std::max<int64_t>(rows, step.first);
 }
-int64_t rows_of(const BackwardSum& step) { return std::max(step.step.rows, step.step.linked); }
+int64_t rows_of(const BackwardSum& step, const BackwardDirection&) {
+    return std::max(step.step.rows, step.step.linked);
+}
 
 int64_t batch_of(const ForwardStep& step) { return step.batch; }
 int64_t batch_of(const BackwardStep& step) { return step.batch; }
@@ -214,7 +217,7 @@ cudaError_t launch(Kernel<Step, Direction> kernel, const LayerSize& size, int64_
     for (int i = 0; i < directions; ++i) {
         parameters.direction[i] = direction[i];
         parameters.step[i] = step[i];
-        rows = std::max(rows, rows_of(step[i]));
+        rows = std::max(rows, rows_of(step[i], direction[i]));
     }
     if (rows == 0) return cudaSuccess;
     const unsigned y = std::min<int64_t>(step_tile_rows, batch_of(step[0]));

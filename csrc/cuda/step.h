@@ -28,14 +28,6 @@ struct ForwardStep {
     void* unprojected;  // [rows, H]: where h_t goes instead, if a projection follows; else null
 };
 
-// Null where not wanted.
-struct BiasGradients {
-    void* sums;      // [blocks of rows][grads][H] of A, if any is wanted: what a block has of them
-    unsigned* done;  // [blocks of units]: blocks of rows that have ended the last step
-    void* ih;        // [G * H]
-    void* hh;        // [G * H]
-};
-
 struct BackwardStep {
     int64_t batch;     // B
     int64_t row;       // first row of the step in the data
@@ -46,9 +38,8 @@ struct BackwardStep {
     const void* r;      // [linked, R]: dgates of the step handled before, times W_hh
     const void* dh;     // [rows, H]: dL/dh before the projection, if there is one; else null
     void* unprojected;  // [N, H] or null: h before the projection, for the gradient of W_hr
-    BiasGradients biases;
-    bool first;  // of several steps: `done` becomes 0; of a single one it is so already
-    bool last;   // of those with rows: the gradients of the biases become known
+    bool first;         // of several steps: `done` becomes 0; of a single one it is so already
+    bool last;          // of those with rows: the gradients of the biases become known
 };
 
 struct BackwardSum {

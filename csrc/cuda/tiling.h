@@ -14,7 +14,14 @@ namespace fastrnn::cuda {
 constexpr int tile_rows = 16;   // rows of the batch that are multiplied at a time
 constexpr int chunk_size = 32;  // values of the contraction
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) {
+// Where partial sums are exchanged (persistent_columns.cuh): rows that are multiplied at a time; chunks
+// of 16 columns whose weights a warp holds, in 64 registers a lane; threads of a block.
+constexpr int column_rows = 8;
+constexpr int column_chunks = 4;
+constexpr int column_threads = 512;
+constexpr int own_gradients = 2;  // of each kind that a thread keeps in shared memory
+
+FASTRNN_FN constexpr int64_t round_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }
 
@@ -28,6 +35,8 @@ struct Tiling {
     int slice;       // chunks of a slice
     int group_rows;  // rows of a group
     int sums_pad;    // floats between rows of sums of several outputs
+    int columns;     // where partial sums are exchanged: tiles of 16 columns of a warp,
+    int turn;        // and rows of the group that take a turn: up to 8, an element for a thread
 
     FASTRNN_FN int units() const { return tiles * tile; }
     // The group's rows, and those that fill its last tile.
@@ -48,6 +57,11 @@ struct Tiling {
     }
     // Floats of the sums of all warps: [slices][tiles], and there are two of them.
     FASTRNN_FN int sums(int outputs) const { return slices * tiles * sums_tile(outputs); }
+    // Floats from one row of what is multiplied with columns to the next, for so many gates: such that
+    // rows 4 apart are in different banks.
+    FASTRNN_FN int operands_row(int gates) const {
+        return int(round_up(gates * units(), chunk_size)) + 4;
+    }
     // Floats of a state: [group_rows][units].
     FASTRNN_FN int state() const { return group_rows * units(); }
     // Rows of the largest tile, and values of so many kinds that two of them need beside the product.

@@ -1,6 +1,6 @@
 """Runs the persistent kernels of a library (library.cu) and compares with float64.
 
-python check.py LIBRARY [persistent | one_block]
+python check.py LIBRARY [--cells lstm gru] [--cases persistent one_block tf32 float32]
 
 Fails if a value is off or a launch reports an error: under an emulator that looks for races, a race
 is one.
@@ -8,9 +8,9 @@ is one.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,31 @@ assert spec.loader
 reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
-FLOAT16 = 3  # Storage::float16
 # In the order of run.py's registry: gates, values kept for backward, and gradients stored.
 CELLS = {"lstm": (4, 4, 4), "gru": (3, 4, 6)}
 PLANNED, ONE_GROUP, ONE_BLOCK = range(3)  # library.cu's ways of cutting a layer
+FLOAT16, FLOAT32, TF32 = range(3)  # and its types
 # Rows of each step, H, and the way: a few rows that end together; more that do not, in groups of a
 # tile; and in one group of three tiles. Then rows of two elements a thread, and an odd H.
-CASES = [
-    ([5, 5, 5], 136, PLANNED), ([40, 18, 3], 150, PLANNED), ([37, 37], 136, ONE_GROUP),
-    ([700, 690, 650, 3], 34, ONE_BLOCK), ([5, 3, 2, 2, 1], 33, ONE_BLOCK),
-]  # fmt: skip
+PERSISTENT = [([5, 5, 5], 136, PLANNED), ([40, 18, 3], 150, PLANNED), ([37, 37], 136, ONE_GROUP)]
+CASES = {
+    "persistent": [(FLOAT16, *case) for case in PERSISTENT],
+    "one_block": [
+        (FLOAT16, [700, 690, 650, 3], 34, ONE_BLOCK), (FLOAT16, [5, 3, 2, 2, 1], 33, ONE_BLOCK)
+    ],
+    "tf32": [(TF32, *case) for case in PERSISTENT],
+    "float32": [(FLOAT32, *case) for case in PERSISTENT],
+}  # fmt: skip
+# Some units in the last place: h and the gates' gradients are rounded once a step. What is looked
+# for is a wrong value.
+TOLERANCES = {FLOAT16: 8e-3, FLOAT32: 1e-5, TF32: 4e-3}
 
 
 def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict[str, Tensor]:
     """Results and gradients of a direction by the definition, in float64."""
-    given = {
-        name: t[name].double().requires_grad_() for name in ("x", "w", "h0", "c0") if name in t
-    }
-    b_ih, b_hh = t["b_ih"].double(), t["b_hh"].double()
+    names = ("x", "w", "h0", "c0", "b_ih", "b_hh")
+    given = {name: t[name].double().requires_grad_() for name in names if name in t}
+    b_ih, b_hh = given["b_ih"], given["b_hh"]
     h, c = given["h0"], given.get("c0")
     xs, outputs = given["x"].split(sizes), [given["x"]] * len(sizes)
     for step in reversed(range(len(sizes))) if reverse else range(len(sizes)):
@@ -62,13 +69,14 @@ def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict
     return results | {f"grad_{n}": g for n, g in zip(given, grads, strict=True)}
 
 
-def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -> None:
+def check(library: ctypes.CDLL, cell: str, type: int, sizes: list[int], H: int, way: int) -> None:
     gates, saved, grads = CELLS[cell]
     has_c = cell == "lstm"
     T, B, N = len(sizes), sizes[0], sum(sizes)
+    stored = torch.float16 if type == FLOAT16 else torch.float32
     torch.manual_seed(0)
 
-    def random(*size: int, scale: float = 0.5, dtype: torch.dtype = torch.float16) -> Tensor:
+    def random(*size: int, scale: float = 0.5, dtype: torch.dtype = stored) -> Tensor:
         return (torch.randn(*size) * scale).to(dtype)
 
     both = []
@@ -86,7 +94,7 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -
     def device(tensor: Tensor) -> Tensor:
         return tensor.cuda()
 
-    def empty(*size: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    def empty(*size: int, dtype: torch.dtype = stored) -> Tensor:
         return torch.full(size, torch.nan, dtype=dtype, device="cuda")
 
     alive: list[Tensor] = []  # whatever a pointer points to
@@ -103,19 +111,21 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -
         dh = empty(B, H, dtype=torch.float32)
         dc = empty(B, H, dtype=torch.float32) if has_c else None
         dgates, prev = empty(N, grads * H), empty(N, H)
+        # Those of 16 bits leave them to others.
+        of_biases = [None] * 2 if type == FLOAT16 else [empty(gates * H), empty(gates * H)]
         forward += pointers(
             [g["x"], g["b_ih"], g["b_hh"], g["h0"], g.get("c0"), h, None, c, output, again, kept,
              kept_c]
         )  # fmt: skip
         backward += pointers(
             [g["h0"], g.get("c0"), output, kept, kept_c, g["grad_output"], g["dh"], g.get("dc"),
-             dh, dc, dgates, prev]
+             dh, dc, dgates, prev, *of_biases, None, None]
         )  # fmt: skip
         weights += pointers([g["w"]])
-        found.append((output, again, h, c, dh, dc, dgates, prev))
+        found.append((output, again, h, c, dh, dc, dgates, prev, of_biases))
 
     arguments: list[Any] = [
-        list(CELLS).index(cell), FLOAT16, ctypes.c_int64(H), ctypes.c_int64(T),
+        list(CELLS).index(cell), type, ctypes.c_int64(H), ctypes.c_int64(T),
         (ctypes.c_int64 * T)(*sizes),
     ]  # fmt: skip
     for name, directions in [("forward", forward), ("backward", backward)]:
@@ -126,7 +136,7 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -
         if error:
             raise SystemExit(f"{cell} {name}: {error.decode()}")
 
-    for d, (output, again, h, c, dh, dc, dgates, prev) in enumerate(found):
+    for d, (output, again, h, c, dh, dc, dgates, prev, of_biases) in enumerate(found):
         by_gate = dgates.cpu().double().view(N, grads, H)
         of_h = by_gate[:, grads - gates :].reshape(N, gates * H)
         values = {
@@ -136,21 +146,25 @@ def check(library: ctypes.CDLL, cell: str, sizes: list[int], H: int, way: int) -
         }  # fmt: skip
         if c is not None and dc is not None:
             values |= {"c": c, "grad_c0": dc}
-        for name, right in expected[d].items():
-            value = values[name].cpu().double()
+        if type != FLOAT16:
+            values |= dict(zip(["grad_b_ih", "grad_b_hh"], of_biases, strict=True))
+        for name, value in values.items():
+            value, right = value.cpu().double(), expected[d][name]
             error = (value - right).abs().max().item() / max(1, right.abs().max().item())
-            # Some units in the last place of float16, 2^-11: h and the gates' gradients are rounded
-            # once a step. What is looked for is a wrong value.
-            if not error < 8e-3:
+            if not error < TOLERANCES[type]:
                 raise SystemExit(f"{cell}, direction {d}: {name} is off by {error:.1e}")
         if not torch.equal(again, output):
             raise SystemExit(f"{cell}, direction {d}: the output is another the second time")
 
 
 if __name__ == "__main__":
-    library = ctypes.CDLL(sys.argv[1])
-    for cell in CELLS:
-        for sizes, H, way in CASES:
-            if sys.argv[2:] in ([], ["one_block" if way == ONE_BLOCK else "persistent"]):
-                check(library, cell, sizes, H, way)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("library", type=ctypes.CDLL)
+    parser.add_argument("--cells", nargs="+", default=list(CELLS))
+    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    args = parser.parse_args()
+    for cell in args.cells:
+        for name in args.cases:
+            for case in CASES[name]:
+                check(args.library, cell, *case)
     print("right")
