@@ -125,6 +125,22 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     }
 }
 
+// Asks for what a tile of rows from row0 on needs beside its product, between the rows of a step and those
+// of the next. In: its kinds.
+template <class In, class Part, class Inputs>
+__device__ __forceinline__ void ask_backward(const BackwardDirection& d, const LayerSize& z,
+                                             const Part& part, const Inputs& inputs, int turn,
+                                             const StepRows& asked, const StepRows& next, int row0,
+                                             int H) {
+    inputs.ask(turn, part.rows_among(asked.rows) - row0, H - part.first_unit,
+               [&](int kind, int row) {
+                   const int b = part.first_row + row0 + row;
+                   const BackwardRow at{b, asked.first + b, b < next.rows ? next.first + b : -1};
+                   const auto* from = In::source(d, z, at, kind);
+                   return from ? from + part.first_unit : nullptr;
+               });
+}
+
 template <class Cell, class M>
 __global__ void __launch_bounds__(most_threads<Stored<M>>)
     persistent_backward(const __grid_constant__ PersistentArguments<BackwardDirection> a) {
@@ -133,8 +149,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     constexpr int G = Cell::gates;
     extern __shared__ float4 shared_memory[];
     const BackwardDirection& d = a.direction[blockIdx.z];
-    const LayerSize& z = a.size;
-    const int H = z.hidden, width = a.width, gate_width = width / G;
+    const int H = a.size.hidden, width = a.width, gate_width = width / G;
     const bool in_order = blockIdx.z == 1;
     Part<M, 1, backward_tile> part(a);
     float* sums = reinterpret_cast<float*>(shared_memory);
@@ -158,15 +173,8 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
         if constexpr (Cell::has_c) dc_states[part.state_at(row)] = load<S>(d.dc_n, at);
     });
     const auto ask = [&](int turn, int step, int row0) {
-        const StepRows asked = rows_at(a.sequence, in_order, step),
-                       next = rows_at(a.sequence, in_order, step + 1);
-        inputs.ask(
-            turn, part.rows_among(asked.rows) - row0, H - part.first_unit, [&](int kind, int row) {
-                const int b = part.first_row + row0 + row;
-                const BackwardRow at{b, asked.first + b, b < next.rows ? next.first + b : -1};
-                const S* from = In::source(d, z, at, kind);
-                return from ? from + part.first_unit : nullptr;
-            });
+        ask_backward<In>(d, a.size, part, inputs, turn, rows_at(a.sequence, in_order, step),
+                         rows_at(a.sequence, in_order, step + 1), row0, H);
     };
     // One step more than there are: the last takes the first step's gradients to the initial state.
     ask(0, 0, 0);

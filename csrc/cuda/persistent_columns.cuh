@@ -188,8 +188,7 @@ __global__ void __launch_bounds__(column_threads)
     constexpr int G = Cell::gates;
     extern __shared__ float4 shared_memory[];
     const BackwardDirection& d = a.direction[blockIdx.z];
-    const LayerSize& z = a.size;
-    const int H = z.hidden, units = a.tiling.units(), stride = a.tiling.operands_row(G);
+    const int H = a.size.hidden, units = a.tiling.units(), stride = a.tiling.operands_row(G);
     const bool in_order = blockIdx.z == 1;
     ColumnsPart part(a);
     const int turn_rows = a.tiling.turn;
@@ -220,15 +219,8 @@ __global__ void __launch_bounds__(column_threads)
         if constexpr (Cell::has_c) dc_states[part.state_at(row)] = load<float>(d.dc_n, at);
     }
     const auto ask = [&](int turn, int step, int row0) {
-        const StepRows asked = rows_at(a.sequence, in_order, step),
-                       next = rows_at(a.sequence, in_order, step + 1);
-        inputs.ask(
-            turn, part.rows_among(asked.rows) - row0, H - part.first_unit, [&](int kind, int row) {
-                const int b = part.first_row + row0 + row;
-                const BackwardRow at{b, asked.first + b, b < next.rows ? next.first + b : -1};
-                const float* from = In::source(d, z, at, kind);
-                return from ? from + part.first_unit : nullptr;
-            });
+        ask_backward<In>(d, a.size, part, inputs, turn, rows_at(a.sequence, in_order, step),
+                         rows_at(a.sequence, in_order, step + 1), row0, H);
     };
     // One step more than there are: the last takes the first step's gradients to the initial state.
     ask(0, 0, 0);

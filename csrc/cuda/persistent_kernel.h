@@ -42,10 +42,11 @@ struct PersistentArguments {
     Direction direction[2];
     const void* weight_hh[2];  // [G * H, H]
     Tiling tiling;
-    int chunks;          // of a block's contraction
-    int width;           // H or G * H with padding: of a row of the exchange buffer
-    void* exchange;      // [2][D][groups][whole tiles][width], zeros at first; in shared memory
-                         // instead where a group is a single block
+    int chunks;      // of a block's contraction
+    int width;       // H or G * H with padding: of a row of the exchange buffer
+    void* exchange;  // [2][D][groups][whole tiles][width], zeros at first; where partial sums are
+                     // exchanged as PartialSums has it; in shared memory instead where a group
+                     // is a single block
     unsigned* counters;  // [D][groups], counter_stride apart, likewise
 };
 
