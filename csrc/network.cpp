@@ -6,6 +6,8 @@
 #include <ATen/ops/native_dropout.h>
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 
 #include "cpu/run.h"
 #include "cpu/scratch.h"
@@ -121,6 +123,17 @@ Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {
     return t;
 }
 
+// What a training step has kept for backward waits here, when it is done with, for the next step: memory
+// of so many bytes would be fresh at each, that is, cleared. One piece, of up to scratch_kept bytes. Time
+// of a step without / so, two cores of an Intel Xeon: LSTM, B = 32, H = 512, 1.1, B = 64, H = 256, 1.05.
+std::atomic<Tensor*> put_aside{nullptr};
+
+Tensor memory_of_a_step(int64_t bytes, const at::TensorOptions& options) {
+    const std::unique_ptr<Tensor> earlier(put_aside.exchange(nullptr));
+    if (earlier && int64_t(earlier->nbytes()) >= bytes) return *earlier;
+    return allocate({bytes}, options.dtype(at::kByte));
+}
+
 // Tensors that live as long as one another, on the CPU in one piece of memory of `least` bytes or more.
 // malloc gives the end of its heap back once twice the largest piece it has seen is free there, and what
 // a training step asks for next is fresh again: a page fault every 4 KB. So the largest piece is to be
@@ -142,11 +155,16 @@ std::vector<Tensor> allocate_together(const std::vector<at::DimVector>& sizes, i
         bytes = (bytes + alignment - 1) / alignment * alignment;
     }
     if (least < cpu::always_fresh) bytes = std::max(bytes, least);
-    const Tensor memory = allocate({bytes}, options.dtype(at::kByte));
+    const bool again = bytes >= cpu::always_fresh && bytes <= int64_t(cpu::scratch_kept);
+    const Tensor memory =
+        again ? memory_of_a_step(bytes, options) : allocate({bytes}, options.dtype(at::kByte));
+    const std::shared_ptr<void> owner(nullptr, [memory, again](void*) {
+        if (again) delete put_aside.exchange(new Tensor(memory));
+    });
     char* data = static_cast<char*>(memory.mutable_data_ptr());
     for (size_t i = 0; i < sizes.size(); ++i)
         tensors.push_back(at::for_blob(data + places[i], sizes[i])
-                              .deleter([memory](void*) {})
+                              .deleter([owner](void*) {})
                               .options(options)
                               .make_tensor());
     return tensors;

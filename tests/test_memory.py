@@ -157,3 +157,43 @@ def test_scratch_memory_that_stays():
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.once
+@pytest.mark.cpu("the process's memory")
+def test_memory_of_a_step_is_used_again():
+    """Of 32 to 64 MB, one piece, once backward is done with it; what is larger is given back."""
+    done = run_script(
+        """
+        import resource, torch, fastrnn
+        torch.set_num_threads(2)
+        layer = fastrnn.LSTM(16, 256)
+
+        def megabytes():
+            pages = int(open("/proc/self/statm").read().split()[1])
+            return pages * resource.getpagesize() / 2**20
+
+        def kept(steps):
+            x, state = torch.ones(steps, 1, 16), torch.zeros(1, 1, 256)
+            arguments = ("lstm", x, state, state, layer._flat_weights, None, True, 1)
+            with torch.no_grad():
+                return torch.ops.fastrnn.forward(*arguments, False, 0.0, True, True)[3]
+
+        kept(10)
+        before = megabytes()
+        first = kept(7000)  # 43 MB
+        at, values = first.data_ptr(), first.clone()
+        second = kept(7000)  # while the first is in use
+        assert second.data_ptr() != at and torch.equal(second, values)
+        del first
+        third = kept(6000)  # less than there is
+        assert third.data_ptr() == at and torch.equal(third, values[:, :6000])
+        del second, third, values
+        assert 32 < megabytes() - before < 64 + 16, "one piece is kept"
+        large = kept(20000)  # 123 MB
+        assert megabytes() - before > 100
+        del large
+        assert 32 < megabytes() - before < 64 + 16, "that is not"
+        """
+    )
+    assert done.returncode == 0, done.stderr

@@ -311,6 +311,7 @@ private:
             const auto add = [&](int64_t row, int64_t block, const Vec<T>* sums) {
                 add_up(row, block, sums[0]);
             };
+            if (share_.units > 1) ask_for_rows(dgates, plan_.stride, linked, plan_.hh.depth);
             const auto multiply = [&] {
                 if constexpr (P::step == 1)
                     if (plan_.unpacked_step)
@@ -318,7 +319,10 @@ private:
                                                  plan_.stride, linked,
                                                  plan_.template sums_of<T>(rank_), add);
                 product<P>(plan_.hh, h_panels_, t % 2 != 0, hh_, nullptr, dgates, plan_.stride,
-                           linked, add);
+                           linked, add, [&](int64_t row, int count, int64_t panel) {
+                               ask_for_kept(t, b0 + row, minimum(count, rows - row),
+                                            panel * plan_.hh.width(), plan_.hh.width());
+                           });
             };
             multiply();
         }
@@ -334,6 +338,23 @@ private:
                 const int64_t unit = block * L;
                 through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)), sums[0]);
             });
+    }
+
+    // What add_up is about to read of rows [b, b + rows), and was written long ago.
+    void ask_for_kept(int64_t t, int64_t b, int64_t rows, int64_t unit, int64_t units) const {
+        const auto ask = [&](const S* row) {
+            for (int64_t i = 0; i < units; i += L) ask_for(row + unit + i);
+        };
+        const auto* saved = static_cast<const S*>(user_.saved);
+        const auto* c = static_cast<const S*>(user_.c);
+        const auto* grad = static_cast<const S*>(user_.grad_output);
+        for (int64_t row = b; row < b + rows; ++row) {
+            const int64_t at = layer_.sequence.offsets[t] + row;
+            for (int i = 0; i < Cell::saved; ++i) ask(saved + (at * Cell::saved + i) * H_);
+            if (Cell::has_c) ask(c + at * H_);
+            if (Cell::has_c && c_prev_.from_rows(t, row)) ask(c_prev_.row(t, row));
+            if (grad && layer_.grad_output_stored) ask(grad + at * layer_.grad_output_stride);
+        }
     }
 
     // Writes the gate gradients; returns the part of the gradient of h_{t-1} that does not pass

@@ -285,6 +285,8 @@ private:
         const int64_t row0 = s.offsets[t] + b0;  // of the data
         const bool projected = layer_.size.projected;
 
+        if (share_.units > 1)
+            ask_for_rows(h_prev + b0 * plan_.h_stride, plan_.h_stride, rows, plan_.hh.depth);
         multiply<P>(
             plan_.hh, my_panels_, t % 2 != 0, hh_, user_.weights.hh, R_, bias_hh_,
             h_prev + b0 * plan_.h_stride, plan_.h_stride, rows,

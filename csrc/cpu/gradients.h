@@ -256,10 +256,10 @@ private:
                 put(to + row * panels.units + unit, sums[0], n, add);
             },
             [&](int64_t row, int count, int64_t panel) {
-                const T* first = to + row * panels.units + panel * panels.width();
+                T* first = to + row * panels.units + panel * panels.width();
                 for (int r = 0; r < count; ++r)
                     for (int64_t i = 0; i < panels.width(); i += L)
-                        __builtin_prefetch(first + r * panels.units + i, 1);
+                        ask_to_write(first + r * panels.units + i);
             });
     }
 

@@ -133,6 +133,15 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
     }
 }
 
+// Where a step's threads share units, others have just written a part of the rows that it multiplies. Those
+// lines are asked for together: a product that comes to one after the other waits for each.
+template <class T>
+FASTRNN_INLINE void ask_for_rows(const T* rows, int64_t stride, int64_t count, int64_t width) {
+    for (int64_t row = 0; row < minimum(count, cpu::rows_of_others); ++row)
+        for (int64_t i = 0; i < width; i += cpu::cache_line / int64_t(sizeof(T)))
+            ask_for(rows + row * stride + i);
+}
+
 // Does nothing before a tile.
 struct Nothing {
     template <class... A>

@@ -1,5 +1,6 @@
 #include "scratch.h"
 
+#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <stdlib.h>
 #if defined(__linux__)
@@ -43,7 +44,16 @@ void in_huge_pages(void* data, size_t bytes) {
     // Whole pages of it: what lies beside it is not ours.
     const size_t begin = (reinterpret_cast<size_t>(data) + huge_page - 1) / huge_page * huge_page,
                  end = (reinterpret_cast<size_t>(data) + bytes) / huge_page * huge_page;
+    if (begin >= end) return;
     advise_huge_pages(reinterpret_cast<void*>(begin), end - begin);
+    // A page is cleared by whoever touches it first, and by all who do so at the same time, as threads do
+    // that share the units of a row. LSTM, H = 256, B = 64, on two: a training step takes 1.05 times as
+    // long if the pages are left to those.
+    const int64_t pages = (end - begin) / huge_page;
+    at::parallel_for(0, pages, 1, [&](int64_t first, int64_t last) {
+        for (int64_t page = first; page < last; ++page)
+            *reinterpret_cast<volatile char*>(begin + page * huge_page) = 0;
+    });
 }
 
 Scratch::Scratch(size_t bytes) : kept_(bytes <= scratch_kept && !kept.in_use) {

@@ -28,7 +28,8 @@ constexpr size_t scratch_kept = 64 << 20;
 // such a tensor is made of fresh memory at every call.
 constexpr int64_t always_fresh = 32 << 20;
 
-// Asks for pages of 2 MB where memory of so many bytes is fresh: one page fault instead of 512.
+// Asks for pages of 2 MB where memory of so many bytes is fresh: one page fault instead of 512, of which
+// torch's threads take an equal part each.
 void in_huge_pages(void* data, size_t bytes);
 
 }  // namespace fastrnn::cpu

@@ -54,6 +54,18 @@ using Vec = typename VectorOf<T>::type;
 template <class T>
 constexpr int lanes = vector_bytes / sizeof(T);
 
+// Brings the line of p, which is about to be read, into the L2 cache; or to the core that is about to
+// write it. GCC takes a function, or a lambda, that does nothing but __builtin_prefetch for one without
+// effects and drops the calls to it. The empty statement is an effect.
+FASTRNN_INLINE void ask_for(const void* p) {
+    __builtin_prefetch(p, 0, 2);
+    asm volatile("");
+}
+FASTRNN_INLINE void ask_to_write(void* p) {
+    __builtin_prefetch(p, 1);
+    asm volatile("");
+}
+
 template <class T>
 FASTRNN_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};
