@@ -124,7 +124,7 @@ Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {
 }
 
 // What a training step has kept for backward waits here, when it is done with, for the next step: memory
-// of so many bytes would be fresh at each, that is, cleared. One piece, of up to scratch_kept bytes. Time
+// of so many bytes would be fresh at each, that is, cleared. One piece, of up to step_kept bytes. Time
 // of a step without / so, two cores of an Intel Xeon: LSTM, B = 32, H = 512, 1.1, B = 64, H = 256, 1.05.
 std::atomic<Tensor*> put_aside{nullptr};
 
@@ -155,11 +155,13 @@ std::vector<Tensor> allocate_together(const std::vector<at::DimVector>& sizes, i
         bytes = (bytes + alignment - 1) / alignment * alignment;
     }
     if (least < cpu::always_fresh) bytes = std::max(bytes, least);
-    const bool again = bytes >= cpu::always_fresh && bytes <= int64_t(cpu::scratch_kept);
+    const bool again = bytes >= cpu::always_fresh && bytes <= cpu::step_kept;
     const Tensor memory =
         again ? memory_of_a_step(bytes, options) : allocate({bytes}, options.dtype(at::kByte));
     const std::shared_ptr<void> owner(nullptr, [memory, again](void*) {
-        if (again) delete put_aside.exchange(new Tensor(memory));
+        if (!again) return;
+        cpu::lend(memory.mutable_data_ptr(), memory.nbytes());
+        delete put_aside.exchange(new Tensor(memory));
     });
     char* data = static_cast<char*>(memory.mutable_data_ptr());
     for (size_t i = 0; i < sizes.size(); ++i)

@@ -36,6 +36,7 @@ ELSEWHERE += " translate"
 # The first three differentiate numerically or in Python: nothing that other tests do not come to.
 NOT_HERE = ["test_gradients.py::test_gradcheck", "test_gradients.py::test_gradgradcheck"]
 NOT_HERE += ["test_registry.py::test_gradcheck", "test_memory.py::test_scratch_memory_that_stays"]
+NOT_HERE += ["test_memory.py::test_memory_of_a_step_is_used_again"]
 ALL = ["tests", *(f"--ignore=tests/test_{name}.py" for name in ELSEWHERE.split())]
 ALL += [f"--deselect=tests/{name}" for name in NOT_HERE]
 # One process's work, beside the others.

@@ -162,7 +162,7 @@ def test_scratch_memory_that_stays():
 @pytest.mark.once
 @pytest.mark.cpu("the process's memory")
 def test_memory_of_a_step_is_used_again():
-    """Of 32 to 64 MB, one piece, once backward is done with it; what is larger is given back."""
+    """Of 32 to 256 MB, one piece, once backward is done with it; what is larger is given back."""
     done = run_script(
         """
         import resource, torch, fastrnn
@@ -190,8 +190,8 @@ def test_memory_of_a_step_is_used_again():
         assert third.data_ptr() == at and torch.equal(third, values[:, :6000])
         del second, third, values
         assert 32 < megabytes() - before < 64 + 16, "one piece is kept"
-        large = kept(20000)  # 123 MB
-        assert megabytes() - before > 100
+        large = kept(44000)  # 270 MB
+        assert megabytes() - before > 260
         del large
         assert 32 < megabytes() - before < 64 + 16, "that is not"
         """

@@ -28,6 +28,11 @@ constexpr size_t scratch_kept = 64 << 20;
 // such a tensor is made of fresh memory at every call.
 constexpr int64_t always_fresh = 32 << 20;
 
+// Of what a training step has kept for backward so many bytes at most wait for the next step. Until that writes
+// them, the system may take their pages (`lend`), if it has no others.
+constexpr int64_t step_kept = 256 << 20;
+void lend(void* data, size_t bytes);
+
 // Asks for pages of 2 MB where memory of so many bytes is fresh: one page fault instead of 512, of which
 // torch's threads take an equal part each.
 void in_huge_pages(void* data, size_t bytes);
