@@ -196,8 +196,11 @@ struct Gates {
 
     Gates(const Device& device, const Problem& p, ForwardLayer task,
           const at::TensorOptions& options) {
-        saved = allocate({p.directions, p.rows, p.cell.saved * p.hidden}, options);
-        c = allocate({p.directions, p.rows, p.cell.has_c ? p.hidden : 0}, options);
+        const std::vector<Tensor> made =
+            allocate_together({{p.directions, p.rows, p.cell.saved * p.hidden},
+                               {p.directions, p.rows, p.cell.has_c ? p.hidden : 0}},
+                              0, options);
+        saved = made[0], c = made[1];
         // The other results are known.
         const Tensor output = at::empty({p.rows, p.directions * p.recurrent}, options),
                      h_n = at::empty({p.directions, p.batch, p.recurrent}, options),
