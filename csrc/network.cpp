@@ -129,9 +129,18 @@ Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {
 std::atomic<Tensor*> put_aside{nullptr};
 
 Tensor memory_of_a_step(int64_t bytes, const at::TensorOptions& options) {
+    const auto type = options.dtype(at::kByte);
+    if (bytes < cpu::always_fresh || bytes > cpu::step_kept) return allocate({bytes}, type);
     const std::unique_ptr<Tensor> earlier(put_aside.exchange(nullptr));
-    if (earlier && int64_t(earlier->nbytes()) >= bytes) return *earlier;
-    return allocate({bytes}, options.dtype(at::kByte));
+    const Tensor piece =
+        earlier && int64_t(earlier->nbytes()) >= bytes ? *earlier : allocate({bytes}, type);
+    return at::for_blob(piece.mutable_data_ptr(), {bytes})
+        .deleter([piece](void* data) {
+            cpu::lend(data, piece.nbytes());
+            delete put_aside.exchange(new Tensor(piece));
+        })
+        .options(type)
+        .make_tensor();
 }
 
 // Tensors that live as long as one another, on the CPU in one piece of memory of `least` bytes or more.
@@ -155,18 +164,11 @@ std::vector<Tensor> allocate_together(const std::vector<at::DimVector>& sizes, i
         bytes = (bytes + alignment - 1) / alignment * alignment;
     }
     if (least < cpu::always_fresh) bytes = std::max(bytes, least);
-    const bool again = bytes >= cpu::always_fresh && bytes <= cpu::step_kept;
-    const Tensor memory =
-        again ? memory_of_a_step(bytes, options) : allocate({bytes}, options.dtype(at::kByte));
-    const std::shared_ptr<void> owner(nullptr, [memory, again](void*) {
-        if (!again) return;
-        cpu::lend(memory.mutable_data_ptr(), memory.nbytes());
-        delete put_aside.exchange(new Tensor(memory));
-    });
+    const Tensor memory = memory_of_a_step(bytes, options);
     char* data = static_cast<char*>(memory.mutable_data_ptr());
     for (size_t i = 0; i < sizes.size(); ++i)
         tensors.push_back(at::for_blob(data + places[i], sizes[i])
-                              .deleter([owner](void*) {})
+                              .deleter([memory](void*) {})
                               .options(options)
                               .make_tensor());
     return tensors;

@@ -320,8 +320,10 @@ private:
                                                  plan_.template sums_of<T>(rank_), add);
                 product<P>(plan_.hh, h_panels_, t % 2 != 0, hh_, nullptr, dgates, plan_.stride,
                            linked, add, [&](int64_t row, int count, int64_t panel) {
-                               ask_for_kept(t, b0 + row, minimum(count, rows - row),
-                                            panel * plan_.hh.width(), plan_.hh.width());
+                               const Rows asked{t, b0 + row, minimum(b0 + row + count, b0 + rows)};
+                               const Span units = units_of(plan_.hh, panel);
+                               ask_for_grad_output(asked, units);
+                               if (!projected) ask_for_kept(asked, units);
                            });
             };
             multiply();
@@ -334,26 +336,57 @@ private:
         share_.barrier->wait();  // every unit of dh_total is there
         product<Plain<T>>(
             plan_.hr, m_panels_, t % 2 != 0, hr_, nullptr, own_.dh_total + slot(t, b0) * R_, R_,
-            rows, [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+            rows,
+            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)), sums[0]);
+            },
+            [&](int64_t row, int count, int64_t panel) {
+                ask_for_kept({t, b0 + row, b0 + row + count}, units_of(plan_.hr, panel));
             });
     }
 
-    // What add_up is about to read of rows [b, b + rows), and was written long ago.
-    void ask_for_kept(int64_t t, int64_t b, int64_t rows, int64_t unit, int64_t units) const {
-        const auto ask = [&](const S* row) {
-            for (int64_t i = 0; i < units; i += L) ask_for(row + unit + i);
-        };
+    // Of step t, [first, last) of the batch; none if last <= first.
+    struct Rows {
+        int64_t t, first, last;
+    };
+
+    static Span units_of(const Panels& panels, int64_t panel) {
+        return {panel * panels.width(), minimum((panel + 1) * panels.width(), panels.units)};
+    }
+
+    template <class V>
+    static void ask_for_units(const V* row, const Span& units) {
+        for (int64_t unit = units.first; unit < units.last; unit += L) ask_for(row + unit);
+    }
+
+    // What add_up and through_cell are about to read, and was written long ago.
+    void ask_for_grad_output(const Rows& rows, const Span& units) const {
+        if (!user_.grad_output) return;
+        for (int64_t b = rows.first; b < rows.last; ++b) {
+            const int64_t at = (layer_.sequence.offsets[rows.t] + b) * layer_.grad_output_stride;
+            if (layer_.grad_output_stored)
+                ask_for_units(static_cast<const S*>(user_.grad_output) + at, units);
+            else
+                ask_for_units(static_cast<const T*>(user_.grad_output) + at, units);
+        }
+    }
+
+    void ask_for_kept(const Rows& rows, const Span& units) const {
         const auto* saved = static_cast<const S*>(user_.saved);
-        const auto* c = static_cast<const S*>(user_.c);
-        const auto* grad = static_cast<const S*>(user_.grad_output);
-        for (int64_t row = b; row < b + rows; ++row) {
-            const int64_t at = layer_.sequence.offsets[t] + row;
-            for (int i = 0; i < Cell::saved; ++i) ask(saved + (at * Cell::saved + i) * H_);
-            if (Cell::has_c) ask(c + at * H_);
-            if (Cell::has_c && c_prev_.from_rows(t, row)) ask(c_prev_.row(t, row));
-            if (grad && layer_.grad_output_stored) ask(grad + at * layer_.grad_output_stride);
+        for (int64_t b = rows.first; b < rows.last; ++b) {
+            const int64_t at = layer_.sequence.offsets[rows.t] + b;
+            for (int i = 0; i < Cell::saved; ++i)
+                ask_for_units(saved + (at * Cell::saved + i) * H_, units);
+            if (Cell::needs_h)
+                ask_for_units(static_cast<const S*>(user_.output) + at * layer_.output_stride,
+                              units);
+            if (Cell::needs_h_prev && h_prev_.from_rows(rows.t, b))
+                ask_for_units(h_prev_.row(rows.t, b), units);
+            if (Cell::has_c) {
+                ask_for_units(static_cast<const S*>(user_.c) + at * H_, units);
+                if (c_prev_.from_rows(rows.t, b)) ask_for_units(c_prev_.row(rows.t, b), units);
+            }
         }
     }
 

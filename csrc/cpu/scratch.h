@@ -28,8 +28,8 @@ constexpr size_t scratch_kept = 64 << 20;
 // such a tensor is made of fresh memory at every call.
 constexpr int64_t always_fresh = 32 << 20;
 
-// Of what a training step has kept for backward so many bytes at most wait for the next step. Until that writes
-// them, the system may take their pages (`lend`), if it has no others.
+// Of what a training step has kept for backward so many bytes at most wait for the next step. Until that
+// writes them, the system may take their pages (`lend`), if it has no others.
 constexpr int64_t step_kept = 256 << 20;
 void lend(void* data, size_t bytes);
 
