@@ -1,8 +1,10 @@
 // Small layers run in a few microseconds; torch's dispatcher takes as long, its layers' Python three
 // times and an autograd Function in Python ten times that. A module therefore calls the kernels from
-// here where nobody else is to see the call: with plain tensors on the CPU or a GPU, without autocast,
-// tracing, mode or transform. In every other case, and for everything that is wrong, these functions return
-// None, and the module goes the long way.
+// here where no one else has to see the call: with plain tensors on the CPU or a GPU, without autocast,
+// tracing, mode or transform. In every other case, and for everything that is wrong, these functions
+// return None. The module then runs torch's forward code, which calls fastrnn.functional; its functions
+// ask here once more, with weights that a parametrization has computed, packed data, or tensors that
+// autocast has cast, before they call the operator.
 #include "direct.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -12,7 +14,10 @@
 #include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "cpu/choices.h"
 #include "network.h"
@@ -42,11 +47,12 @@ struct Name {
 };
 struct Names {
     Name batch_first{"batch_first"}, bias{"bias"}, bias_hh{"bias_hh"}, bias_ih{"bias_ih"},
-        bidirectional{"bidirectional"}, dropout{"dropout"},
-        flat_weights_names{"_flat_weights_names"}, hidden_size{"hidden_size"},
-        input_size{"input_size"}, num_layers{"num_layers"}, parameters{"_parameters"},
-        proj_size{"proj_size"}, recompute{"recompute"}, training{"training"},
-        weight_hh{"weight_hh"}, weight_ih{"weight_ih"};
+        bidirectional{"bidirectional"}, dropout{"dropout"}, flat_weight_refs{"_flat_weight_refs"},
+        flat_weights{"_flat_weights"}, flat_weights_names{"_flat_weights_names"},
+        hidden_size{"hidden_size"}, input_size{"input_size"}, num_layers{"num_layers"},
+        parameters{"_parameters"}, proj_size{"proj_size"}, recompute{"recompute"},
+        training{"training"}, update_flat_weights{"_update_flat_weights"}, weight_hh{"weight_hh"},
+        weight_ih{"weight_ih"};
 };
 const Names& names() {
     static const Names all;
@@ -103,19 +109,63 @@ private:
     bool complete_ = true;
 };
 
-// The state hx: h, or (h, c) for a cell that has c. False if it is something else.
+// The state hx: h, or (h, c) as a tuple or list for a cell that has c. False if it is something else.
 bool read_states(py::handle hx, bool has_c, Tensor& h, std::optional<Tensor>& c) {
-    PyObject *first = hx.ptr(), *second = nullptr;
+    PyObject* first = hx.ptr();
     if (has_c) {
-        if (!PyTuple_CheckExact(first) || PyTuple_GET_SIZE(first) != 2) return false;
-        second = PyTuple_GET_ITEM(hx.ptr(), 1);
-        first = PyTuple_GET_ITEM(hx.ptr(), 0);
+        if (!(PyTuple_Check(first) || PyList_Check(first)) || PySequence_Fast_GET_SIZE(first) != 2)
+            return false;
+        PyObject* second = PySequence_Fast_GET_ITEM(hx.ptr(), 1);
+        first = PySequence_Fast_GET_ITEM(hx.ptr(), 0);
         if (!is_plain(second)) return false;
         c = THPVariable_Unpack(second);
     }
     if (!is_plain(first)) return false;
     h = THPVariable_Unpack(first);
     return true;
+}
+
+using WeightList = c10::SmallVector<Tensor, 8>;
+
+// The tensors of a list or tuple, if all are plain.
+bool read_weights(PyObject* list, WeightList& weights) {
+    if (!PyList_Check(list) && !PyTuple_Check(list)) return false;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list); ++i) {
+        PyObject* weight = PySequence_Fast_GET_ITEM(list, i);
+        if (!is_plain(weight)) return false;
+        weights.push_back(THPVariable_Unpack(weight));
+    }
+    return true;
+}
+
+// The list _flat_weights that a layer computes with, brought up to date; null where a weight is no
+// parameter. modules.py's _update_flat_weights has the rule: the list counts, until an attribute is no
+// longer the tensor that its weak reference in _flat_weight_refs points to. It need not be called where
+// parameters, list and references agree.
+PyObject* flat_weights(py::handle module, Attributes& attributes) {
+    const Names& name = names();
+    PyObject *listed = attributes.get(name.flat_weights_names),
+             *parameters = attributes.get(name.parameters),
+             *flat = attributes.get(name.flat_weights),
+             *refs = attributes.get(name.flat_weight_refs);
+    if (!attributes.complete() || !PyList_CheckExact(listed) || !PyDict_Check(parameters) ||
+        !PyList_CheckExact(flat) || !PyList_CheckExact(refs))
+        return nullptr;
+    const Py_ssize_t count = PyList_GET_SIZE(listed);
+    bool agree = PyList_GET_SIZE(flat) == count && PyList_GET_SIZE(refs) == count;
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(listed, i));
+        if (!weight) return nullptr;
+        if (!agree) continue;
+        PyObject* ref = PyList_GET_ITEM(refs, i);
+        agree = PyList_GET_ITEM(flat, i) == weight && PyWeakref_CheckRef(ref) &&
+                PyWeakref_GetObject(ref) == weight;
+    }
+    if (agree) return flat;
+    PyObject* done = PyObject_CallMethodNoArgs(module.ptr(), name.update_flat_weights.object);
+    if (!done) throw py::error_already_set();
+    Py_DECREF(done);
+    return attributes.get(name.flat_weights);
 }
 
 // Whether it takes no longer than it takes to let other threads of Python run meanwhile.
@@ -162,32 +212,51 @@ Tensor reshaped(const Tensor& t, at::IntArrayRef shape) {
 
 py::object wrap(Tensor t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
 
+// What a layer is, beside its tensors.
+struct LayerOptions {
+    bool has_biases, bidirectional, train, recompute;
+    int64_t layers;
+    double dropout;
+};
+
+// The results of a network as Python has them: output, h_n and c_n if there is one.
+py::object results(const CellInfo& info, const ForwardResult& r, bool states_in_a_tuple) {
+    if (!info.has_c) return py::make_tuple(wrap(r.output), wrap(r.h_n));
+    if (!states_in_a_tuple) return py::make_tuple(wrap(r.output), wrap(r.h_n), wrap(r.c_n));
+    return py::make_tuple(wrap(r.output), py::make_tuple(wrap(r.h_n), wrap(r.c_n)));
+}
+
+// Runs a network on input [T, B, I] or packed [N, I].
+std::optional<ForwardResult> run_layer(const std::string& cell, const Tensor& x, const Tensor& h0,
+                                       const OptionalTensor& c0, at::TensorList weights,
+                                       const OptionalTensor& batch_sizes, const LayerOptions& o) {
+    return run(
+        {cell, x, h0, c0, weights, batch_sizes, o.has_biases, o.layers, o.bidirectional, o.dropout},
+        o.train, o.recompute);
+}
+
 // RNN, LSTM or GRU: output and the last states, as their forward returns them, or None.
 py::object layer(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
     const CellInfo* info = find_info(cell);
     const Names& name = names();
     Attributes attributes(module);
-    if (!info || !nobody_listens() || !is_plain(input.ptr())) return py::none();
-    PyObject *listed = attributes.get(name.flat_weights_names),
-             *parameters = attributes.get(name.parameters), *dropout = attributes.get(name.dropout);
+    if (!info || !unobserved() || autocast_enabled() || !is_plain(input.ptr())) return py::none();
+    PyObject* dropout = attributes.get(name.dropout);
     const int64_t inputs = attributes.number(name.input_size),
                   hidden = attributes.number(name.hidden_size),
-                  proj = attributes.number(name.proj_size),
-                  layers = attributes.number(name.num_layers);
-    const bool bias = attributes.flag(name.bias),
-               bidirectional = attributes.flag(name.bidirectional),
-               train = attributes.flag(name.training),
-               wants_batch_first = attributes.flag(name.batch_first),
-               recompute = attributes.is_set(name.recompute);
-    if (!attributes.complete() || !PyList_CheckExact(listed) || !PyDict_Check(parameters) ||
-        !PyFloat_CheckExact(dropout))
-        return py::none();
-    c10::SmallVector<Tensor, 8> weights;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(listed); ++i) {
-        PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(listed, i));
-        if (!is_plain(weight)) return py::none();
-        weights.push_back(THPVariable_Unpack(weight));
-    }
+                  proj = attributes.number(name.proj_size);
+    LayerOptions o{};
+    o.layers = attributes.number(name.num_layers);
+    o.has_biases = attributes.flag(name.bias);
+    o.bidirectional = attributes.flag(name.bidirectional);
+    o.train = attributes.flag(name.training);
+    const bool wants_batch_first = attributes.flag(name.batch_first);
+    o.recompute = attributes.is_set(name.recompute);
+    if (!attributes.complete() || !PyFloat_CheckExact(dropout)) return py::none();
+    o.dropout = PyFloat_AS_DOUBLE(dropout);
+    PyObject* flat = flat_weights(module, attributes);
+    WeightList weights;
+    if (!flat || !read_weights(flat, weights)) return py::none();
 
     Tensor x = THPVariable_Unpack(input.ptr()), h0;
     std::optional<Tensor> c0;
@@ -204,7 +273,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
             return py::none();
     } else if (hx.is_none()) {
         const auto zeros = [&](int64_t width) {
-            return at::zeros({layers * (bidirectional ? 2 : 1), x.size(1), width}, x.options());
+            return at::zeros({o.layers * (o.bidirectional ? 2 : 1), x.size(1), width}, x.options());
         };
         h0 = zeros(recurrent);
         if (info->has_c) c0 = proj > 0 ? zeros(hidden) : h0;
@@ -219,43 +288,46 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     if ((h0.defined() && h0.size(-1) != recurrent) || (c0 && c0->size(-1) != hidden))
         return py::none();
 
-    const OptionalTensor no_batch_sizes;
-    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, layers, bidirectional,
-                  PyFloat_AS_DOUBLE(dropout)},
-                 train, recompute);
+    auto r = run_layer(cell, x, h0, c0, weights, std::nullopt, o);
     if (!r) return py::none();
-    if (batch_first) r->output = r->output.transpose(0, 1);
+    // In place, as torch's: the output is no view, which detach_() would refuse.
+    if (batch_first) r->output.transpose_(0, 1);
     if (!batched)
         for (Tensor* t : {&r->output, &r->h_n, &r->c_n})
             if (t->defined()) *t = t->squeeze(1);
-    if (!info->has_c) return py::make_tuple(wrap(r->output), wrap(r->h_n));
-    return py::make_tuple(wrap(r->output), py::make_tuple(wrap(r->h_n), wrap(r->c_n)));
+    return results(*info, *r, /*states_in_a_tuple=*/true);
 }
 
-// RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.
-py::object one_step(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
+// torch.lstm and its like: output and the last states, or None. hx: h0 or (h0, c0). Autocast, where it
+// is on, has been applied by the caller.
+py::object network(const std::string& cell, py::handle input, py::handle hx, py::handle params,
+                   py::handle batch_sizes, bool has_biases, int64_t layers, double dropout,
+                   bool train, bool bidirectional, bool recompute) {
     const CellInfo* info = find_info(cell);
-    const Names& name = names();
-    Attributes attributes(module);
-    if (!info || !nobody_listens() || !is_plain(input.ptr()) || hx.is_none()) return py::none();
-    PyObject* parameters = attributes.get(name.parameters);
-    const bool bias = attributes.flag(name.bias);
-    const int64_t inputs = attributes.number(name.input_size),
-                  hidden = attributes.number(name.hidden_size);
-    if (!attributes.complete() || !PyDict_Check(parameters)) return py::none();
-    c10::SmallVector<Tensor, 4> weights;
-    for (const Name* one : {&name.weight_ih, &name.weight_hh, &name.bias_ih, &name.bias_hh}) {
-        if (weights.size() == 2 && !bias) break;
-        PyObject* weight = found(parameters, *one);
-        if (!is_plain(weight)) return py::none();
-        weights.push_back(THPVariable_Unpack(weight));
-    }
+    if (!info || !unobserved() || !is_plain(input.ptr())) return py::none();
     Tensor x = THPVariable_Unpack(input.ptr()), h0;
-    std::optional<Tensor> c0;
-    if (!read_states(hx, info->has_c, h0, c0) || x.dim() < 1 || x.dim() > 2 || h0.dim() != x.dim())
+    OptionalTensor c0, sizes;
+    WeightList weights;
+    if (!batch_sizes.is_none()) {
+        if (!is_plain(batch_sizes.ptr())) return py::none();
+        sizes = THPVariable_Unpack(batch_sizes.ptr());
+    }
+    if (!read_states(hx, info->has_c, h0, c0) || !read_weights(params.ptr(), weights))
         return py::none();
-    if (x.size(-1) != inputs || h0.size(-1) != hidden ||
-        (c0 && (c0->dim() != x.dim() || c0->size(-1) != hidden)))
+    const auto r = run_layer(cell, x, h0, c0, weights, sizes,
+                             {.has_biases = has_biases,
+                              .bidirectional = bidirectional,
+                              .train = train,
+                              .recompute = recompute,
+                              .layers = layers,
+                              .dropout = dropout});
+    return r ? results(*info, *r, /*states_in_a_tuple=*/false) : py::none();
+}
+
+// A step of rows [B, I] or of one [I], from states of the same form: the new h, or (h, c), or None.
+py::object run_step(const std::string& cell, const CellInfo& info, Tensor x, Tensor h0,
+                    OptionalTensor c0, at::TensorList weights, bool has_biases) {
+    if (x.dim() < 1 || x.dim() > 2 || h0.dim() != x.dim() || (c0 && c0->dim() != x.dim()))
         return py::none();
     // As a layer's: [1, B, ...].
     const int64_t batch = x.dim() == 2 ? x.size(0) : 1;
@@ -265,8 +337,8 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     x = as_step(x), h0 = as_step(h0);
     if (c0) c0 = as_step(*c0);
     const OptionalTensor no_batch_sizes;
-    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, bias, 1, false, 0.0}, false, false,
-                 /*states_alone=*/true);
+    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, has_biases, 1, false, 0.0}, false,
+                 false, /*states_alone=*/true);
     if (!r) return py::none();
     const auto result = [&](const Tensor& t) {
         // No view to autograd, as torch's cells return none.
@@ -274,19 +346,92 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
         t.unsafeGetTensorImpl()->set_sizes_contiguous(shape);  // a new tensor, nobody else's
         return wrap(t);
     };
-    if (!info->has_c) return result(r->h_n);
+    if (!info.has_c) return result(r->h_n);
     return py::make_tuple(result(r->h_n), result(r->c_n));
+}
+
+// RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.
+py::object one_step(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
+    const CellInfo* info = find_info(cell);
+    const Names& name = names();
+    Attributes attributes(module);
+    if (!info || !unobserved() || autocast_enabled() || !is_plain(input.ptr())) return py::none();
+    PyObject* parameters = attributes.get(name.parameters);
+    const bool bias = attributes.flag(name.bias);
+    const int64_t inputs = attributes.number(name.input_size),
+                  hidden = attributes.number(name.hidden_size);
+    if (!attributes.complete() || !PyDict_Check(parameters)) return py::none();
+    WeightList weights;
+    for (const Name* one : {&name.weight_ih, &name.weight_hh, &name.bias_ih, &name.bias_hh}) {
+        if (weights.size() == 2 && !bias) break;
+        PyObject* weight = found(parameters, *one);
+        if (!is_plain(weight)) return py::none();
+        weights.push_back(THPVariable_Unpack(weight));
+    }
+    Tensor x = THPVariable_Unpack(input.ptr()), h0;
+    OptionalTensor c0;
+    if (x.dim() < 1 || x.size(-1) != inputs) return py::none();
+    if (hx.is_none()) {
+        at::DimVector size(x.sizes());
+        size.back() = hidden;
+        h0 = at::zeros(size, x.options());
+        if (info->has_c) c0 = h0;
+    } else if (!read_states(hx, info->has_c, h0, c0)) {
+        return py::none();
+    }
+    if (h0.dim() < 1 || h0.size(-1) != hidden || (c0 && (c0->dim() < 1 || c0->size(-1) != hidden)))
+        return py::none();
+    return run_step(cell, *info, std::move(x), std::move(h0), std::move(c0), weights, bias);
+}
+
+// torch.lstm_cell and its like: the new h, or (h, c), or None. Autocast, where it is on, has been
+// applied by the caller.
+py::object step(const std::string& cell, py::handle input, py::handle hx, py::handle params) {
+    const CellInfo* info = find_info(cell);
+    if (!info || !unobserved() || !is_plain(input.ptr())) return py::none();
+    Tensor h0;
+    OptionalTensor c0;
+    WeightList weights;
+    if (!read_states(hx, info->has_c, h0, c0) || !read_weights(params.ptr(), weights) ||
+        (weights.size() != 2 && weights.size() != 4))
+        return py::none();
+    return run_step(cell, *info, THPVariable_Unpack(input.ptr()), std::move(h0), std::move(c0),
+                    weights, weights.size() == 4);
+}
+
+// Tensors in the dtype that autocast gives them, from its cache of weights where it has one.
+std::vector<Tensor> autocast_to(std::vector<Tensor> tensors, at::ScalarType dtype) {
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(at::autocast_dispatch_keyset);
+    for (Tensor& t : tensors) t = at::autocast::cached_cast(dtype, t, t.device().type());
+    return tensors;
+}
+
+// Whether every torch function mode is torch's device context (torch.set_default_device), which
+// changes nothing but where new tensors are made: ours are made where the input is.
+bool only_device_contexts() {
+    using at::impl::PythonTorchFunctionTLS;
+    static const py::handle device_context =
+        py::object(py::module_::import("torch.utils._device").attr("DeviceContext")).release();
+    for (int64_t i = 0; i < PythonTorchFunctionTLS::stack_len(); ++i) {
+        PyObject* mode = PythonTorchFunctionTLS::get_stack_at(i)->ptr(getPyInterpreter());
+        if (reinterpret_cast<PyObject*>(Py_TYPE(mode)) != device_context.ptr()) return false;
+    }
+    return true;
 }
 
 }  // namespace
 
-bool nobody_listens() {
+bool unobserved() {
     constexpr c10::DispatchKeySet usual(
         {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
     const auto included = c10::impl::tls_local_dispatch_key_set().included_;
-    return only(included, usual) && !at::impl::torch_function_mode_enabled() &&
-           !at::autocast::is_autocast_enabled(at::kCPU) &&
-           !at::autocast::is_autocast_enabled(at::kCUDA);
+    return only(included, usual) &&
+           (!at::impl::torch_function_mode_enabled() || only_device_contexts());
+}
+
+bool autocast_enabled() {
+    return at::autocast::is_autocast_enabled(at::kCPU) ||
+           at::autocast::is_autocast_enabled(at::kCUDA);
 }
 
 bool is_plain(const Tensor& t) {
@@ -308,6 +453,15 @@ void bind_direct(py::module_& module) {
     module.def("cell", one_step,
                "cell(cell, module, input, hx): a cell's forward, or None where the operators are "
                "needed.");
+    module.def("network", network,
+               "The arguments of torch.lstm and its like -> their results, or None where the "
+               "operators are needed.");
+    module.def(
+        "step", step,
+        "step(cell, input, hx, params): a step of torch.lstm_cell and its like, or None where "
+        "the operators are needed.");
+    module.def("autocast_to", autocast_to,
+               "Tensors in the dtype that autocast gives them, from its cache of weights.");
 }
 
 }  // namespace fastrnn

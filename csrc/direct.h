@@ -5,13 +5,14 @@
 
 namespace fastrnn {
 
-// Whether no mode, transform or tracer would see a call of an operator.
-bool nobody_listens();
+// Whether no mode, transform or tracer would see a call of an operator; autocast apart.
+bool unobserved();
+bool autocast_enabled();
 
 // Whether a tensor is on a device with kernels, with values of its own and no tangent.
 bool is_plain(const at::Tensor& tensor);
 
-// Adds the functions `layer` and `cell` to the module fastrnn._C.
+// Adds the functions `layer`, `cell`, `network`, `step` and `autocast_to` to the module fastrnn._C.
 void bind_direct(pybind11::module_& module);
 
 }  // namespace fastrnn

@@ -1,5 +1,6 @@
 #include "node.h"
 
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
@@ -124,7 +125,7 @@ struct Formula {
 std::optional<BackwardResult> without_states(const Arguments& a, const Kept& kept,
                                              const OutputGradients& grads,
                                              const std::vector<bool>& wanted) {
-    bool plain = !at::GradMode::is_enabled() && nobody_listens();
+    bool plain = !at::GradMode::is_enabled() && unobserved() && !autocast_enabled();
     for (const Tensor* t : {&a.input, &kept.hidden, &kept.saved, &kept.c, &kept.noise})
         plain = plain && is_plain(*t);
     for (const OptionalTensor* t : {&grads.output, &grads.h_n, &grads.c_n})
@@ -204,6 +205,29 @@ variable_list certain(const MaybeTensors& list) {
     return result;
 }
 
+// Which of tensors_of(a) a first derivative reads the values of. One that it does not read may be
+// overwritten between forward and backward: frozen weights need no input, no gradient needs a bias.
+std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
+    const CellInfo& cell = *find_info(a.cell);
+    const auto trained = [&](size_t i) { return a.weights[i].requires_grad(); };
+    const int64_t directions = a.bidirectional ? 2 : 1;
+    const size_t each = a.weights.size() / (a.num_layers * directions);
+    bool trains_ih = false, trains_hh = false;  // of the first layer; of any
+    for (size_t i = 0; i < a.weights.size(); i += each) {
+        trains_ih = trains_ih || (i < each * directions && trained(i));
+        trains_hh = trains_hh || trained(i + 1);
+    }
+    std::vector<bool> read = {recompute || trains_ih, recompute || trains_hh || cell.needs_h_prev,
+                              true};
+    for (size_t i = 0; i < a.weights.size(); ++i) {
+        const size_t kind = i % each;
+        const bool first_ih = kind == 0 && i < each * directions,
+                   bias = a.has_biases && (kind == 2 || kind == 3);
+        read.push_back(recompute || !(bias || (first_ih && !a.input.requires_grad())));
+    }
+    return read;
+}
+
 // A node with tensors that it keeps, and an edge for each that it is to give a gradient of.
 struct NetworkNode : public torch::autograd::Node {
     NetworkNode(const Arguments& a, const Formula& formula, std::vector<bool> wanted = {})
@@ -214,9 +238,14 @@ struct NetworkNode : public torch::autograd::Node {
 
     std::string name() const override { return formula_.name; }
 
-    void connect(const variable_list& variables) {
+    // What is not `read` by a first derivative is kept without a check of its version as well. Under
+    // hooks for saved tensors it is not: these decide where a tensor lies.
+    void connect(const variable_list& variables, const std::vector<bool>& read = {}) {
+        const bool hooked = !at::SavedTensorDefaultHooks::get_tls_state().stack.empty();
         torch::autograd::edge_list edges;
-        for (const Tensor& t : variables) {
+        for (size_t i = 0; i < variables.size(); ++i) {
+            const Tensor& t = variables[i];
+            unread_.push_back(read.empty() || read[i] || hooked ? Tensor() : t);
             edges.push_back(t.defined() && t.requires_grad()
                                 ? torch::autograd::impl::gradient_edge(t)
                                 : torch::autograd::Edge());
@@ -233,11 +262,12 @@ struct NetworkNode : public torch::autograd::Node {
         std::lock_guard<std::mutex> lock(mutex_);
         for (auto* list : {&in_, &held_})
             for (SavedVariable& variable : *list) variable.reset_data();
+        for (Tensor& t : unread_) t.reset();
         sizes_.reset_data();
     }
 
     variable_list apply(variable_list&& grads) override {
-        return formula_(grads, state(), needed());
+        return formula_(grads, state(/*differentiable=*/at::GradMode::is_enabled()), needed());
     }
 
     // The next two are compiled autograd's: what a graph depends on, and this node's part of it.
@@ -260,7 +290,7 @@ struct NetworkNode : public torch::autograd::Node {
         saved.before(in_);
         saved.before(held_);
         saved.before(sizes_);
-        const State now = state();
+        const State now = state(/*differentiable=*/true);
         const auto call = [&](const auto&... values) {
             PackedArgs packed;
             (packed.pack(values), ...);
@@ -306,10 +336,13 @@ private:
         return formula(grads, s, packed.unpack<std::vector<bool>>());
     }
 
-    State state() {
+    // A derivative of the gradients reads all of `in`.
+    State state(bool differentiable) {
         std::lock_guard<std::mutex> lock(mutex_);
         State now{options_, wanted_, {}, {}, sizes_.unpack()};
-        for (const SavedVariable& variable : in_) now.in.push_back(variable.unpack());
+        for (size_t i = 0; i < in_.size(); ++i)
+            now.in.push_back(unread_[i].defined() && !differentiable ? unread_[i]
+                                                                     : in_[i].unpack());
         for (const SavedVariable& variable : held_) now.held.push_back(variable.unpack());
         return now;
     }
@@ -325,6 +358,7 @@ private:
     std::vector<bool> wanted_;
     SavedVariable sizes_;
     std::vector<SavedVariable> in_, held_;
+    variable_list unread_;  // of in_ those whose values no first derivative reads, else undefined
 };
 
 c10::DispatchKeySet below_autograd(c10::DispatchKeySet keys) {
@@ -428,7 +462,8 @@ bool needs_gradient(const Arguments& a) {
 
 void attach_backward(const Arguments& a, ForwardResult& r) {
     const auto node = new_node(a, of_forward);
-    node->connect(tensors_of(a));
+    node->connect(tensors_of(a),
+                  read_by_backward(a, recomputes({r.hidden, r.saved, r.c, r.noise})));
     node->keep({r.hidden, r.saved, r.c, r.noise});
     for (Tensor* t : {&r.output, &r.h_n, &r.c_n}) torch::autograd::set_history(*t, node);
 }

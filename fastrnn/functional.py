@@ -29,9 +29,10 @@ _fallbacks: collections.Counter[str] = collections.Counter()
 
 
 def fallbacks() -> dict[str, int]:
-    """How many calls went to torch's own kernels because this build has none for their device.
+    """How many calls went to torch's own kernels because this build has none for their arguments.
 
-    Reason -> calls.
+    Reason -> calls: a device without kernels, a dtype or layout without kernels (complex, sparse),
+    or sizes of 0.
     """
     return dict(_fallbacks)
 
@@ -78,18 +79,33 @@ def rnn(
 
 # Those that this build has kernels for; on meta, the fake ones.
 _DEVICES = ("cpu", "meta", *(["cuda"] if _C.has_cuda else []))
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _kernels_for(name: str, input: Tensor) -> bool:
-    """Whether this build computes on the input's device; if not, the call is counted as torch's."""
-    device = input.device.type
-    if device in _DEVICES:
-        return True
-    call = f"{name} on {device}"
+def _why_torch(input: Tensor) -> str | None:
+    """Why there are no kernels for such an input, or None if there are."""
+    if input.device.type not in _DEVICES:
+        return f"on {input.device.type}"
+    if input.is_complex():
+        return f"of {input.dtype}"
+    if input.layout is not torch.strided:
+        return f"of {input.layout}"
+    return None
+
+
+def _by_torch(function: Callable[..., Any], why: str, *args: Any) -> Any:
+    """The results of torch's own function, counted as a fallback if it takes the arguments."""
+    results = function(*args)
+    call = f"{function.__name__} {why}"
     if not _fallbacks[call]:
         _log.warning("%s: this build of fastrnn has no kernels for it, torch's own are used", call)
     _fallbacks[call] += 1
-    return False
+    return results
+
+
+def _modes_active() -> bool:
+    """Whether a TorchFunctionMode is to see a call: once, as it would torch's, not its parts."""
+    return torch._C._is_torch_function_mode_enabled() and not torch.compiler.is_compiling()
 
 
 def _autocast(
@@ -116,15 +132,21 @@ def _autocast(
     return (low if projected else promoted), promoted
 
 
-def _run(
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The tensors as autocast casts them: weights once in its context."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return [t.to(dtype) for t in tensors]
+    return _C.autocast_to(tensors, dtype)
+
+
+def _with_autocast(
     network: Network,
     padded: bool,
     input: Tensor,
-    batch_sizes: Tensor | None,
     states: Sequence[Tensor],
     params: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    """output, h_n and c_n if there is one, with torch's dtypes under autocast."""
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], torch.dtype | None]:
+    """Input, states and params as autocast casts them, and the dtype of c_n if it differs."""
     h0, *rest = states
     c0 = rest[0] if rest else None
     projected = c0 is not None and c0.dim() == 3 and h0.dim() == 3 and c0.size(2) != h0.size(2)
@@ -132,12 +154,9 @@ def _run(
     if dtype is not None:
         # The network runs in the lower precision where all its results have it or a projection
         # rounds them, else in float32.
-        input, h0, *params = (t.to(dtype) for t in (input, h0, *params))
-        c0 = None if c0 is None else c0.to(dtype)
-    output, h_n, c_n = run(network, input, h0, c0, params, batch_sizes)
-    if c0 is None:
-        return output, h_n
-    return output, h_n, c_n if c_dtype is None else c_n.to(c_dtype)
+        input, *states = _cast([input, *states], dtype)
+        params = _cast(params, dtype)
+    return input, states, params, c_dtype
 
 
 _OPTIONS = ("has_biases", "num_layers", "dropout", "train", "bidirectional")
@@ -167,15 +186,31 @@ def named(cell: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
 def network_of(
     cell: str, given: dict[str, Any], recompute: bool = False
 ) -> tuple[Network, Tensor, Sequence[Tensor]]:
-    """The network that `named` arguments ask for, its input [T, B, I] or [N, I], and its states."""
+    """The network that `named` arguments describe, its input [T, B, I] or [N, I], and its states.
+
+    Raises:
+        TypeError, RuntimeError: torch's own where the states are not tensors, two for an LSTM.
+    """
     hx = given["hx"]
-    if cell == "lstm" and (isinstance(hx, Tensor) or len(hx) != 2):
-        raise RuntimeError("lstm expects two hidden states")
+    states = hx if cell == "lstm" else (hx,)
+    if not _are_states(states, 2 if cell == "lstm" else 1):
+        _raise_as_torch(getattr(torch, cell), *given.values())
+        raise RuntimeError(
+            f"{cell} expects {'two hidden states' if cell == 'lstm' else 'a tensor'}"
+        )
     network = Network(cell, **{name: given[name] for name in _OPTIONS}, recompute=recompute)
     input = given["data"] if "data" in given else given["input"]
     if _is_batch_first(given):
         input = input.transpose(0, 1)
-    return network, input, hx if cell == "lstm" else (hx,)
+    return network, input, states
+
+
+def _are_states(states: Any, count: int) -> bool:
+    return (
+        isinstance(states, list | tuple)
+        and len(states) == count
+        and all(isinstance(state, Tensor) for state in states)
+    )
 
 
 def _is_batch_first(given: dict[str, Any]) -> bool:
@@ -185,21 +220,57 @@ def _is_batch_first(given: dict[str, Any]) -> bool:
 def _layer(
     cell: str, args: tuple[Any, ...], kwargs: dict[str, Any], recompute: bool = False
 ) -> Any:
+    if _modes_active():
+        function = getattr(recomputing, cell) if recompute else globals()[cell]
+        return torch.overrides.handle_torch_function(function, (), *args, **kwargs)
     given = named(cell, args, kwargs)
     data: Tensor = given["data"] if "data" in given else given["input"]
     batch_sizes: Tensor | None = given.get("batch_sizes")
-    if not _kernels_for(cell, data):
-        return getattr(torch, cell)(*given.values())
+    why = _why_torch(data)
+    if why is not None:
+        return _by_torch(getattr(torch, cell), why, *given.values())
     network, input, states = network_of(cell, given, recompute)
     try:
-        output, *last = _run(
-            network, batch_sizes is None, input, batch_sizes, states, given["params"]
-        )
-    except (RuntimeError, ValueError, IndexError):
-        if batch_sizes is None or _is_sound(batch_sizes, data):
-            _raise_as_torch(getattr(torch, cell), *given.values())
-        raise
-    return (output.transpose(0, 1) if _is_batch_first(given) else output, *last)
+        return _layer_results(network, input, batch_sizes, states, given)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if _transforms_active() or (batch_sizes is not None and not _is_sound(batch_sizes, data)):
+            raise
+        refused = error
+    return _torchs_answer(getattr(torch, cell), refused, *given.values())
+
+
+def _layer_results(
+    network: Network,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    given: dict[str, Any],
+) -> tuple[Tensor, ...]:
+    params: Sequence[Tensor] = given["params"]
+    batch_first = _is_batch_first(given)
+    c_dtype = None
+    if torch.is_autocast_enabled(input.device.type):
+        padded = batch_sizes is None
+        input, states, params, c_dtype = _with_autocast(network, padded, input, states, params)
+    found = None
+    if not torch.compiler.is_compiling():
+        n = network
+        found = _C.network(
+            n.cell, input, states if len(states) == 2 else states[0], params, batch_sizes,
+            n.has_biases, n.num_layers, n.dropout, n.train, n.bidirectional, n.recompute,
+        )  # fmt: skip
+    if found is None:
+        h0, *c0 = states
+        found = run(network, input, h0, c0[0] if c0 else None, params, batch_sizes)
+    output, h_n, *c_n = found[: 1 + len(states)]
+    if batch_first:
+        output = output.transpose_(0, 1)  # in place, as torch's: no view, which refuses detach_()
+    return output, h_n, *(c if c_dtype is None else c.to(c_dtype) for c in c_n)
+
+
+def _transforms_active() -> bool:
+    """Whether a transform of torch.func is active: torch's functions would raise for that alone."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def _is_sound(batch_sizes: Tensor, data: Tensor) -> bool:
@@ -228,13 +299,25 @@ def _raise_as_torch(function: Callable[..., Any], *args: Any) -> None:
     Its texts depend on torch's version and on the kernel it would have chosen. It returns None
     where torch takes them, and inside transforms, where torch's function would say that of them.
     """
-    if torch._C._are_functorch_transforms_active():
+    if _transforms_active():
         return
     with torch.no_grad():
         try:
             function(*args)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (TypeError, RuntimeError, ValueError, IndexError) as error:
             raise error from None
+
+
+def _torchs_answer(function: Callable[..., Any], refused: Exception, *args: Any) -> Any:
+    """What torch's function makes of arguments that ours refused: its error, or its results.
+
+    Sizes of 0 are such, and weights of a layout without kernels.
+    """
+    try:
+        return _by_torch(function, "of arguments without kernels", *args)
+    except (TypeError, RuntimeError, ValueError, IndexError) as error:
+        _log.debug("refused: %s", refused)
+        raise error from None
 
 
 _Three = tuple[Tensor, Tensor, Tensor]
@@ -335,7 +418,7 @@ recomputing = types.SimpleNamespace(
 
 def network_of_cell(
     name: str, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
-) -> tuple[Network, list[Tensor]]:
+) -> tuple[Network, Sequence[Tensor]]:
     """The network of one step that a cell is, and its weights."""
     params = [w_ih, w_hh]
     if b_ih is not None or b_hh is not None:
@@ -354,22 +437,41 @@ def _cell(
     b_hh: Tensor | None,
 ) -> Any:
     """One step as a network of one step: the new h, or the new h and c."""
+    arguments: tuple[Any, ...] = (input, hx, w_ih, w_hh, b_ih, b_hh)
+    if _modes_active():
+        return torch.overrides.handle_torch_function(globals()[f"{name}_cell"], (), *arguments)
     torchs = getattr(torch, f"{name}_cell")
-    arguments = (input, hx, w_ih, w_hh, b_ih, b_hh)
-    if not _kernels_for(torchs.__name__, input):
-        return torchs(*arguments)
-    if name == "lstm" and len(hx) != 2:
-        raise RuntimeError("lstm_cell expects two hidden states")
+    why = _why_torch(input)
+    if why is not None:
+        return _by_torch(torchs, why, *arguments)
     states = (hx,) if isinstance(hx, Tensor) else hx
-    network, params = network_of_cell(name, w_ih, w_hh, b_ih, b_hh)
-    try:
-        states = [s.unsqueeze(0) for s in states]
-        _, *last = _run(network, False, input.unsqueeze(0), None, states, params)
-    except (RuntimeError, ValueError, IndexError):
+    if not _are_states(states, 2 if name == "lstm" else 1):
         _raise_as_torch(torchs, *arguments)
-        raise
+        raise RuntimeError(f"{name}_cell expects {'two hidden states' if name == 'lstm' else 'hx'}")
+    try:
+        return _cell_results(name, input, states, (w_ih, w_hh, b_ih, b_hh))
+    except (RuntimeError, ValueError, IndexError) as error:
+        if _transforms_active():
+            raise
+        refused = error
+    return _torchs_answer(torchs, refused, *arguments)
+
+
+def _cell_results(
+    name: str, input: Tensor, states: Sequence[Tensor], weights: tuple[Any, Any, Any, Any]
+) -> Any:
+    network, params = network_of_cell(name, *weights)
+    if torch.is_autocast_enabled(input.device.type):
+        # Of an LSTM's cell c has the dtype of h.
+        input, states, params, _ = _with_autocast(network, False, input, states, params)
+    if not torch.compiler.is_compiling():
+        found = _C.step(name, input, states if len(states) == 2 else states[0], params)
+        if found is not None:
+            return found
+    h0, *c0 = (s.unsqueeze(0) for s in states)
+    _, *last = run(network, input.unsqueeze(0), h0, c0[0] if c0 else None, params, None)
     # No views to autograd, as torch's cells return none.
-    h, *c = (torch.ops.aten._unsafe_view(t, t.shape[1:]) for t in last)
+    h, *c = (torch.ops.aten._unsafe_view(t, t.shape[1:]) for t in last[: len(states)])
     return (h, *c) if c else h
 
 

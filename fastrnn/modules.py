@@ -128,10 +128,11 @@ def _with_options(extra_repr: _Forward) -> _Forward:
 
 
 def _read_weights(self: nn.RNNBase) -> None:
-    """Make ``self._flat_weights``, which forward passes on, the attributes of today.
+    """Bring ``self._flat_weights``, which forward computes with, up to date by torch's rule.
 
-    torch asks weak references whether anything changed, and evaluates a parametrization up to three
-    times a call to find out. Reading the attributes once needs no such rule, and misses no case.
+    The list counts as it is, so that code may write weights into it, until an attribute is no
+    longer the tensor of ``_flat_weight_refs``: then all attributes are read. torch evaluates a
+    parametrization up to three times a call to find out; here each attribute is read once.
     """
     params = self._parameters
     names = self._flat_weights_names
@@ -140,9 +141,9 @@ def _read_weights(self: nn.RNNBase) -> None:
         weights = [params[name] for name in names]
     except KeyError:  # parametrized, under the old weight_norm, or a replica of DataParallel
         weights = [getattr(self, name, None) for name in names]
-    if any(map(operator.is_not, weights, self._flat_weights)):
+    refs = [None if ref is None else ref() for ref in self._flat_weight_refs]
+    if len(refs) != len(weights) or any(map(operator.is_not, weights, refs)):
         self._flat_weights = weights
-        # In step with the list, or torch's class would trust an old list after fastrnn.restore().
         self._flat_weight_refs = [None if w is None else weakref.ref(w) for w in weights]
         self.flatten_parameters()
 

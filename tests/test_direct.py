@@ -1,6 +1,7 @@
 """The direct way from a module to the kernels: where it is taken, and that it changes nothing."""
 
 import itertools
+from unittest import mock
 
 import numpy
 import pytest
@@ -42,8 +43,10 @@ def direct(layer, *args):
 
 
 def long_way(layer, *args):
-    """The results as if there were no direct way."""
-    return type(layer).forward.__wrapped__(layer, *args)
+    """The results as if there were no direct way: by torch's forward code and the operator."""
+    nothing = dict.fromkeys(("network", "step"), lambda *args: None)
+    with mock.patch.multiple(_C, **nothing):
+        return type(layer).forward.__wrapped__(layer, *args)
 
 
 @pytest.mark.parametrize("dtype", FULL + LOW, ids=str)
@@ -225,11 +228,9 @@ LISTENERS = {
     "autocast": lambda: torch.autocast("cpu"),
     "function mode": Function,
     "dispatch mode": Dispatch,
-    "default device": lambda: torch.device("meta"),
 }
 
 
-@pytest.mark.cpu("under a default device somebody always listens")
 @pytest.mark.parametrize("listener", LISTENERS)
 def test_left_where_somebody_listens(listener):
     for layer, x in [
@@ -241,6 +242,40 @@ def test_left_where_somebody_listens(listener):
             assert asked(layer, x, hx) is not None
             with LISTENERS[listener]():
                 assert asked(layer, x, hx) is None
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_taken_under_a_default_device(kind):
+    """torch.set_default_device is a mode, which changes nothing for tensors that are there."""
+    for layer, x in [
+        (pair(kind, 5, 17)[0], torch.randn(3, 4, 5)),
+        (cell_pair(kind, 5, 17)[0], torch.randn(4, 5)),
+    ]:
+        expected = layer(x)
+        with torch.device("meta"):
+            found = asked(layer, x)
+        for a, b in zip(flat(found), flat(expected), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells_without_a_state(kind):
+    layer, _ = cell_pair(kind, 5, 17)
+    for x in (torch.randn(4, 5), torch.randn(5)):
+        for a, b in zip(flat(direct(layer, x)), flat(long_way(layer, x)), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "lstm_proj"])
+def test_states_in_a_list(kind):
+    layer, _ = pair(kind, 5, 17)
+    x, hx = torch.randn(3, 4, 5), random_state(layer, 4)
+    for a, b in zip(flat(direct(layer, x, list(hx))), flat(layer(x, hx)), strict=True):
+        assert torch.equal(a, b)
+    cell = fastrnn.LSTMCell(5, 17)
+    hx = cell_state(cell, 4)
+    for a, b in zip(direct(cell, x[0], list(hx)), cell(x[0], hx), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.cuda
@@ -275,14 +310,14 @@ LEFT = {
     "another dtype": lambda: (LAYER, torch.randn(3, 4, 5).double(), None),
     "another width": lambda: (LAYER, torch.randn(3, 4, 6), None),
     "one state": lambda: (LAYER, torch.randn(3, 4, 5), torch.zeros(1, 4, 17)),
-    "states in a list": lambda: (LAYER, torch.randn(3, 4, 5), [torch.zeros(1, 4, 17)] * 2),
     "a state too small": lambda: (LAYER, torch.randn(3, 4, 5), (torch.zeros(1, 3, 17),) * 2),
     "a state of a batch": lambda: (LAYER, torch.randn(3, 5), (torch.zeros(1, 1, 17),) * 2),
     "no steps": lambda: (LAYER, torch.randn(0, 4, 5), None),
     "no tensor": lambda: (LAYER, 3, None),
     "cell, another width": lambda: (("GRUCell", 5, 17), torch.randn(4, 6), torch.zeros(4, 17)),
     "cell, another batch": lambda: (("GRUCell", 5, 17), torch.randn(4, 5), torch.zeros(3, 17)),
-    "cell, no state": lambda: (("GRUCell", 5, 17), torch.randn(4, 5), None),
+    "cell, three dimensions": lambda: (("GRUCell", 5, 17), torch.randn(1, 4, 5), None),
+    "cell, one state": lambda: (("LSTMCell", 5, 17), torch.randn(4, 5), torch.zeros(2, 4, 17)),
     "cell, unbatched state": lambda: (("GRUCell", 5, 17), torch.randn(1, 5), torch.zeros(17)),
 }
 

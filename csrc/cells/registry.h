@@ -24,11 +24,18 @@ struct CellInfo {
     bool has_c;
     int saved;
     int grads;
+    bool needs_h_prev;
     bool allows_projection;
 };
 
 #define FASTRNN_CELL_INFO(name, Cell) \
-    {#name, Cell::gates, Cell::has_c, Cell::saved, Cell::grads, ::fastrnn::allows_projection<Cell>},
+    {#name,                           \
+     Cell::gates,                     \
+     Cell::has_c,                     \
+     Cell::saved,                     \
+     Cell::grads,                     \
+     Cell::needs_h_prev,              \
+     ::fastrnn::allows_projection<Cell>},
 inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
 #undef FASTRNN_CELL_INFO
 

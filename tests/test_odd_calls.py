@@ -1,0 +1,328 @@
+"""What other people's code does to a layer: it works as with torch's, or fails with torch's error.
+
+Each test names its sisters: the classes, dtypes and forms of call that could fail likewise.
+"""
+
+import itertools
+import re
+
+import pytest
+import torch
+from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, pair, random_state
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.overrides import TorchFunctionMode
+
+import fastrnn
+from fastrnn import functional
+
+KINDS = [*LAYERS, *(f"{kind}_cell" for kind in CELLS)]
+
+
+def both(kind, *sizes, **options):
+    """A layer or cell of ours and torch's."""
+    if kind in LAYERS:
+        return pair(kind, *sizes, **options)
+    return cell_pair(kind.removesuffix("_cell"), *sizes, **options)
+
+
+def inputs(kind, *, dtype=torch.float32):
+    return torch.randn((5, 2, 3) if kind in LAYERS else (2, 3), dtype=dtype)
+
+
+def states(module):
+    return random_state(module, 2) if isinstance(module, nn.RNNBase) else cell_state(module, 2)
+
+
+def torchs_error(call):
+    """What a call raises, or None."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+def assert_same(ours, theirs, **tolerances):
+    for a, b in zip(flat(ours), flat(theirs), strict=True):
+        torch.testing.assert_close(a, b, **tolerances)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """fallbacks() from nothing on."""
+    monkeypatch.setattr(functional, "_fallbacks", type(functional._fallbacks)())
+    return fastrnn.fallbacks
+
+
+# ---- weights that are written into the list ------------------------------------------------------
+
+
+def one_entry(layer, weights):
+    layer._flat_weights[0] = weights[0]
+
+
+def whole_list(layer, weights):
+    layer._flat_weights = list(weights)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("write", [one_entry, whole_list])
+@pytest.mark.parametrize("swap", ["built", "accelerated", "subclass"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_weights_written_into_the_list_are_used(kind, swap, write, packed):
+    """Weight drop and parameter generators write `_flat_weights`, which torch's layers use."""
+    ours, theirs = pair(kind, 3, 4, num_layers=2, bidirectional=True)
+    if swap == "accelerated":
+        ours = pair(kind, 3, 4, num_layers=2, bidirectional=True)[1]
+        ours.load_state_dict(theirs.state_dict())
+        fastrnn.accelerate(ours)
+    elif swap == "subclass":
+        ours.__class__ = type("Mine", (type(ours),), {})
+    x = torch.randn(5, 2, 3)
+    if packed:
+        x = pack_padded_sequence(x, [5, 3])
+    before = ours(x)
+    assert_same(before, theirs(x))
+    written = [(torch.randn_like(w) / 4).requires_grad_() for w in theirs._flat_weights]
+    kept = [list(layer._flat_weights) for layer in (ours, theirs)]
+    for layer in (ours, theirs):
+        write(layer, written)
+    for _ in range(2):  # the next call has them still
+        found, expected = ours(x), theirs(x)
+        assert_same(found, expected)
+    count = 1 if write is one_entry else len(written)
+    grads = [
+        torch.autograd.grad(flat(results)[0].sum(), written[:count])
+        for results in (found, expected)
+    ]
+    assert_same(*grads)
+    for layer, weights in zip((ours, theirs), kept, strict=True):
+        layer._flat_weights = weights
+    assert_same(ours(x), before)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_new_parameter_replaces_what_was_written_into_the_list(kind):
+    ours, theirs = pair(kind, 3, 4)
+    x, new = torch.randn(5, 2, 3), torch.randn_like(theirs.weight_hh_l0)
+    for layer in (ours, theirs):
+        layer._flat_weights[0] = torch.zeros_like(layer.weight_ih_l0)
+        layer(x)
+        layer._parameters["weight_hh_l0"] = nn.Parameter(new)
+    assert_same(ours(x), theirs(x))
+    for layer in (ours, theirs):
+        layer._flat_weights[0] = torch.zeros_like(layer.weight_ih_l0)
+    assert_same(ours(x), theirs(x))
+
+
+# ---- dtypes, layouts and sizes without a kernel --------------------------------------------------
+
+
+@pytest.mark.cpu("torch has no complex layers on a GPU")
+@pytest.mark.parametrize("kind", [k for k in KINDS if "relu" not in k])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_complex_numbers(kind, dtype, counted):
+    ours, theirs = both(kind, 3, 4, dtype=dtype)
+    x = inputs(kind, dtype=dtype).requires_grad_()
+    found, expected = ours(x), theirs(x)
+    assert_same(found, expected)
+    assert_same(*(torch.autograd.grad(flat(r)[0].abs().sum(), x) for r in (found, expected)))
+    assert list(counted().values()) == [1]
+    assert str(dtype) in next(iter(counted()))
+
+
+@pytest.mark.cpu("torch has no complex layers on a GPU")
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_complex_numbers_packed_and_patched(kind, counted):
+    theirs = pair(kind, 3, 4, dtype=torch.complex64)[1]
+    with fastrnn.patch():
+        ours = type(theirs)(3, 4, dtype=torch.complex64)
+    ours.load_state_dict(theirs.state_dict())
+    x = pack_padded_sequence(torch.randn(5, 2, 3, dtype=torch.complex64), [5, 3])
+    assert_same(ours(x), theirs(x))
+    assert sum(counted().values()) == 1
+
+
+@pytest.mark.cpu("the virtual GPU has no sparse tensors")
+@pytest.mark.parametrize("kind", CELLS)
+def test_sparse_input_of_a_cell(kind, counted):
+    ours, theirs = cell_pair(kind, 3, 4)
+    x = torch.randn(2, 3).relu().to_sparse()
+    hx = states(ours)
+    assert_same(ours(x, hx), theirs(x, hx))
+    assert sum(counted().values()) == 1
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("sizes", [(5, 0), (0, 4), (0, 0)])
+def test_cells_of_size_0(kind, sizes, counted):
+    ours, theirs = cell_pair(kind, *sizes)
+    for x in (torch.ones(3, sizes[0]), torch.ones(0, sizes[0])):
+        assert_same(ours(x), theirs(x))
+    assert sum(counted().values()) == 2
+
+
+# ---- views ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiled", "grad"),
+    [*itertools.product(LAYERS, [False], [False, True]), ("gru", True, False)],
+)
+def test_the_output_can_be_detached_in_place(kind, compiled, grad):
+    """As that of torch's GRU and RNN: it is no view, batch_first or not."""
+    for batch_first, layers in itertools.product([False, True], [1, 2]):
+        layer = pair(kind, 3, 4, num_layers=layers, batch_first=batch_first)[0]
+        call = torch.compile(layer, backend="eager") if compiled else layer
+        with torch.set_grad_enabled(grad):
+            output, state = call(torch.randn(5, 2, 3))
+        values = output.detach().clone()
+        output.detach_()
+        assert not output.requires_grad
+        assert torch.equal(output, values)
+        assert output.shape == (5, 2, values.shape[2])
+        for t in flat(state):
+            t.detach_()
+
+
+# ---- states of other types -----------------------------------------------------------------------
+
+ODD_STATES = {
+    "one tensor": lambda h: torch.stack([h, h]),
+    "one in a tuple": lambda h: (h,),
+    "three": lambda h: (h, h, h),
+    "None in it": lambda h: (h, None),
+    "a list": lambda h: [h, h],
+    "a list of one": lambda h: [h],
+    "numbers": lambda h: (0.0, 0.0),
+    "numpy": lambda h: (h.numpy(), h.numpy()),
+    "a string": lambda h: "hx",
+    "a dict": lambda h: {"h": h},
+}
+
+
+@pytest.mark.cpu("arrays of numpy are on the CPU")
+@pytest.mark.parametrize("odd", ODD_STATES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_odd_states_raise_as_torch_does(kind, odd):
+    ours, theirs = both(kind, 3, 4)
+    x, hx = inputs(kind), ODD_STATES[odd](torch.zeros(*([1] if kind in LAYERS else []), 2, 4))
+    error = torchs_error(lambda: theirs(x, hx))
+    if error is None:
+        assert_same(ours(x, hx), theirs(x, hx))
+    else:
+        with pytest.raises(type(error), match=re.escape(str(error))):
+            ours(x, hx)
+
+
+# ---- tensors that no gradient needs --------------------------------------------------------------
+
+
+def overwritten(layer, x, hx, name, grads_of):
+    """Gradients after the tensor of that name has been overwritten between forward and backward."""
+    for p in layer.parameters():
+        p.requires_grad_(False)
+    x = x.clone().requires_grad_(grads_of == "input")
+    states = [t.clone().requires_grad_(grads_of == "state") for t in flat(hx)]
+    result = flat(layer(x, tuple(states) if len(states) == 2 else states[0]))[0]
+    buffers = {"input": x, "h": states[0], **dict(layer.named_parameters())}
+    with torch.no_grad():
+        buffers[name].zero_()
+    return torch.autograd.grad(result.sum(), x if grads_of == "input" else states)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "lstm" not in k])
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_tensor_that_no_gradient_needs_may_be_overwritten(kind, direct, request):
+    """With frozen weights: the input where a state's gradient is wanted, a bias always."""
+    if not direct:
+        request.getfixturevalue("without_direct_calls")
+    x, hx = inputs(kind), states(both(kind, 3, 4)[0])
+    suffix = "_l0" if kind in LAYERS else ""
+    names = {
+        "state": ["input", f"weight_ih{suffix}", f"bias_ih{suffix}", f"bias_hh{suffix}"],
+        "input": [f"bias_ih{suffix}", *(["h"] if kind.startswith("rnn") else [])],
+    }
+    for grads_of, those in names.items():
+        for name in those:
+            ours, theirs = both(kind, 3, 4)
+            found = overwritten(ours, x, hx, name, grads_of)
+            assert_same(found, overwritten(theirs, x, hx, name, grads_of))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_that_a_gradient_needs_may_not(kind):
+    layer, _ = both(kind, 3, 4)
+    x = inputs(kind)
+    hx = states(layer)
+    suffix = "_l0" if kind in LAYERS else ""
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        overwritten(layer, x, hx, f"weight_hh{suffix}", "state")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        overwritten(layer, x, hx, f"weight_ih{suffix}", "input")
+    # The weights' gradients need the input, and gradients of gradients everything.
+    for p in layer.parameters():
+        p.requires_grad_(True)
+    result = flat(layer(x, hx))[0]
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+    h = flat(hx)[0].clone().requires_grad_()
+    layer.requires_grad_(False)
+    result = flat(layer(x, (h, flat(hx)[1]) if isinstance(hx, tuple) else h))[0]
+    x.fill_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(result.sum(), h, create_graph=True)
+
+
+# ---- calls that torch's code and fastrnn.functional see ------------------------------------------
+
+
+class Recorder(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_mode_sees_one_call_of_ours_for_one_of_torchs(kind):
+    """And no parts of it, which would make it slower than torch's."""
+    ours, theirs = both(kind, 3, 4)
+    x = inputs(kind)
+    seen = []
+    for module in (theirs, ours):
+        with Recorder() as recorder:
+            result = module(x)
+        seen.append([getattr(function, "__name__", "") for function in recorder.seen])
+        assert_same(result, theirs(x))
+    assert seen[1] == seen[0]
+    assert getattr(functional, "lstm" if kind == "lstm_proj" else kind) in recorder.seen
+
+
+class Scaled(nn.Module):
+    def forward(self, weight):
+        return weight * 1.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parametrized_weights_and_autocast_need_no_operator(kind, monkeypatch):
+    """They reach the kernels by fastrnn._C, past the dispatcher, with the operator's results."""
+    suffix = "_l0" if kind in LAYERS else ""
+    for scaled, autocast in [(True, False), (False, True), (True, True)]:
+        ours, theirs = both(kind, 3, 4)
+        for module in (ours, theirs) if scaled else ():
+            parametrize.register_parametrization(module, f"weight_hh{suffix}", Scaled())
+        x = inputs(kind)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+            expected = theirs(x)
+            with monkeypatch.context() as patched:
+                patched.setattr(functional, "run", None)
+                found = ours(x)
+        low = {"rtol": 0.02, "atol": 0.02} if autocast else {}  # bfloat16 has 8 bits
+        assert_same(found, expected, **low)
