@@ -127,10 +127,14 @@ bool read_states(py::handle hx, bool has_c, Tensor& h, std::optional<Tensor>& c)
 
 using WeightList = c10::SmallVector<Tensor, 8>;
 
-// The tensors of a list or tuple, if all are plain.
+// The tensors of a list or tuple, if all are plain. Two None at its end are the absent biases of a cell.
 bool read_weights(PyObject* list, WeightList& weights) {
     if (!PyList_Check(list) && !PyTuple_Check(list)) return false;
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list); ++i) {
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
+    if (count == 4 && PySequence_Fast_GET_ITEM(list, 2) == Py_None &&
+        PySequence_Fast_GET_ITEM(list, 3) == Py_None)
+        count = 2;
+    for (Py_ssize_t i = 0; i < count; ++i) {
         PyObject* weight = PySequence_Fast_GET_ITEM(list, i);
         if (!is_plain(weight)) return false;
         weights.push_back(THPVariable_Unpack(weight));
@@ -298,23 +302,53 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     return results(*info, *r, /*states_in_a_tuple=*/true);
 }
 
-// torch.lstm and its like: output and the last states, or None. hx: h0 or (h0, c0). Autocast, where it
-// is on, has been applied by the caller.
+// A tensor in the dtype that autocast gives it, from its cache of weights where that has it.
+Tensor autocast_to(const Tensor& t, at::ScalarType dtype) {
+    return at::autocast::cached_cast(dtype, t, t.device().type());
+}
+
+std::vector<Tensor> all_autocast_to(std::vector<Tensor> tensors, at::ScalarType dtype) {
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(at::autocast_dispatch_keyset);
+    for (Tensor& t : tensors) t = autocast_to(t, dtype);
+    return tensors;
+}
+
+// The tensors of a call of fastrnn.functional.
+struct Given {
+    Tensor x, h0;
+    OptionalTensor c0;
+    WeightList weights;
+
+    // `dtype`: that autocast gives them; None where it is off. False if they need the operator.
+    bool read(const CellInfo& info, py::handle input, py::handle hx, py::handle params,
+              py::handle dtype) {
+        if (!unobserved() || (dtype.is_none() && autocast_enabled()) || !is_plain(input.ptr()) ||
+            !read_states(hx, info.has_c, h0, c0) || !read_weights(params.ptr(), weights))
+            return false;
+        x = THPVariable_Unpack(input.ptr());
+        if (dtype.is_none()) return true;
+        const auto type = py::cast<at::ScalarType>(dtype);
+        c10::impl::ExcludeDispatchKeyGuard no_autocast(at::autocast_dispatch_keyset);
+        x = autocast_to(x, type), h0 = autocast_to(h0, type);
+        if (c0) c0 = autocast_to(*c0, type);
+        for (Tensor& weight : weights) weight = autocast_to(weight, type);
+        return true;
+    }
+};
+
+// torch.lstm and its like: output and the last states, or None. hx: h0 or (h0, c0).
 py::object network(const std::string& cell, py::handle input, py::handle hx, py::handle params,
                    py::handle batch_sizes, bool has_biases, int64_t layers, double dropout,
-                   bool train, bool bidirectional, bool recompute) {
+                   bool train, bool bidirectional, bool recompute, py::handle dtype) {
     const CellInfo* info = find_info(cell);
-    if (!info || !unobserved() || !is_plain(input.ptr())) return py::none();
-    Tensor x = THPVariable_Unpack(input.ptr()), h0;
-    OptionalTensor c0, sizes;
-    WeightList weights;
+    Given given;
+    OptionalTensor sizes;
+    if (!info || !given.read(*info, input, hx, params, dtype)) return py::none();
     if (!batch_sizes.is_none()) {
         if (!is_plain(batch_sizes.ptr())) return py::none();
         sizes = THPVariable_Unpack(batch_sizes.ptr());
     }
-    if (!read_states(hx, info->has_c, h0, c0) || !read_weights(params.ptr(), weights))
-        return py::none();
-    const auto r = run_layer(cell, x, h0, c0, weights, sizes,
+    const auto r = run_layer(cell, given.x, given.h0, given.c0, given.weights, sizes,
                              {.has_biases = has_biases,
                               .bidirectional = bidirectional,
                               .train = train,
@@ -384,26 +418,15 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     return run_step(cell, *info, std::move(x), std::move(h0), std::move(c0), weights, bias);
 }
 
-// torch.lstm_cell and its like: the new h, or (h, c), or None. Autocast, where it is on, has been
-// applied by the caller.
-py::object step(const std::string& cell, py::handle input, py::handle hx, py::handle params) {
+// torch.lstm_cell and its like: the new h, or (h, c), or None.
+py::object step(const std::string& cell, py::handle input, py::handle hx, py::handle params,
+                py::handle dtype) {
     const CellInfo* info = find_info(cell);
-    if (!info || !unobserved() || !is_plain(input.ptr())) return py::none();
-    Tensor h0;
-    OptionalTensor c0;
-    WeightList weights;
-    if (!read_states(hx, info->has_c, h0, c0) || !read_weights(params.ptr(), weights) ||
-        (weights.size() != 2 && weights.size() != 4))
-        return py::none();
-    return run_step(cell, *info, THPVariable_Unpack(input.ptr()), std::move(h0), std::move(c0),
-                    weights, weights.size() == 4);
-}
-
-// Tensors in the dtype that autocast gives them, from its cache of weights where it has one.
-std::vector<Tensor> autocast_to(std::vector<Tensor> tensors, at::ScalarType dtype) {
-    c10::impl::ExcludeDispatchKeyGuard no_autocast(at::autocast_dispatch_keyset);
-    for (Tensor& t : tensors) t = at::autocast::cached_cast(dtype, t, t.device().type());
-    return tensors;
+    Given given;
+    if (!info || !given.read(*info, input, hx, params, dtype)) return py::none();
+    if (given.weights.size() != 2 && given.weights.size() != 4) return py::none();
+    return run_step(cell, *info, given.x, given.h0, given.c0, given.weights,
+                    given.weights.size() == 4);
 }
 
 // Whether every torch function mode is torch's device context (torch.set_default_device), which
@@ -456,11 +479,11 @@ void bind_direct(py::module_& module) {
     module.def("network", network,
                "The arguments of torch.lstm and its like -> their results, or None where the "
                "operators are needed.");
-    module.def(
-        "step", step,
-        "step(cell, input, hx, params): a step of torch.lstm_cell and its like, or None where "
-        "the operators are needed.");
-    module.def("autocast_to", autocast_to,
+    module.def("step", step,
+               "step(cell, input, hx, params, dtype): a step of torch.lstm_cell and its like, or "
+               "None where "
+               "the operators are needed.");
+    module.def("autocast_to", all_autocast_to,
                "Tensors in the dtype that autocast gives them, from its cache of weights.");
 }
 

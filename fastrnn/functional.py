@@ -139,24 +139,24 @@ def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return _C.autocast_to(tensors, dtype)
 
 
-def _with_autocast(
-    network: Network,
+def _autocast_dtypes(
+    cell: str,
     padded: bool,
     input: Tensor,
     states: Sequence[Tensor],
     params: Sequence[Tensor],
-) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], torch.dtype | None]:
-    """Input, states and params as autocast casts them, and the dtype of c_n if it differs."""
+) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """The dtype that autocast has a network run in, and that of c_n if it differs; None if it has
+    none.
+
+    It is the lower precision where all results have that or a projection rounds them, else float32.
+    """
+    if not torch.is_autocast_enabled(input.device.type):
+        return None, None
     h0, *rest = states
     c0 = rest[0] if rest else None
     projected = c0 is not None and c0.dim() == 3 and h0.dim() == 3 and c0.size(2) != h0.size(2)
-    dtype, c_dtype = _autocast(network.cell, padded, projected, h0, input, params)
-    if dtype is not None:
-        # The network runs in the lower precision where all its results have it or a projection
-        # rounds them, else in float32.
-        input, *states = _cast([input, *states], dtype)
-        params = _cast(params, dtype)
-    return input, states, params, c_dtype
+    return _autocast(cell, padded, projected, h0, input, params)
 
 
 _OPTIONS = ("has_biases", "num_layers", "dropout", "train", "bidirectional")
@@ -247,23 +247,22 @@ def _layer_results(
     given: dict[str, Any],
 ) -> tuple[Tensor, ...]:
     params: Sequence[Tensor] = given["params"]
-    batch_first = _is_batch_first(given)
-    c_dtype = None
-    if torch.is_autocast_enabled(input.device.type):
-        padded = batch_sizes is None
-        input, states, params, c_dtype = _with_autocast(network, padded, input, states, params)
+    dtype, c_dtype = _autocast_dtypes(network.cell, batch_sizes is None, input, states, params)
     found = None
     if not torch.compiler.is_compiling():
         n = network
         found = _C.network(
             n.cell, input, states if len(states) == 2 else states[0], params, batch_sizes,
-            n.has_biases, n.num_layers, n.dropout, n.train, n.bidirectional, n.recompute,
+            n.has_biases, n.num_layers, n.dropout, n.train, n.bidirectional, n.recompute, dtype,
         )  # fmt: skip
     if found is None:
+        if dtype is not None:
+            input, *states = _cast([input, *states], dtype)
+            params = _cast(params, dtype)
         h0, *c0 = states
         found = run(network, input, h0, c0[0] if c0 else None, params, batch_sizes)
     output, h_n, *c_n = found[: 1 + len(states)]
-    if batch_first:
+    if _is_batch_first(given):
         output = output.transpose_(0, 1)  # in place, as torch's: no view, which refuses detach_()
     return output, h_n, *(c if c_dtype is None else c.to(c_dtype) for c in c_n)
 
@@ -437,10 +436,17 @@ def _cell(
     b_hh: Tensor | None,
 ) -> Any:
     """One step as a network of one step: the new h, or the new h and c."""
-    arguments: tuple[Any, ...] = (input, hx, w_ih, w_hh, b_ih, b_hh)
-    if _modes_active():
-        return torch.overrides.handle_torch_function(globals()[f"{name}_cell"], (), *arguments)
+    if not torch.compiler.is_compiling():
+        if torch._C._is_torch_function_mode_enabled():
+            function = globals()[f"{name}_cell"]
+            return torch.overrides.handle_torch_function(
+                function, (), input, hx, w_ih, w_hh, b_ih, b_hh
+            )
+        found = _C.step(name, input, hx, (w_ih, w_hh, b_ih, b_hh), None)
+        if found is not None:
+            return found
     torchs = getattr(torch, f"{name}_cell")
+    arguments = (input, hx, w_ih, w_hh, b_ih, b_hh)
     why = _why_torch(input)
     if why is not None:
         return _by_torch(torchs, why, *arguments)
@@ -461,13 +467,15 @@ def _cell_results(
     name: str, input: Tensor, states: Sequence[Tensor], weights: tuple[Any, Any, Any, Any]
 ) -> Any:
     network, params = network_of_cell(name, *weights)
-    if torch.is_autocast_enabled(input.device.type):
-        # Of an LSTM's cell c has the dtype of h.
-        input, states, params, _ = _with_autocast(network, False, input, states, params)
-    if not torch.compiler.is_compiling():
-        found = _C.step(name, input, states if len(states) == 2 else states[0], params)
-        if found is not None:
-            return found
+    dtype, _ = _autocast_dtypes(name, False, input, states, params)  # c has the dtype of h
+    if dtype is not None:
+        if not torch.compiler.is_compiling():
+            hx = states if len(states) == 2 else states[0]
+            found = _C.step(name, input, hx, params, dtype)
+            if found is not None:
+                return found
+        input, *states = _cast([input, *states], dtype)
+        params = _cast(params, dtype)
     h0, *c0 = (s.unsqueeze(0) for s in states)
     _, *last = run(network, input.unsqueeze(0), h0, c0[0] if c0 else None, params, None)
     # No views to autograd, as torch's cells return none.

@@ -1,0 +1,216 @@
+"""Times small layers and cells under each way of calling them, compared with torch's.
+
+    python bench/calls.py [--json bench/results/calls.json]
+
+Here most of a call's time is Python and torch's dispatcher. Every row has torch's module and
+fastrnn's of the same weights, one thread, alternating as in bench/cpu.py. A ratio is torch's time
+over fastrnn's, by round: above 1, fastrnn is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import datetime
+import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from contestants import difference, flat, name_all
+from cpu import machine, save, versions
+from figures import duration
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from timing import product, quartiles, short, timed
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.overrides import TorchFunctionMode
+
+import fastrnn
+
+MODULES = ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
+T, I, H = 10, 32, 64
+BATCHES = {"layer": [1, 16], "cell": [1, 16, 300]}
+
+
+class Mode(TorchFunctionMode):
+    """The least that a mode does."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+def states(module: nn.Module, B: int) -> Any:
+    size = (1, B, H) if isinstance(module, nn.RNNBase) else (B, H)
+    h, c = torch.randn(size), torch.randn(size)
+    return (h, c) if isinstance(module, nn.LSTM | nn.LSTMCell) else h
+
+
+def unchanged(module: nn.Module) -> nn.Module:
+    return module
+
+
+def weight_norm(module: nn.Module) -> nn.Module:
+    name = "weight_hh_l0" if isinstance(module, nn.RNNBase) else "weight_hh"
+    return parametrizations.weight_norm(module, name)
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda module, args, result: None)
+    return module
+
+
+def plain(module: nn.Module, x: Tensor, hx: Any) -> Any:
+    return module(x, hx)
+
+
+def without_state(module: nn.Module, x: Tensor, hx: Any) -> Any:
+    return module(x)
+
+
+def state_in_a_list(module: nn.Module, x: Tensor, hx: Any) -> Any:
+    return module(x, list(hx))
+
+
+def packed(module: nn.Module, x: Tensor, hx: Any) -> Any:
+    lengths = [T - i % 5 for i in range(x.size(1))]
+    return module(pack_padded_sequence(x, lengths, enforce_sorted=False), hx)
+
+
+def with_parameters(module: nn.Module, x: Tensor, hx: Any) -> Any:
+    return functional_call(module, dict(module.named_parameters()), (x, hx))
+
+
+_Context = Callable[[], AbstractContextManager[Any]]
+# What is done to the module, around the call, and how it is called.
+KINDS: dict[str, tuple[Callable[[nn.Module], nn.Module], _Context, Callable[..., Any]]] = {
+    "plain": (unchanged, contextlib.nullcontext, plain),
+    "default device": (unchanged, lambda: torch.device("cpu"), plain),
+    "function mode": (unchanged, Mode, plain),
+    "no state": (unchanged, contextlib.nullcontext, without_state),
+    "state in a list": (unchanged, contextlib.nullcontext, state_in_a_list),
+    "parametrized": (weight_norm, contextlib.nullcontext, plain),
+    "autocast": (unchanged, lambda: torch.autocast("cpu", torch.bfloat16), plain),
+    "packed": (unchanged, contextlib.nullcontext, packed),
+    "hook": (hooked, contextlib.nullcontext, plain),
+    "functional_call": (unchanged, contextlib.nullcontext, with_parameters),
+}
+
+
+def fits(kind: str, name: str) -> bool:
+    if kind == "state in a list":
+        return name.startswith("LSTM")
+    return kind != "packed" or not name.endswith("Cell")
+
+
+def contestants(
+    kind: str, name: str, B: int, training: bool
+) -> tuple[dict[str, Callable[[], object]], str | None]:
+    """Each one's call, and what is wrong with fastrnn's results, if anything."""
+    torch.manual_seed(0)
+    change, context, call = KINDS[kind]
+    theirs = getattr(nn, name)(I, H)
+    ours = fastrnn.accelerate(copy.deepcopy(theirs))
+    x = torch.randn(*([] if name.endswith("Cell") else [T]), B, I)
+    hx = states(theirs, B)
+    # In its context all the time, as a program under a mode is.
+    entered = contextlib.ExitStack()
+    calls: dict[str, Callable[[], object]] = {}
+    results = {}
+    for who, module in {"torch": change(theirs), "fastrnn": change(ours)}.items():
+
+        def forward(module: nn.Module = module) -> Any:
+            with torch.no_grad():
+                return call(module, x, hx)
+
+        def step(module: nn.Module = module) -> Any:
+            module.zero_grad(set_to_none=True)
+            output = flat(call(module, x, hx))[0]
+            output.sum().backward()
+            return output
+
+        calls[who] = step if training else forward
+    with context():
+        for who, made in calls.items():
+            results[who] = name_all([t.detach().float() for t in flat(made())])
+    expected = {name: t.double() for name, t in results["torch"].items()}
+    low = 0.02 if kind == "autocast" else None  # h in bfloat16, of 8 bits
+    wrong = difference(results["fastrnn"], expected, low)
+    entered.close()
+    return calls, wrong
+
+
+def measure(rounds: int, kinds: list[str]) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    rows = []
+    cases = [
+        (kind, name, B, training)
+        for kind in kinds
+        for name in MODULES
+        if fits(kind, name)
+        for B in BATCHES["cell" if name.endswith("Cell") else "layer"]
+        for training in (False, True)
+    ]
+    for kind, name, B, training in track(cases, "", console=Console(stderr=True)):
+        calls, wrong = contestants(kind, name, B, training)
+        mode = "training" if training else "inference"
+        row: dict[str, Any] = {"kind": kind, "module": name, "mode": mode, "B": B}
+        if wrong:
+            rows.append({**row, "error": wrong})
+            continue
+        sgemm, operations = product(1)
+        with KINDS[kind][1]():
+            times = timed({**calls, "sgemm": sgemm}, rounds)
+        seconds = {who: times[who]["seconds"] for who in calls}
+        ratios = [a / b for a, b in zip(seconds["torch"], seconds["fastrnn"], strict=True)]
+        rows.append(
+            {
+                **row,
+                "seconds": short(statistics.median(seconds["fastrnn"])),
+                "ratio": quartiles(ratios),
+                "peak": short(max(operations / value for value in times["sgemm"]["seconds"])),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    shown = Table(title=f"T = {T}, I = {I}, H = {H}, one thread: time of torch / time of fastrnn")
+    for name in ("kind", "module", "B", "mode", "fastrnn", "torch / fastrnn"):
+        shown.add_column(name)
+    for row in rows:
+        head = [row["kind"], row["module"], str(row["B"]), row["mode"]]
+        if "error" in row:
+            shown.add_row(*head, row["error"])
+            continue
+        found = row["ratio"]
+        style = "red" if found["high"] < 1 else "green" if found["low"] > 1 else "default"
+        text = f"{found['median']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+        shown.add_row(*head, duration(row["seconds"]), f"[{style}]{text}[/]")
+    return shown
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--rounds", type=int, default=15, help="of each row, at most (15)")
+    parser.add_argument("--only", action="append", choices=list(KINDS), metavar="KIND")
+    args = parser.parse_args(arguments)
+    rows = measure(args.rounds, args.only or list(KINDS))
+    Console().print(table(rows))
+    if args.json:
+        head = {"machine": machine(), "versions": versions()}
+        save(args.json, {**head, "date": datetime.date.today().isoformat(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
