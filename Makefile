@@ -3,10 +3,10 @@
 # make test   runs the tests, but for the slow ones: ARGS='-m slow' runs those
 # make fuzz   compares random layers with torch's until one differs, CASES (1000) a round
 # make soak   runs layers of any size with 8 threads for ten minutes: none may hang
-# make sanitize  runs tests, and trains layers under LeakSanitizer, on a copy built with AddressSanitizer
-#             and UBSan, kept in build/sanitized
-# make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here, or
-#             on the virtual GPU at VGPU
+# make sanitize  runs tests, and trains layers under LeakSanitizer, on a copy built with
+#             AddressSanitizer and UBSan, kept in build/sanitized
+# make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here,
+#             or on the virtual GPU at VGPU
 # make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone
 # make bench  times the layers beside torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3 minutes,
 #             results and a picture in bench/out; ARGS='--only streaming' for a part
@@ -37,14 +37,18 @@ python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 build_tools := 'setuptools>=77.0.3' wheel 'ninja>=1.11.1' 'pybind11>=2.13' 'numpy>=1.26'
 sources := $(shell find csrc)# with the folders: a removed file is a change too
-formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) $(wildcard tests/mutations/*.cu tests/barrier/*.cpp)
+formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) \
+    $(wildcard bench/*.cpp tests/adding_a_cell/*.h tests/barrier/*.cpp tests/mutations/*.cu)
+# The formatters leave comments and prose as they are: for those, the longest line is checked apart.
+texts := $(formatted) Makefile .ci/run pyproject.toml $(wildcard *.md docs/*.md)
 
 # torch's build looks for ninja there.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # What lies outside the environment is not part of it.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu a-gpu cuda-all bench docs lint clean FORCE
+.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu a-gpu cuda-all bench docs lint \
+    columns clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
@@ -71,7 +75,8 @@ test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 -m 'not slow' $(ARGS)
 
 fuzz: $(VENV)/built
-	while $(python) -m pytest tests/test_fuzz.py --other-cases --fuzz $(CASES) $(ARGS); do :; done; false
+	while $(python) -m pytest tests/test_fuzz.py --other-cases --fuzz $(CASES) $(ARGS); \
+	    do :; done; false
 
 soak: $(VENV)/built
 	$(python) -m pytest tests/test_threads.py -k soak --soak 600 $(ARGS)
@@ -115,6 +120,10 @@ lint: $(VENV)/linters
 	$(VENV)/bin/clang-format --dry-run -Werror $(formatted)
 	$(python) -m mypy fastrnn
 	$(python) bench/readme.py --check
+
+# At most 100 characters a line, but for tables and pictures in Markdown; ruff checks Python's.
+columns:
+	@! LC_ALL=C.UTF-8 grep -HnE '^.{101,}' $(texts) | grep -vE '^[^:]+\.md:[0-9]+: *(\||!\[)'
 
 clean:
 	rm -rf $(VENV) .venv-cuda build dist *.egg-info fastrnn/*.so

@@ -1,7 +1,7 @@
-// For cuda_counters.py: counts apart the loads by which a block waits at a grid barrier, and the bytes
-// that the operands of products have. Preloaded in front of the virtual GPU, whose counters have the
-// former among the others, where no other load of the kernels is volatile or ordered, and not the
-// latter.
+// For cuda_counters.py: counts apart the loads by which a block waits at a grid barrier, and the
+// bytes that the operands of products have. Preloaded in front of the virtual GPU, whose counters
+// have the former among the others, where no other load of the kernels is volatile or ordered, and
+// not the latter.
 #include <dlfcn.h>
 
 #include "vgpu_types.h"

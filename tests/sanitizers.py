@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "sanitized"
-COPIED = ["csrc", "fastrnn", "tests", "bench/memory.py", "setup.py", "pyproject.toml"]
+COPIED = ["csrc", "fastrnn", "tests", "bench/memory.py", "setup.py", "pyproject.toml", "LICENSE"]
 SANITIZERS = "-fsanitize=address,undefined"
 # The last of two -O counts. Whatever is found ends the process. vptr would ask for the type
 # information of torch's classes, some of which torch's libraries keep to themselves; the next four,

@@ -2,6 +2,10 @@
 
 import importlib.util
 import itertools
+import os
+import subprocess
+import sys
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -193,3 +197,16 @@ def test_headers_of_torchs_nvidia_packages(setup, tmp_path, monkeypatch):
     assert found == ["nvidia/cu13/include", "nvidia/cusparselt/include"]
     monkeypatch.setattr(setup.torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
     assert setup.nvidia_includes() == []
+
+
+def test_metadata(tmp_path):
+    """The licence, its file and the README go into a package."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=root, env={**os.environ, "FASTRNN_CUDA": "0"}, check=True)
+    (info,) = tmp_path.glob("*/PKG-INFO")
+    metadata = Parser().parsestr(info.read_text())
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert metadata["Author"].lower() in (root / "LICENSE").read_text()
+    assert metadata.get_payload().strip() == (root / "README.md").read_text().strip()

@@ -1,5 +1,5 @@
-// Threads that meet at csrc/cpu/barrier.h, each reading what all others wrote before. Returns 1 if one
-// reads an old value; ThreadSanitizer looks for reads that nothing orders after the writes.
+// Threads that meet at csrc/cpu/barrier.h, each reading what all others wrote before. Returns 1 if
+// one reads an old value; ThreadSanitizer looks for reads that nothing orders after the writes.
 #include <stdlib.h>
 
 #include <thread>

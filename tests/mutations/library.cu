@@ -1,5 +1,5 @@
-// The persistent kernels for check.py, which calls them by ctypes: a layer of two directions on plain
-// pointers. Every function returns null, or what went wrong.
+// The persistent kernels for check.py, which calls them by ctypes: a layer of two directions on
+// plain pointers. Every function returns null, or what went wrong.
 #include <cstdint>
 #include <numeric>
 #include <vector>
@@ -22,7 +22,8 @@ const OneBlockKernel one_block_tf32[cell_count][2] = {}, one_block_bfloat16[cell
 namespace {
 
 constexpr int directions = 2;
-// How a layer is cut: as the plan has it, with all rows of the batch in one group, or for one block.
+// How a layer is cut: as the plan has it, with all rows of the batch in one group, or for one
+// block.
 enum Way { planned, one_group, one_block };
 // What is multiplied: 16 bits, float32, or that rounded to TF32.
 enum Type { float16, float32, tf32 };
