@@ -6,7 +6,7 @@
 # make sanitize  runs tests, and trains layers under LeakSanitizer, on a copy built with
 #             AddressSanitizer and UBSan, kept in build/sanitized
 # make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here,
-#             or on the virtual GPU at VGPU
+#             or on a virtual one, tests/vgpu; needs nvcc
 # make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone
 # make bench  times the layers beside torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3 minutes,
 #             results and a picture in bench/out; ARGS='--only streaming' for a part
@@ -20,7 +20,7 @@
 #   TORCH_INDEX=URL              the index to take torch from, instead of pip's own
 #   VENV=.venv                   where the environment is
 #   CUDA_TORCH=torch==2.14.1, CUDA_VENV=.venv-cuda    the same for test-cuda
-#   VGPU=../shared/vgpu/vgpu     runs a program on a virtual GPU, where there is no real one
+#   VGPU=tests/vgpu/vgpu         runs a program on a virtual GPU, where there is no real one
 #   ARGS='--window 60'           arguments to the example (demo) or to pytest (test)
 
 PYTHON ?= python3
@@ -29,7 +29,7 @@ TORCH_INDEX ?=
 VENV ?= .venv
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV ?= .venv-cuda
-VGPU ?= $(wildcard ../shared/vgpu/vgpu)
+VGPU ?= tests/vgpu/vgpu
 CASES ?= 1000
 ARGS ?=
 
@@ -38,17 +38,18 @@ pip := $(python) -m pip --disable-pip-version-check
 build_tools := 'setuptools>=77.0.3' wheel 'ninja>=1.11.1' 'pybind11>=2.13' 'numpy>=1.26'
 sources := $(shell find csrc)# with the folders: a removed file is a change too
 formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) \
-    $(wildcard bench/*.cpp tests/adding_a_cell/*.h tests/barrier/*.cpp tests/mutations/*.cu)
+    $(wildcard bench/*.cpp tests/adding_a_cell/*.h tests/barrier/*.cpp tests/mutations/*.cu) \
+    $(wildcard tests/vgpu/runtime/*.h tests/vgpu/runtime/*.cpp tests/vgpu/tests/*/*.cu)
 # The formatters leave comments and prose as they are: for those, the longest line is checked apart.
-texts := $(formatted) Makefile .ci/run pyproject.toml $(wildcard *.md docs/*.md)
+texts := $(formatted) Makefile .ci/run pyproject.toml $(wildcard *.md docs/*.md tests/vgpu/*.md)
 
 # torch's build looks for ninja there.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # What lies outside the environment is not part of it.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu a-gpu cuda-all bench docs lint \
-    columns clean FORCE
+.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all bench docs lint columns \
+    clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
@@ -92,13 +93,10 @@ asked_archs := $(TORCH_CUDA_ARCH_LIST)
 on-a-gpu: export FASTRNN_CUDA := 1
 # The virtual GPU runs the PTX of 9.0.
 on-a-gpu: export TORCH_CUDA_ARCH_LIST = $(or $(asked_archs),$(if $(gpu),,8.0;9.0+PTX))
-on-a-gpu: a-gpu $(VENV)/built
+on-a-gpu: $(VENV)/built
 	@echo 'tests on $(or $(gpu),the virtual GPU $(VGPU))'
 	$(if $(gpu),,$(VGPU) run --) $(python) -m pytest --device cuda -n auto --maxprocesses 8 \
 	    -m 'not slow' $(ARGS)
-
-a-gpu:
-	@test -n '$(gpu)$(VGPU)' || { echo 'make: no GPU here, and no virtual one: set VGPU' >&2; exit 1; }
 
 kernels := $(patsubst csrc/cuda/%.cu,build/cuda/%.o,$(filter %.cu,$(sources)))
 machine_code := $(foreach arch,75 80 86 89 90 100 120,-gencode arch=compute_$(arch),code=sm_$(arch))

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-VGPU = ROOT.parent / "shared/vgpu/vgpu"
+VGPU = ROOT / "tests/vgpu/vgpu"
 T = 20
 GATES = {"LSTM": 4, "GRU": 3}
 # tf32: float32, whose products are rounded as torch's layers have it by default.

@@ -328,7 +328,7 @@ def verdict(vgpu: Path, built: Path, *which: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vgpu", type=Path, default=ROOT.parent / "shared/vgpu/vgpu")
+    parser.add_argument("--vgpu", type=Path, default=ROOT / "tests/vgpu/vgpu")
     parser.add_argument("names", nargs="*", help="of bugs; all if none is given")
     args = parser.parse_args()
     bugs = [bug for bug in BUGS if not args.names or bug.name in args.names]
