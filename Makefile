@@ -10,7 +10,7 @@
 # make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone
 # make bench  times the layers beside torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3 minutes,
 #             results and a picture in bench/out; ARGS='--only streaming' for a part
-# make docs   makes the reference of the package's names, from their docstrings, in build/docs
+# make docs   makes the documentation, pages and docstrings, in build/docs; checks its links
 # make lint   checks style, format and types
 # make clean  removes the environment and what the build left
 #
@@ -110,7 +110,8 @@ bench: $(VENV)/peers
 	$(python) bench/cpu.py --quick --json bench/out/cpu.json --picture bench/out/cpu.png $(ARGS)
 
 docs: $(VENV)/linters
-	$(python) -W error -m pdoc --docformat google --output-directory build/docs fastrnn
+	$(python) -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs --builder html \
+	    --doctree-dir build/doctrees . build/docs
 
 lint: $(VENV)/linters
 	$(python) -m ruff check .
@@ -162,9 +163,9 @@ build/environment: FORCE
 	@mkdir -p build
 	@echo '$(abspath $(VENV))' | cmp -s - $@ || echo '$(abspath $(VENV))' >$@
 
-# fastrnn is installed at this point, so that pip fetches its extra alone.
+# fastrnn is installed at this point, so that pip fetches its extras alone.
 $(VENV)/linters: $(VENV)/torch setup.py | $(VENV)/built
-	$(pip) install 'fastrnn[lint]'
+	$(pip) install 'fastrnn[docs,lint]'
 	@touch $@
 
 $(VENV)/peers: $(VENV)/torch setup.py | $(VENV)/built

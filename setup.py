@@ -279,8 +279,8 @@ if __name__ == "__main__":
                 "ruff==0.17.6",
                 "clang-format==23.1.5",
                 "mypy==2.4.1",
-                "pdoc==16.0.0",
             ],  # each version formats differently
+            "docs": ["sphinx==9.0.4", "myst-parser==5.2.0", "furo==2025.12.19"],
         },
         zip_safe=False,
     )

@@ -30,7 +30,7 @@ FLAGS += ["-fno-sanitize=vptr,null,alignment,object-size,pointer-overflow"]
 FLAGS += ["--param", "asan-instrumentation-with-call-threshold=0"]
 # Left out: what tests code that is not built so, of Python, compilers and others, or kernels for
 # other instruction sets; and how much memory a process takes, which here is the sanitizer's.
-ELSEWHERE = "bench bench_gpu barrier classify_text compile examples export generate isa onnx"
+ELSEWHERE = "bench bench_gpu barrier classify_text compile docs examples export generate isa onnx"
 ELSEWHERE += " others_code packaging reference setup simple_rnn tag_sequence torch_itself train_ddp"
 ELSEWHERE += " translate"
 # The first three differentiate numerically or in Python: nothing that other tests do not come to.

@@ -81,5 +81,5 @@ def test_the_source_distribution_is_whole(tmp_path):
     (archive,) = tmp_path.glob("fastrnn-*.tar.gz")
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    needed = sources("csrc", "fastrnn") | {"setup.py", "pyproject.toml", "README.md"}
+    needed = sources("csrc", "fastrnn") | {"setup.py", "pyproject.toml", "README.md", "LICENSE"}
     assert needed <= names

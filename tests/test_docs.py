@@ -1,0 +1,77 @@
+"""The Python in README.md, CONTRIBUTING.md and docs/ runs.
+
+The blocks ```python of a page run in order, in one namespace and a process of their own. A block
+that can't run by itself is marked ```python no-run, and only compiled.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import fastrnn
+
+pytestmark = [pytest.mark.once, pytest.mark.cpu("pages")]
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+BLOCK = re.compile(r"^( *)```(python.*)\n((?:.*\n)*?)\1```$", re.MULTILINE)
+
+
+def blocks(text):
+    """Of each block of Python: what follows the fence, and its code at the lines where it is."""
+    for block in BLOCK.finditer(text):
+        _, info, code = block.groups()
+        yield info, "\n" * text.count("\n", 0, block.start(3)) + textwrap.dedent(code)
+
+
+def joined(codes):
+    """One program of codes that each begin at lines of their own."""
+    lines = []
+    for code in codes:
+        lines += code.split("\n")[len(lines) :]
+    return "\n".join(lines)
+
+
+def test_blocks_keep_their_lines():
+    page = (
+        "a\n```python\nx = 1\n```\n- b\n\n  ```python no-run\n  y\n  ```\n```python\nz = x\n```\n"
+    )
+    found = list(blocks(page))
+    assert found == [
+        ("python", "\n\nx = 1\n"),
+        ("python no-run", "\n" * 7 + "y\n"),
+        ("python", "\n" * 10 + "z = x\n"),
+    ]
+    assert joined(code for info, code in found if info == "python") == "\n\nx = 1" + "\n" * 8 + (
+        "z = x\n"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_a_page_runs(page, tmp_path):
+    found = list(blocks(page.read_text()))
+    for info, code in found:
+        assert info in ("python", "python no-run"), f"{page.name}: ```{info}"
+        compile(code, str(page), "exec")
+    program = joined(code for info, code in found if info == "python")
+    if program:
+        run = "import sys; exec(compile(sys.stdin.read(), sys.argv[1], 'exec'))"
+        subprocess.run(
+            [sys.executable, "-c", run, str(page)],
+            input=program,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=True,
+        )
+
+
+def test_the_api_page_has_all_public_names():
+    page = (ROOT / "docs/api.md").read_text()
+    shown = re.findall(r"^\.\. (?:auto\w+|py:data):: fastrnn\.(\w+)$", page, re.MULTILINE)
+    assert sorted(shown) == sorted(fastrnn.__all__)
