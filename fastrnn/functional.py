@@ -478,8 +478,11 @@ def _cell_results(
         params = _cast(params, dtype)
     h0, *c0 = (s.unsqueeze(0) for s in states)
     _, *last = run(network, input.unsqueeze(0), h0, c0[0] if c0 else None, params, None)
-    # No views to autograd, as torch's cells return none.
-    h, *c = (torch.ops.aten._unsafe_view(t, t.shape[1:]) for t in last[: len(states)])
+    last = last[: len(states)]
+    if torch._C._get_tracing_state() is not None:  # by which a Python number is frozen: the batch
+        h, *c = (t.squeeze(0) for t in last)
+    else:  # no views to autograd, as torch's cells return none
+        h, *c = (torch.ops.aten._unsafe_view(t, t.shape[1:]) for t in last)
     return (h, *c) if c else h
 
 
