@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastrnn import _C
 from fastrnn.autograd import Network, run
+from fastrnn.symbolic import one_node
 
 _log = logging.getLogger("fastrnn")
 _fallbacks: collections.Counter[str] = collections.Counter()
@@ -37,6 +38,7 @@ def fallbacks() -> dict[str, int]:
     return dict(_fallbacks)
 
 
+@one_node
 def rnn(
     cell: str,
     input: Tensor,
@@ -333,6 +335,7 @@ def lstm(
     data: Tensor, batch_sizes: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor],
     has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> _Three: ...  # fmt: skip
+@one_node
 def lstm(*args: Any, **kwargs: Any) -> Any:
     """torch.lstm: a long short-term memory network.
 
@@ -362,6 +365,7 @@ def gru(
     data: Tensor, batch_sizes: Tensor, hx: Tensor, params: Sequence[Tensor], has_biases: bool,
     num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> _Two: ...  # fmt: skip
+@one_node
 def gru(*args: Any, **kwargs: Any) -> Any:
     """torch.gru: gated recurrent units.
 
@@ -380,6 +384,7 @@ def rnn_tanh(
     data: Tensor, batch_sizes: Tensor, hx: Tensor, params: Sequence[Tensor], has_biases: bool,
     num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> _Two: ...  # fmt: skip
+@one_node
 def rnn_tanh(*args: Any, **kwargs: Any) -> Any:
     """torch.rnn_tanh: an Elman network with tanh.
 
@@ -398,6 +403,7 @@ def rnn_relu(
     data: Tensor, batch_sizes: Tensor, hx: Tensor, params: Sequence[Tensor], has_biases: bool,
     num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> _Two: ...  # fmt: skip
+@one_node
 def rnn_relu(*args: Any, **kwargs: Any) -> Any:
     """torch.rnn_relu: an Elman network with relu.
 
@@ -486,6 +492,7 @@ def _cell_results(
     return (h, *c) if c else h
 
 
+@one_node
 def lstm_cell(
     input: Tensor,
     hx: Sequence[Tensor],
@@ -498,6 +505,7 @@ def lstm_cell(
     return _cell("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
+@one_node
 def gru_cell(
     input: Tensor,
     hx: Tensor,
@@ -510,6 +518,7 @@ def gru_cell(
     return _cell("gru", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
+@one_node
 def rnn_tanh_cell(
     input: Tensor,
     hx: Tensor,
@@ -522,6 +531,7 @@ def rnn_tanh_cell(
     return _cell("rnn_tanh", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
+@one_node
 def rnn_relu_cell(
     input: Tensor,
     hx: Tensor,

@@ -28,6 +28,7 @@ from fastrnn import _C
 # torch's forward code says `_VF.lstm(...)` and runs with the globals of this module: this name is
 # the whole replacement.
 from fastrnn import functional as _VF
+from fastrnn.symbolic import call_of_module
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -91,8 +92,10 @@ def _directly(direct: Callable[..., Any], theirs: _Forward) -> _Forward:
     @functools.wraps(forward)
     def direct_or_forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
         cls: Any = type(self)  # mypy doubts that the classes of modules are hashable
-        if not torch.compiler.is_compiling() and not _has_steps_of_its_own(cls):
-            result = direct(self, input, hx)
+        if not torch.compiler.is_compiling():
+            result = None if _has_steps_of_its_own(cls) else direct(self, input, hx)
+            if result is None:
+                result = call_of_module(direct_or_forward, self, input, hx)
             if result is not None:
                 return result
         if getattr(self, "recompute", False):

@@ -1,0 +1,79 @@
+"""Layers and functions under torch.fx.symbolic_trace: a node each, as torch's have.
+
+A tracer runs a model with Proxy objects in the place of tensors. It takes the modules of torch.nn
+as leaves, by the name of their Python module, and calls the forward of all others. Each tracer has
+such a rule of its own, so that ours record themselves when they are called with a Proxy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import fx, nn
+from torch.fx.proxy import TraceError
+from torch.nn.modules import module as torchs
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _proxies(values: Iterable[Any]) -> Iterator[fx.Proxy]:
+    """The proxies among values and the elements of their tuples and lists."""
+    for value in values:
+        if isinstance(value, fx.Proxy):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _proxies(value)
+
+
+def call_of_module(
+    forward: Callable[..., Any], module: nn.Module, input: Any, hx: Any
+) -> fx.Proxy | None:
+    """A call of ``module`` as a node of the graph that is being traced.
+
+    None if no graph is, and for a module that isn't called by this ``forward`` alone: a subclass
+    with its own, or the root of what is traced. torch's forward then raises its TraceError.
+
+    Raises TraceError for a module with forward hooks: the tracer records what they do around this
+    node, which would do it again.
+    """
+    proxy = next(_proxies((input, hx)), None)
+    cls = type(module)
+    if (
+        proxy is None
+        or not isinstance(proxy.tracer, fx.Tracer)
+        or proxy.tracer.root is module
+        or cls.forward is not forward
+        or cls.__call__ is not nn.Module.__call__
+        or "forward" in vars(module)
+    ):
+        return None
+    if (
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or torchs._global_forward_pre_hooks
+        or torchs._global_forward_hooks
+    ):
+        raise TraceError(
+            f"the forward hooks of {cls.__name__} can't be traced: remove them, or trace with a "
+            "Tracer whose is_leaf_module(module, name) is True for this module"
+        )
+    path = proxy.tracer.path_of_module(module)
+    args = (input,) if hx is None else (input, hx)
+    return proxy.tracer.create_proxy("call_module", path, args, {})
+
+
+def one_node(function: _Function) -> _Function:
+    """Decorate a function of tensors to be a node of a graph that is being traced."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            proxy = next(_proxies((*args, *kwargs.values())), None)
+            if proxy is not None:
+                return proxy.tracer.create_proxy("call_function", call, args, kwargs)
+        return function(*args, **kwargs)
+
+    return cast(_Function, call)
