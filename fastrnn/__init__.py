@@ -7,7 +7,8 @@
 Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward`, has torch.compile
 take fastrnn's layers into its graphs (fastrnn/dynamo.py says how, and how not to) and torch.onnx
 export them as ONNX's own (fastrnn/onnx.py), enters the operators in the registries of torch's tools
-(fastrnn/registries.py), and changes nothing else.
+(fastrnn/registries.py), learns of DTensor when that is imported (fastrnn/distributed.py), and
+changes nothing else.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if (
 import torch
 
 from fastrnn import _C as _C
-from fastrnn import dynamo, functional, reference, registries
+from fastrnn import distributed, dynamo, functional, reference, registries
 from fastrnn.explain import explain
 from fastrnn.functional import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -63,6 +64,7 @@ __all__ = [
 
 dynamo.install()
 registries.install()
+distributed.install()
 # The registry that torch.onnx.export reads, of a package that need not be there.
 when_imported(
     "onnxscript.function_libs.torch_lib.registration",

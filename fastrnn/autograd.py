@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._functorch.eager_transforms import enable_inplace_requires_grad
 
-from fastrnn import ops, reference
+from fastrnn import distributed, ops, reference
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ def run(
     Differentiable any number of times.
     """
     n = network
+    if distributed.are_distributed([input, h0, c0, *weights]):
+        return distributed.run_locally(
+            lambda x, h, c, local: run(n, x, h, c, local, batch_sizes),
+            input, h0, c0, weights, packed=batch_sizes is not None,
+        )  # fmt: skip
     output, h_n, c_n, *_ = ops.forward(
         n.cell, input, h0, c0, weights, batch_sizes,
         n.has_biases, n.num_layers, n.bidirectional, n.dropout, n.train, False, n.recompute,
