@@ -11,6 +11,9 @@ import sys
 import pytest
 import torch
 from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, pair, ragged, random_state
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -158,6 +161,30 @@ def test_operations_of_tensors_without_values():
     assert counted(layer, x, None) == counted(
         layer.to_empty(device="cpu"), torch.randn(T, 2, I), None
     )
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_partitioner_keeps_what_forward_computed(name):
+    """That of torch.compile recomputes what is cheap in backward, and the operator is not."""
+    found = {}
+
+    def compiler(which):
+        def compile(graph_module, _):
+            found[which] = [str(n.target) for n in graph_module.graph.nodes]
+            return make_boxed_func(graph_module.forward)
+
+        return compile
+
+    backend = aot_autograd(
+        fw_compiler=compiler("forward"), bw_compiler=compiler("backward"),
+        partition_fn=min_cut_rematerialization_partition,
+    )  # fmt: skip
+    layer = getattr(fastrnn, name)(I, H, num_layers=2)
+    call = torch.compile(lambda x: layer(x)[0].sin().cos(), backend=backend, fullgraph=True)
+    call(torch.randn(T, 2, I, requires_grad=True)).sum().backward()
+    assert "aten.sin.default" in found["backward"]  # recomputed, for the cosine of it
+    assert "fastrnn.forward.default" in found["forward"]
+    assert "fastrnn.forward.default" not in found["backward"]
 
 
 def test_importing_fastrnn_imports_no_registry():
