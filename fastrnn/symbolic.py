@@ -8,7 +8,7 @@ such a rule of its own, so that ours record themselves when they are called with
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,13 +19,16 @@ from torch.nn.modules import module as torchs
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _proxies(values: Iterable[Any]) -> Iterator[fx.Proxy]:
-    """The proxies among values and the elements of their tuples and lists."""
+def _proxy_in(values: Iterable[Any]) -> fx.Proxy | None:
+    """The first proxy among values and the elements of their tuples and lists."""
     for value in values:
         if isinstance(value, fx.Proxy):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _proxies(value)
+            return value
+        if isinstance(value, tuple | list):
+            found = _proxy_in(value)
+            if found is not None:
+                return found
+    return None
 
 
 def call_of_module(
@@ -39,7 +42,7 @@ def call_of_module(
     Raises TraceError for a module with forward hooks: the tracer records what they do around this
     node, which would do it again.
     """
-    proxy = next(_proxies((input, hx)), None)
+    proxy = _proxy_in((input, hx))
     cls = type(module)
     if (
         proxy is None
@@ -71,7 +74,7 @@ def one_node(function: _Function) -> _Function:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            proxy = next(_proxies((*args, *kwargs.values())), None)
+            proxy = _proxy_in((*args, *kwargs.values()) if kwargs else args)
             if proxy is not None:
                 return proxy.tracer.create_proxy("call_function", call, args, kwargs)
         return function(*args, **kwargs)
