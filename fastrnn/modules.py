@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from fastrnn import _C
 
@@ -185,6 +186,36 @@ def _known_at_run_time(check: _Forward) -> _Forward:
     return cast(_Forward, check_forward_args)
 
 
+def deep_copy(self: _Module, memo: dict[int, Any]) -> _Module:
+    """Copy as copy.deepcopy does, also where weights are computed from other tensors.
+
+    copy.deepcopy refuses tensors that were, which a parametrization leaves in ``_flat_weights``,
+    and pruning and the old weight_norm as attributes. The copy has the values of the latter, and
+    computes its own weights at every call, as the original does.
+
+    A copy of a module whose ``compile()`` was called is not compiled, like that of an nn.Linear: in
+    torch's layers it goes on computing with the original's parameters.
+    """
+    for value in vars(self).values():
+        if isinstance(value, torch.Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    if parametrize.is_parametrized(self):  # it can't be pickled, and torch copies its attributes
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        state = vars(self).copy()
+        if "_flat_weights" in state:  # the weak references say that it is to be read again
+            state["_flat_weights"] = [None] * len(state["_flat_weights"])
+        vars(copied).update(copy.deepcopy(state, memo))
+    else:
+        make, arguments, *rest = cast(tuple[Any, ...], self.__reduce_ex__(4))
+        copied = make(*copy.deepcopy(arguments, memo))
+        memo[id(self)] = copied
+        if rest and rest[0] is not None:
+            copied.__setstate__(copy.deepcopy(rest[0], memo))
+    vars(copied).pop("_compiled_call_impl", None)
+    return copied
+
+
 def _torch_twin(self: _Module) -> _Module:
     """Return torch's layer on the same parameters: what torch.jit.script compiles."""
     cls = type(self)
@@ -224,6 +255,7 @@ class RNN(nn.RNN):
     permute_hidden = _within_bounds(nn.RNN.permute_hidden)
     check_forward_args = _known_at_run_time(nn.RNN.check_forward_args)
     _update_flat_weights = _read_weights
+    __deepcopy__ = deep_copy
     __prepare_scriptable__ = _torch_twin
 
 
@@ -250,6 +282,7 @@ class LSTM(nn.LSTM):
     permute_hidden = _within_bounds(nn.LSTM.permute_hidden)
     check_forward_args = _known_at_run_time(nn.LSTM.check_forward_args)
     _update_flat_weights = _read_weights
+    __deepcopy__ = deep_copy
     __prepare_scriptable__ = _torch_twin
 
 
@@ -275,6 +308,7 @@ class GRU(nn.GRU):
     permute_hidden = _within_bounds(nn.GRU.permute_hidden)
     check_forward_args = _known_at_run_time(nn.GRU.check_forward_args)
     _update_flat_weights = _read_weights
+    __deepcopy__ = deep_copy
     __prepare_scriptable__ = _torch_twin
 
 
@@ -294,6 +328,7 @@ class RNNCell(nn.RNNCell):
         lambda self, input, hx: _C.cell(f"rnn_{self.nonlinearity}", self, input, hx),
         nn.RNNCell.forward,
     )
+    __deepcopy__ = deep_copy
     __prepare_scriptable__ = _torch_twin
 
 
@@ -310,6 +345,7 @@ class LSTMCell(nn.LSTMCell):
     """
 
     forward = _directly(functools.partial(_C.cell, "lstm"), nn.LSTMCell.forward)
+    __deepcopy__ = deep_copy
     __prepare_scriptable__ = _torch_twin
 
 
@@ -326,4 +362,5 @@ class GRUCell(nn.GRUCell):
     """
 
     forward = _directly(functools.partial(_C.cell, "gru"), nn.GRUCell.forward)
+    __deepcopy__ = deep_copy
     __prepare_scriptable__ = _torch_twin

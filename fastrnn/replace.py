@@ -200,6 +200,9 @@ def _convert(module: nn.Module, convert: Callable[[_Class], _Class]) -> _Class:
     if after is before:
         return cls
     namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    # torch's is among them only where the class before had none.
+    if getattr(before, "__deepcopy__", modules.deep_copy) is modules.deep_copy:
+        namespace["__deepcopy__"] = modules.deep_copy
     return type(cls.__name__, (after,), namespace)
 
 
