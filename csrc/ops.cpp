@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/run.h"
 #include "direct.h"
 #include "models.h"
 #include "network.h"
@@ -159,6 +160,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("cells", &registered_cells,
           "The registered cells: name -> gates, states, values kept for backward.");
     m.def("build_info", &build_info, "What was built, and what is in use.");
+    m.def("without_lost_threads", &cpu::without_lost_threads,
+          "In a forked child that lost its parent's OpenMP threads: torch.set_num_threads(1).");
     m.def("explain", &explain_network,
           "How each layer of a network would be computed, forward and backward.");
     bind_direct(m);

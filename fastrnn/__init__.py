@@ -5,16 +5,18 @@
     fastrnn.accelerate(model)                    # or: every recurrent layer of a model, in place
 
 Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward`, has torch.compile
-take fastrnn's layers into its graphs (fastrnn/dynamo.py says how, and how not to) and torch.onnx
+take fastrnn's layers into its graphs (fastrnn/dynamo.py says how, and how not to), has torch.onnx
 export them as ONNX's own (fastrnn/onnx.py), enters the operators in the registries of torch's tools
-(fastrnn/registries.py), learns of DTensor when that is imported (fastrnn/distributed.py), and
-changes nothing else.
+(fastrnn/registries.py), learns of DTensor when that is imported (fastrnn/distributed.py), and calls
+`torch.set_num_threads(1)` in each child that is forked from a process with threads. It changes
+nothing else.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from importlib import metadata
 from typing import Any
 
@@ -65,6 +67,8 @@ __all__ = [
 dynamo.install()
 registries.install()
 distributed.install()
+# Before anything is computed in a forked child, which has none of its parent's threads.
+os.register_at_fork(after_in_child=_C.without_lost_threads)
 # The registry that torch.onnx.export reads, of a package that need not be there.
 when_imported(
     "onnxscript.function_libs.torch_lib.registration",

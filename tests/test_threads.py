@@ -81,32 +81,135 @@ def run_script(script, **options):
     )
 
 
-@pytest.mark.parametrize("used_by", ["fastrnn", "torch"])
-def test_in_a_child_of_a_process_that_has_threads(used_by):
+# What a parent has used threads for before it forks.
+USED_BY = {
+    "fastrnn": "fastrnn.LSTM(128, 256)(torch.randn(20, 16, 128))",
+    "torch": "torch.randn(1000, 1000).exp()",
+    "a product": "torch.randn(1000, 1000) @ torch.randn(1000, 1000)",
+}
+# What a child does first: each hangs in one that asks OpenMP for its parent's threads.
+FIRST = {
+    "a layer": "",
+    "torch": "torch.randn(1000, 1000).exp()",
+    "a product": "torch.randn(1000, 1000) @ torch.randn(1000, 1000)",
+    "orthogonal weights": "torch.nn.init.orthogonal_(torch.empty(1000, 1000))",
+    "more threads": "torch.set_num_threads(2)",
+}
+CHILD = """
+import os, signal, sys, torch, fastrnn
+
+def train(first=""):
+    signal.alarm(60)  # ends it if it hangs
+    exec(first)
+    torch.manual_seed(0)
+    found = []
+    for name in ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]:
+        module = getattr(fastrnn, name)(128, 256)
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        outputs = module(torch.randn((64, 128) if "Cell" in name else (9, 16, 128)))
+        (outputs if name in ("RNNCell", "GRUCell") else outputs[0]).square().sum().backward()
+        optimizer.step()
+        found.append(sum(p.double().sum().item() for p in module.parameters()))
+    return found
+"""
+
+
+@pytest.mark.parametrize(
+    ("used_by", "first"),
+    [*((used, "a layer") for used in USED_BY), *(("torch", first) for first in list(FIRST)[1:])],
+)
+def test_in_a_child_of_a_process_that_has_threads(used_by, first):
     """OpenMP in the child would wait for threads that only its parent has."""
     done = run_script(
-        f"""
-        import os, signal, torch, fastrnn
-        torch.set_num_threads(2)
-        layer = fastrnn.LSTM(128, 256)
-        x = torch.randn(20, 16, 128)
-        if "{used_by}" == "fastrnn":
-            expected = layer(x)[0]
-        else:
-            x.exp().sum()
-            torch.randn(1000, 1000).sin()
-        child = os.fork()
-        if not child:
-            signal.alarm(60)  # ends it if it hangs
-            result = layer(x)[0]
-            torch.set_num_threads(1)
-            os._exit(0 if torch.equal(layer(x)[0], result) else 3)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        if "{used_by}" == "fastrnn":
-            assert torch.equal(layer(x)[0], expected)
-        """
+        CHILD
+        + f"""
+torch.set_num_threads(2)
+expected = train()
+{USED_BY[used_by]}
+read, write = os.pipe()
+child = os.fork()
+if not child:
+    threads = torch.get_num_threads()
+    os.write(write, repr((threads, train({FIRST[first]!r}))).encode())
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+threads, found = eval(os.read(read, 1000))
+assert threads == 1
+assert torch.get_num_threads() == 2
+assert found == expected
+"""
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_in_a_process_of_multiprocessing(method, tmp_path):
+    """A child that was spawned has its own number of threads."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        CHILD
+        + f"""
+def child(queue):
+    threads = torch.get_num_threads()
+    queue.put((threads, train({FIRST["torch"]!r})))
+
+if __name__ == "__main__":
+    import multiprocessing
+    expected = train()
+    context = multiprocessing.get_context({method!r})
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    threads, found = queue.get(timeout=90)
+    process.join()
+    assert process.exitcode == 0
+    assert found == expected
+    assert threads == {1 if method == "fork" else 2}, threads
+"""
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_child_of_a_process_with_one_thread_keeps_its_number():
+    done = run_script(
+        CHILD
+        + """
+assert os.listdir("/proc/self/task") == [str(os.getpid())]
+child = os.fork()
+if not child:
+    train()
+    os._exit(torch.get_num_threads())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+""",
+        env={**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class Built(Dataset):
+    """Items made by a layer that the worker builds."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        torch.manual_seed(i)
+        layer = fastrnn.GRU(33, 64)
+        output = layer(torch.full((5, 3, 33), float(i)))[0]
+        return torch.autograd.grad(output.square().sum(), layer.weight_hh_l0)[0]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_built_in_the_workers_of_a_data_loader(method):
+    data = Built()
+    torch.randn(1000, 1000).exp()
+    expected = torch.stack([data[i] for i in range(len(data))])
+    loader = DataLoader(data, 2, num_workers=2, multiprocessing_context=method, timeout=100)
+    assert torch.equal(torch.cat(list(loader)), expected)
 
 
 def test_other_threads_of_python_run_during_a_long_call():

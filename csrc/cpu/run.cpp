@@ -84,6 +84,8 @@ std::string counted(int64_t n, const char* what) {
 
 std::atomic<bool> had_others{false}, lost_threads{false};
 
+// Threads that wait for no one's work count too, such as those of NumPy's OpenBLAS: nothing tells them
+// from OpenMP's.
 void count_threads() {
     std::error_code none;
     const std::filesystem::directory_iterator tasks("/proc/self/task", none);

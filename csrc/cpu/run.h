@@ -6,9 +6,10 @@
 
 namespace fastrnn::cpu {
 
-// A process that was forked has none of its parent's threads, and OpenMP would wait for them for ever,
-// in torch's operations as in ours. If its parent had any, whoever started them, torch is told to use one
-// in the child. Before anything else is done there.
+// In a forked child whose parent had threads, whoever started them, torch is told to use one: the child
+// has none of them, and OpenMP would wait for them for ever, in torch's operations as in ours. Called
+// when a child is born (fastrnn/__init__.py), and at each call, should it have asked for more since or
+// have been forked without Python's os.fork.
 void without_lost_threads();
 
 void forward(const Problem& problem, const fastrnn::ForwardLayer& layer);
