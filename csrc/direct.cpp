@@ -50,7 +50,7 @@ struct Names {
         bidirectional{"bidirectional"}, dropout{"dropout"}, flat_weight_refs{"_flat_weight_refs"},
         flat_weights{"_flat_weights"}, flat_weights_names{"_flat_weights_names"},
         hidden_size{"hidden_size"}, input_size{"input_size"}, num_layers{"num_layers"},
-        parameters{"_parameters"}, proj_size{"proj_size"}, recompute{"recompute"},
+        parameters{"_parameters"}, proj_size{"proj_size"}, recompute{"_fastrnn_recompute"},
         training{"training"}, update_flat_weights{"_update_flat_weights"}, weight_hh{"weight_hh"},
         weight_ih{"weight_ih"};
 };

@@ -33,6 +33,12 @@ from fastrnn.symbolic import call_of_module
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
+RECOMPUTE = "_fastrnn_recompute"
+"""The instance attribute that holds the option `recompute`, by a name that no user's class has.
+
+csrc/direct.cpp reads it too.
+"""
+
 _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -99,7 +105,7 @@ def _directly(direct: Callable[..., Any], theirs: _Forward) -> _Forward:
                 result = call_of_module(direct_or_forward, self, input, hx)
             if result is not None:
                 return result
-        if getattr(self, "recompute", False):
+        if getattr(self, RECOMPUTE, False):
             return recomputing(self, input, hx)
         return forward(self, input, hx)
 
@@ -114,8 +120,8 @@ def _with_recompute(init: _Forward) -> _Forward:
         self: nn.Module, *args: Any, recompute: bool = False, **kw: Any
     ) -> None:
         init(self, *args, **kw)
-        if recompute:  # else the class's is enough, and the instance has torch's attributes alone
-            self.recompute = True  # type: ignore[assignment]
+        if recompute:  # else the instance has torch's attributes alone
+            setattr(self, RECOMPUTE, True)
 
     return cast(_Forward, init_with_recompute)
 
@@ -126,9 +132,25 @@ def _with_options(extra_repr: _Forward) -> _Forward:
     @functools.wraps(extra_repr)
     def extra_repr_with_options(self: nn.Module) -> str:
         text: str = extra_repr(self)
-        return f"{text}, recompute=True" if self.recompute else text
+        return f"{text}, recompute=True" if getattr(self, RECOMPUTE, False) else text
 
     return cast(_Forward, extra_repr_with_options)
+
+
+def _get_recompute(self: nn.Module) -> Any:
+    own = vars(self)
+    # An attribute of this name that somebody gave a torch.nn.LSTM before it became ours is theirs.
+    return own["recompute"] if "recompute" in own else own.get(RECOMPUTE, False)
+
+
+def _set_recompute(self: nn.Module, value: bool) -> None:
+    own = vars(self)
+    own["recompute" if "recompute" in own else RECOMPUTE] = value
+
+
+_recompute = property(
+    _get_recompute, _set_recompute, doc="Whether only the outputs are kept for backward."
+)
 
 
 def _read_weights(self: nn.RNNBase) -> None:
@@ -245,7 +267,7 @@ class RNN(nn.RNN):
     ``recompute=True`` (an attribute too) keeps the outputs alone for backward.
     """
 
-    recompute = False
+    recompute = _recompute
     __init__ = _with_recompute(nn.RNN.__init__)
     extra_repr = _with_options(nn.RNN.extra_repr)
     forward = _directly(
@@ -275,7 +297,7 @@ class LSTM(nn.LSTM):
     gates again: a fraction of the memory, for another forward pass.
     """
 
-    recompute = False
+    recompute = _recompute
     __init__ = _with_recompute(nn.LSTM.__init__)
     extra_repr = _with_options(nn.LSTM.extra_repr)
     forward = _directly(functools.partial(_C.layer, "lstm"), nn.LSTM.forward)
@@ -301,7 +323,7 @@ class GRU(nn.GRU):
     ``recompute=True`` (an attribute too) keeps the outputs alone for backward.
     """
 
-    recompute = False
+    recompute = _recompute
     __init__ = _with_recompute(nn.GRU.__init__)
     extra_repr = _with_options(nn.GRU.extra_repr)
     forward = _directly(functools.partial(_C.layer, "gru"), nn.GRU.forward)

@@ -43,7 +43,7 @@ class _KeptError(Exception):
     """Why a module keeps its class."""
 
 
-def accelerate(model: _Module) -> _Module:
+def accelerate(model: _Module, *, recompute: bool = False) -> _Module:
     """Turn every torch.nn RNN, LSTM, GRU and cell in ``model`` into fastrnn's; return ``model``.
 
     In place, and only a module's class changes: parameters, buffers, hooks, training flag and every
@@ -57,9 +57,17 @@ def accelerate(model: _Module) -> _Module:
     not the model's: neither is touched. Tools that look for the exact type torch.nn.LSTM, as
     dynamic quantization does, want :func:`restore` first.
 
+    ``recompute=True`` turns that option on in every RNN, LSTM and GRU of the model that is then
+    fastrnn's, those of users' subclasses too; cells have no such option.
+
     Raises TypeError where ``model`` is not a torch.nn.Module.
     """
-    return _swap(model, _fast_class)
+    _swap(model, _fast_class)
+    if recompute:
+        for module in model.modules():
+            if isinstance(module, modules.RNN | modules.LSTM | modules.GRU):
+                setattr(module, modules.RECOMPUTE, True)
+    return model
 
 
 def restore(model: _Module) -> _Module:
@@ -223,6 +231,20 @@ def _torch_base(cls: _Class) -> _Class:
     return users
 
 
+class _Unnamed:
+    """Attributes of fastrnn's classes that users' subclasses do not inherit."""
+
+    class _Absent:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __get__(self, module: nn.Module | None, cls: _Class) -> Any:
+            # Of an instance, nn.Module looks on among its parameters, buffers and submodules.
+            raise AttributeError(f"{cls.__name__!r} object has no attribute {self._name!r}")
+
+    recompute = _Absent("recompute")
+
+
 def _join(cls: _Class) -> _Class:
     """Return a subclass of the user's ``cls`` in which fastrnn's class comes before torch's."""
     if cls in _joined:
@@ -248,7 +270,7 @@ def _join(cls: _Class) -> _Class:
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": reduce,
     }
-    joined: _Class = type(cls.__name__, (cls, _FAST[base]), namespace)
+    joined: _Class = type(cls.__name__, (cls, _Unnamed, _FAST[base]), namespace)
     return _joined.setdefault(cls, joined)
 
 

@@ -121,7 +121,7 @@ def test_the_option(name):
 
 @pytest.mark.once
 def test_a_layer_that_was_torchs():
-    """It has no such attribute of its own until it is given one."""
+    """It has the option as those built as ours do."""
     layer = nn.LSTM(3, 64)
     fastrnn.accelerate(layer)
     x = torch.randn(20, 4, 3)
