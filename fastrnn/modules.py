@@ -247,8 +247,13 @@ def _torch_twin(self: _Module) -> _Module:
         "torch.jit.script compiles torch.nn's %s and leaves it in the model it was called on",
         cls.__name__,
     )
+    return as_torchs(self, cls.__base__)
+
+
+def as_torchs(self: _Module, cls: Any) -> _Module:
+    """Return a module of the class ``cls`` on the same parameters."""
     twin = copy.copy(self)
-    twin.__class__ = cls.__base__  # type: ignore[assignment]
+    twin.__class__ = cls
     return twin
 
 

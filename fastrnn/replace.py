@@ -3,10 +3,12 @@
 What can't be swapped is left alone and named, with the reason, at WARNING in the log ``fastrnn``.
 """
 
+import abc
 import contextlib
 import functools
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
@@ -14,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastrnn import modules
+from fastrnn import forwards, modules
 
 __all__ = ["Patch", "accelerate", "patch", "restore"]
 
@@ -50,9 +52,11 @@ def accelerate(model: _Module, *, recompute: bool = False) -> _Module:
     reference to the module from elsewhere (optimizers, shared submodules) stay what they were. A
     second call changes nothing.
 
-    A subclass that keeps torch's ``forward`` becomes fast too, and its modules stay instances of
-    it. Left alone and reported are subclasses with their own ``forward``, ``__call__``, rules of
-    pickling or of class creation, and modules whose ``forward`` was replaced on the instance.
+    A subclass that keeps torch's ``forward``, or overrides it and calls ``super().forward``, is made
+    fast too, and its modules stay instances of it. Left alone and reported are subclasses whose
+    ``forward`` does not call it, those with a ``__call__``, rules of pickling or of class creation
+    of their own (a metaclass other than ABCMeta), and modules whose ``forward`` was replaced on the
+    instance.
     Scripted and quantized modules are none of torch.nn's classes, and modules in a plain list are
     not the model's: neither is touched. Tools that look for the exact type torch.nn.LSTM, as
     dynamic quantization does, want :func:`restore` first.
@@ -96,7 +100,7 @@ def patch() -> "Patch":
     The constructors of torch's classes are patched and no name is replaced: a ``from torch.nn
     import LSTM`` done earlier builds fastrnn's as well, ``isinstance(m, nn.LSTM)`` holds for old
     and new layers, ``class MyLSTM(nn.LSTM)`` and old pickles work. Subclasses fare as with
-    :func:`accelerate`, but one left alone is only a debug message. Layers built before, copied or
+    :func:`accelerate`; a class that is left alone is reported once. Layers built before, copied or
     unpickled keep their class: :func:`accelerate` is for those. What was built under a patch stays
     fastrnn's when it ends.
 
@@ -164,9 +168,18 @@ def _building_fast(init: _Init) -> _Init:
             try:
                 self.__class__ = _fast_class(self)
             except _KeptError as why:
-                _logger.debug("%s is left alone: it %s", type(self).__qualname__, why)
+                _report_class(type(self), why)
 
     return build
+
+
+_reported: weakref.WeakSet[_Class] = weakref.WeakSet()
+
+
+def _report_class(cls: _Class, why: _KeptError) -> None:
+    if cls not in _reported:
+        _reported.add(cls)
+        _logger.warning("%s is left alone: it %s", cls.__qualname__, why)
 
 
 def _swap(model: _Module, target: Callable[[nn.Module], _Class]) -> _Module:
@@ -250,11 +263,14 @@ def _join(cls: _Class) -> _Class:
     if cls in _joined:
         return _joined[cls]
     base = next(slow for slow in _THEIRS if issubclass(cls, slow))
-    # The first two would not reach our forward; the rest could tell the class made here from cls.
-    for name in ("forward", "__call__", "__reduce__", "__reduce_ex__", "__init_subclass__"):
-        if any(name in vars(c) for c in cls.__mro__[: cls.__mro__.index(base)]):
+    before = [vars(c) for c in cls.__mro__[: cls.__mro__.index(base)]]
+    if not all(forwards.calls_super(names["forward"]) for names in before if "forward" in names):
+        raise _KeptError("overrides forward and does not call super().forward")
+    # The first may not call forward at all; the rest could tell the class made here from cls.
+    for name in ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__"):
+        if any(name in names for names in before):
             raise _KeptError(f"overrides {name}")
-    if type(cls) is not type:
+    if type(cls) not in (type, abc.ABCMeta):
         raise _KeptError(f"has the metaclass {type(cls).__name__}")
 
     def reduce(self: nn.Module, protocol: int) -> Any:
@@ -269,6 +285,7 @@ def _join(cls: _Class) -> _Class:
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": reduce,
+        "__prepare_scriptable__": lambda self: modules.as_torchs(self, cls),
     }
     joined: _Class = type(cls.__name__, (cls, _Unnamed, _FAST[base]), namespace)
     return _joined.setdefault(cls, joined)

@@ -45,7 +45,7 @@ class OnPlain(Plain):
 
 class OwnForward(nn.LSTM):
     def forward(self, input, hx=None):
-        return super().forward(input * 0, hx)
+        return input @ self.weight_ih_l0.T, input @ self.weight_hh_l0[:, :I].T
 
 
 class OnOwnForward(OwnForward):

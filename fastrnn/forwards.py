@@ -1,0 +1,37 @@
+"""Whether a user's forward calls torch's, by its bytecode: the source need not be there."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from typing import Any
+
+# Instructions that say nothing of what is called; Python 3.11 has the most of them.
+_FILL = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL"}
+
+# super().forward and super(Class, self).forward. The class must be named: super(type(self), self)
+# in a class that is subclassed, as fastrnn does, would find itself.
+_SUPER = re.compile(
+    r"LOAD_GLOBAL:super "
+    r"(LOAD_(GLOBAL|DEREF|CLASSDEREF):\S+ (LOAD_ATTR:\S+ )*LOAD_\w+:\S+ )?"
+    r"(CALL:\d LOAD_(METHOD|ATTR)|LOAD_SUPER_\w+):forward "
+)
+
+
+def calls_super(forward: Any) -> bool:
+    """Whether ``forward``, or what it decorates, or a function in it, uses super().forward."""
+    return any(_SUPER.search(text) for text in _texts(forward))
+
+
+def _texts(forward: Any) -> Iterator[str]:
+    """The instructions of a function and of those in it, each as "NAME:argument NAME:argument "."""
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    todo = [code] if isinstance(code, types.CodeType) else []
+    while todo:
+        code = todo.pop()
+        steps = (step for step in dis.get_instructions(code) if step.opname not in _FILL)
+        yield "".join(f"{step.opname}:{step.argval} " for step in steps)
+        todo += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
