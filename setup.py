@@ -273,8 +273,11 @@ if __name__ == "__main__":
                 "onnxruntime>=1.20",
                 *DEMO,
             ],
-            # Others' code, which tests/test_others_code.py trains.
-            "others": ["lightning>=2.4", "skorch>=1.0", "sb3-contrib>=2.4"],
+            # Others' code, which tests/test_others_code.py runs.
+            "others": [
+                *("lightning>=2.4", "skorch>=1.0", "sb3-contrib>=2.4"),
+                *("opacus>=1.5", "ptflops>=0.7.3", "thop"),
+            ],
             "lint": [
                 "ruff==0.17.6",
                 "clang-format==23.1.5",

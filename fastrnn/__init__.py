@@ -7,7 +7,8 @@
 Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward`, has torch.compile
 take fastrnn's layers into its graphs (fastrnn/dynamo.py says how, and how not to), has torch.onnx
 export them as ONNX's own (fastrnn/onnx.py), enters the operators in the registries of torch's tools
-(fastrnn/registries.py), learns of DTensor when that is imported (fastrnn/distributed.py), and calls
+(fastrnn/registries.py) and in torch.ao's table of dynamic quantization (fastrnn/quantization.py),
+learns of DTensor when that is imported (fastrnn/distributed.py), and calls
 `torch.set_num_threads(1)` in each child that is forked from a process with threads. It changes
 nothing else.
 """
@@ -37,7 +38,7 @@ if (
 import torch
 
 from fastrnn import _C as _C
-from fastrnn import distributed, dynamo, functional, reference, registries
+from fastrnn import distributed, dynamo, functional, quantization, reference, registries
 from fastrnn.explain import explain
 from fastrnn.functional import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -66,6 +67,7 @@ __all__ = [
 
 dynamo.install()
 registries.install()
+quantization.install()
 distributed.install()
 # Before anything is computed in a forked child, which has none of its parent's threads.
 os.register_at_fork(after_in_child=_C.without_lost_threads)

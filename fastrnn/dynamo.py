@@ -29,9 +29,9 @@ def _teach(builder: ModuleType) -> None:
 
     @functools.wraps(wrap_module)
     def wrap_our_module(self: Any, value: Any) -> Any:
-        from fastrnn.modules import GRU, LSTM, RNN
+        from fastrnn.marked import is_ours
 
-        if not enabled or not isinstance(value, RNN | LSTM | GRU):
+        if not enabled or not is_ours(value):
             return wrap_module(self, value)
         with builder.config.patch(allow_rnn=True):
             return wrap_module(self, value)

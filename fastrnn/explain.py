@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from fastrnn import _C, functional
 from fastrnn.autograd import Network
-from fastrnn.modules import _on_fastrnn
-from fastrnn.replace import _TORCH
+from fastrnn.marked import is_ours
+from fastrnn.modules import FAST, _on_fastrnn
 
 
 def explain(module: nn.Module, input: Any, hx: Any = None) -> None:
@@ -23,20 +24,20 @@ def explain(module: nn.Module, input: Any, hx: Any = None) -> None:
     persistent) and why, blocks, threads, registers and shared memory.
 
     Args:
-        module: a layer or cell of fastrnn's.
+        module: a layer or cell of fastrnn's, or of torch's under ``keep_types=True``.
         input, hx: what it would be called with.
 
     Raises:
         TypeError: if the module is none of fastrnn's.
         ValueError, RuntimeError: as the call itself would.
     """
-    cls = next((cls for cls in type(module).__mro__ if cls in _TORCH), None)
-    if cls is None:
+    if not is_ours(module):
         raise TypeError(
             f"expected a layer or cell of fastrnn, got {type(module).__name__}; "
             "fastrnn.accelerate makes torch's layers ours"
         )
-    forward = _on_fastrnn(_TORCH[cls].forward, _VF=_RECORDER)
+    cls = next(cls for cls in FAST if isinstance(module, cls))
+    forward = _on_fastrnn(inspect.unwrap(cls.forward), _VF=_RECORDER)
     try:
         with torch.no_grad():
             forward(module, input, hx)

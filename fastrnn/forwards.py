@@ -26,6 +26,12 @@ def calls_super(forward: Any) -> bool:
     return any(_SUPER.search(text) for text in _texts(forward))
 
 
+def calls_by_name(forward: Any, name: str) -> bool:
+    """Whether it uses the forward of a class of that ``name``, as in nn.LSTM.forward(self, x)."""
+    by_name = re.compile(rf"LOAD_\w+:{name} LOAD_(METHOD|ATTR):forward ")
+    return any(by_name.search(text) for text in _texts(forward))
+
+
 def _texts(forward: Any) -> Iterator[str]:
     """The instructions of a function and of those in it, each as "NAME:argument NAME:argument "."""
     code = getattr(inspect.unwrap(forward), "__code__", None)

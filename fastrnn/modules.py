@@ -84,8 +84,9 @@ _STEPS = (
 @functools.lru_cache(maxsize=128)  # bounded: parametrized modules have a class each
 def _has_steps_of_its_own(cls: type[nn.Module]) -> bool:
     """Whether a user's subclass overrides one of them."""
-    ours = next(base for base in cls.__mro__ if base.__module__ == __name__)
-    return any(getattr(cls, name, None) is not getattr(ours, name, None) for name in _STEPS)
+    # Of the six classes, fastrnn's or, for layers that keep their types, torch's.
+    base: Any = next(base for base in cls.__mro__ if base in FAST or base in FAST.values())
+    return any(getattr(cls, name, None) is not getattr(base, name, None) for name in _STEPS)
 
 
 def _directly(direct: Callable[..., Any], theirs: _Forward) -> _Forward:
@@ -241,7 +242,7 @@ def deep_copy(self: _Module, memo: dict[int, Any]) -> _Module:
 def _torch_twin(self: _Module) -> _Module:
     """Return torch's layer on the same parameters: what torch.jit.script compiles."""
     cls = type(self)
-    if cls not in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell):
+    if cls not in FAST.values():
         return self
     logging.getLogger("fastrnn").warning(
         "torch.jit.script compiles torch.nn's %s and leaves it in the model it was called on",
@@ -391,3 +392,14 @@ class GRUCell(nn.GRUCell):
     forward = _directly(functools.partial(_C.cell, "gru"), nn.GRUCell.forward)
     __deepcopy__ = deep_copy
     __prepare_scriptable__ = _torch_twin
+
+
+FAST: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: RNN,
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.RNNCell: RNNCell,
+    nn.LSTMCell: LSTMCell,
+    nn.GRUCell: GRUCell,
+}
+"""torch's class -> fastrnn's."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastrnn import forwards, modules
+from fastrnn import forwards, marked, modules
 
 __all__ = ["Patch", "accelerate", "patch", "restore"]
 
@@ -26,14 +26,7 @@ _Init = Callable[..., None]
 
 _logger = logging.getLogger("fastrnn")
 
-_FAST: dict[_Class, _Class] = {
-    nn.RNN: modules.RNN,
-    nn.LSTM: modules.LSTM,
-    nn.GRU: modules.GRU,
-    nn.RNNCell: modules.RNNCell,
-    nn.LSTMCell: modules.LSTMCell,
-    nn.GRUCell: modules.GRUCell,
-}
+_FAST = modules.FAST
 _TORCH: dict[_Class, _Class] = {fast: slow for slow, fast in _FAST.items()}
 _THEIRS: tuple[_Class, ...] = tuple(_FAST)
 _OURS: tuple[_Class, ...] = tuple(_TORCH)
@@ -45,31 +38,38 @@ class _KeptError(Exception):
     """Why a module keeps its class."""
 
 
-def accelerate(model: _Module, *, recompute: bool = False) -> _Module:
+def accelerate(model: _Module, *, keep_types: bool = False, recompute: bool = False) -> _Module:
     """Turn every torch.nn RNN, LSTM, GRU and cell in ``model`` into fastrnn's; return ``model``.
 
     In place, and only a module's class changes: parameters, buffers, hooks, training flag and every
     reference to the module from elsewhere (optimizers, shared submodules) stay what they were. A
     second call changes nothing.
 
-    A subclass that keeps torch's ``forward``, or overrides it and calls ``super().forward``, is made
-    fast too, and its modules stay instances of it. Left alone and reported are subclasses whose
-    ``forward`` does not call it, those with a ``__call__``, rules of pickling or of class creation
-    of their own (a metaclass other than ABCMeta), and modules whose ``forward`` was replaced on the
-    instance.
-    Scripted and quantized modules are none of torch.nn's classes, and modules in a plain list are
-    not the model's: neither is touched. Tools that look for the exact type torch.nn.LSTM, as
-    dynamic quantization does, want :func:`restore` first.
+    A subclass that keeps torch's ``forward``, or overrides it and calls ``super().forward``, is
+    fast then too, and its modules stay instances of it. Left alone and reported are subclasses
+    whose ``forward`` does not call it, those with a ``__call__``, rules of pickling or of class
+    creation of their own (a metaclass other than ABCMeta), and modules whose ``forward`` was
+    replaced on the instance. Scripted and quantized modules are none of torch.nn's classes, and
+    modules in a plain list are not the model's: neither is touched.
+
+    ``keep_types=True`` leaves the classes as well: ``type(module) is torch.nn.LSTM`` holds, for
+    tools that look for the exact type, and the module has an attribute ``_fastrnn`` by which
+    torch's class calls fastrnn. The first use in a process adds that to the methods of torch's six
+    classes, for good; other modules are computed as before. A subclass keeps its class, whatever
+    rules it has, and may call ``torch.nn.LSTM.forward(self, ...)`` by that name. Another process
+    that unpickles such a module runs torch's code until it calls this function or :func:`patch`
+    with ``keep_types=True`` too.
+    Layers that are fastrnn's already stay as they are: :func:`restore` them first.
 
     ``recompute=True`` turns that option on in every RNN, LSTM and GRU of the model that is then
     fastrnn's, those of users' subclasses too; cells have no such option.
 
     Raises TypeError where ``model`` is not a torch.nn.Module.
     """
-    _swap(model, _fast_class)
+    _swap(model, _keep_type if keep_types else _change_type)
     if recompute:
         for module in model.modules():
-            if isinstance(module, modules.RNN | modules.LSTM | modules.GRU):
+            if isinstance(module, nn.RNNBase) and marked.is_ours(module):
                 setattr(module, modules.RECOMPUTE, True)
     return model
 
@@ -77,15 +77,16 @@ def accelerate(model: _Module, *, recompute: bool = False) -> _Module:
 def restore(model: _Module) -> _Module:
     """Turn every fastrnn module in ``model`` back into torch.nn's, in place; return ``model``.
 
-    The way back from :func:`accelerate`, and it also takes layers that were built as fastrnn's. A
-    subclass written on fastrnn's class has no torch class to go back to: left alone and reported.
+    The way back from :func:`accelerate`, and it also takes layers that were built as fastrnn's and
+    those that kept their types. A subclass written on fastrnn's class has no torch class to go back
+    to: left alone and reported.
 
     Raises TypeError where ``model`` is not a torch.nn.Module.
     """
-    return _swap(model, _torch_class)
+    return _swap(model, _restore)
 
 
-def patch() -> "Patch":
+def patch(*, keep_types: bool = False) -> "Patch":
     """Let ``torch.nn.LSTM(...)`` and the five others, written anywhere, build fastrnn's from now.
 
     For good::
@@ -104,46 +105,49 @@ def patch() -> "Patch":
     unpickled keep their class: :func:`accelerate` is for those. What was built under a patch stays
     fastrnn's when it ends.
 
+    With ``keep_types=True`` a layer built is of torch's class, as code that compares
+    ``type(m)`` expects, and computed by fastrnn; :func:`accelerate` says how.
+
     A patch holds for the whole process: other threads that build layers meanwhile get fastrnn's
-    too. Patches, each from a call of its own, may nest and end in any order; torch's constructors
-    are back when the last has ended.
+    too. Patches, each from a call of its own, may nest and end in any order; ``keep_types`` is that
+    of the newest. torch's constructors are back when the last has ended.
     """
-    return Patch()
+    return Patch(keep_types)
 
 
 class Patch:
     """What :func:`patch` returns: in effect until :meth:`undo` or the end of its ``with`` block."""
 
     _lock = threading.Lock()
-    _count = 0
+    _active: ClassVar[tuple["Patch", ...]] = ()
     _inits: ClassVar[dict[_Class, tuple[_Init, _Init]]] = {}  # torch's and ours
 
-    def __init__(self) -> None:
-        self._on = False
+    def __init__(self, keep_types: bool = False) -> None:
+        self.keep_types = keep_types
         self._apply()
 
     def _apply(self) -> None:
+        if self.keep_types:
+            marked.install()
         with Patch._lock:
-            if self._on:
+            if self in Patch._active:
                 return
-            if Patch._count == 0:
+            if not Patch._active:
                 for cls in _THEIRS:
                     init: _Init = cls.__init__
                     Patch._inits[cls] = init, _building_fast(init)
                     cls.__init__ = Patch._inits[cls][1]  # type: ignore[method-assign]
-            Patch._count += 1
-            self._on = True
+            Patch._active += (self,)
 
     def undo(self) -> None:
         """End this patch; a second call changes nothing."""
         with Patch._lock:
-            if not self._on:
+            if self not in Patch._active:
                 return
-            self._on = False
-            Patch._count -= 1
-            if Patch._count == 0:
+            Patch._active = tuple(p for p in Patch._active if p is not self)
+            if not Patch._active:
                 for cls, (theirs, ours) in Patch._inits.items():
-                    # Where somebody has wrapped ours since, it stays below theirs, idle by _count.
+                    # Where somebody has wrapped ours since, it stays below theirs, idle by _active.
                     if vars(cls)["__init__"] is ours:
                         cls.__init__ = theirs  # type: ignore[method-assign]
 
@@ -164,9 +168,10 @@ def _building_fast(init: _Init) -> _Init:
     @functools.wraps(init)
     def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        if Patch._count:
+        active = Patch._active
+        if active:
             try:
-                self.__class__ = _fast_class(self)
+                (_keep_type if active[-1].keep_types else _change_type)(self)
             except _KeptError as why:
                 _report_class(type(self), why)
 
@@ -182,25 +187,56 @@ def _report_class(cls: _Class, why: _KeptError) -> None:
         _logger.warning("%s is left alone: it %s", cls.__qualname__, why)
 
 
-def _swap(model: _Module, target: Callable[[nn.Module], _Class]) -> _Module:
+def _swap(model: _Module, change: Callable[[nn.Module], None]) -> _Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         if isinstance(module, _THEIRS):
             try:
-                cls = target(module)
+                change(module)
             except _KeptError as why:
                 where = f"'{name}'" if name else "the model"
                 kind = type(module).__qualname__
                 _logger.warning("%s (%s) is left alone: it %s", where, kind, why)
-            else:
-                module.__class__ = cls
     return model
 
 
-def _fast_class(module: nn.Module) -> _Class:
-    if "forward" in vars(module) and not isinstance(module, _OURS):
+def _change_type(module: nn.Module) -> None:
+    if _needs_work(module):
+        module.__class__ = _fast_class(module)
+        _tell_of_types()
+
+
+def _keep_type(module: nn.Module) -> None:
+    if _needs_work(module):
+        _check_forwards(type(module), by_name=True)
+        marked.mark(module)
+
+
+def _restore(module: nn.Module) -> None:
+    marked.unmark(module)
+    module.__class__ = _torch_class(module)
+
+
+def _needs_work(module: nn.Module) -> bool:
+    if marked.is_marked(module):
+        marked.install()  # it may come from another process
+    if marked.is_ours(module):
+        return False
+    if "forward" in vars(module):
         raise _KeptError("has a forward set on the instance")
+    return True
+
+
+@functools.cache  # once a process
+def _tell_of_types() -> None:
+    _logger.info(
+        "layers change their classes from torch.nn's to fastrnn's, subclasses of them: code that "
+        "compares type(layer) with torch.nn's no longer sees them; keep_types=True keeps the types"
+    )
+
+
+def _fast_class(module: nn.Module) -> _Class:
     return _convert(module, _fast_base)
 
 
@@ -244,6 +280,27 @@ def _torch_base(cls: _Class) -> _Class:
     return users
 
 
+def _base(cls: _Class) -> _Class:
+    return next(slow for slow in _THEIRS if issubclass(cls, slow))
+
+
+def _check_forwards(cls: _Class, by_name: bool = False) -> None:
+    """Check that the user's forwards call the next and the last torch's, or torch's ``by_name``."""
+    base = _base(cls)
+    for c in cls.__mro__[: cls.__mro__.index(base)]:
+        forward = vars(c).get("forward")
+        if forward is None or forwards.calls_super(forward):
+            continue
+        if not forwards.calls_by_name(forward, base.__name__):
+            raise _KeptError("overrides forward and does not call super().forward")
+        if not by_name:
+            raise _KeptError(
+                f"overrides forward and calls {base.__name__}.forward and not super().forward: "
+                "keep_types=True makes it fast"
+            )
+        return
+
+
 class _Unnamed:
     """Attributes of fastrnn's classes that users' subclasses do not inherit."""
 
@@ -262,10 +319,9 @@ def _join(cls: _Class) -> _Class:
     """Return a subclass of the user's ``cls`` in which fastrnn's class comes before torch's."""
     if cls in _joined:
         return _joined[cls]
-    base = next(slow for slow in _THEIRS if issubclass(cls, slow))
+    _check_forwards(cls)
+    base = _base(cls)
     before = [vars(c) for c in cls.__mro__[: cls.__mro__.index(base)]]
-    if not all(forwards.calls_super(names["forward"]) for names in before if "forward" in names):
-        raise _KeptError("overrides forward and does not call super().forward")
     # The first may not call forward at all; the rest could tell the class made here from cls.
     for name in ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__"):
         if any(name in names for names in before):

@@ -1,7 +1,7 @@
 """Others' training code, unchanged, with fastrnn's layers in the place of torch's.
 
-Of PyTorch Lightning, skorch and sb3-contrib, from the extra `others`: where one is not installed
-its test is left out.
+Of PyTorch Lightning, skorch and sb3-contrib, and tools that look for torch's types, from the extra
+`others`: where one is not installed its test is left out.
 """
 
 import copy
@@ -121,3 +121,45 @@ def test_recurrent_ppo():
         model.learn(32)
     # The actions are drawn by their probabilities: the same, unless one is a hair off.
     assert_trained_alike(ours.policy, theirs.policy, before)
+
+
+# ---- code that goes by the exact types of layers: docs/swapping.md -------------------------------
+
+
+def by_type(look):
+    """What is found of a model of torch's layers, of fastrnn's, and of those that keep types."""
+    models = [Tagger() for _ in range(3)]
+    fastrnn.accelerate(models[1])
+    fastrnn.accelerate(models[2], keep_types=True)
+    return [look(model) for model in models]
+
+
+def test_thop():
+    thop = pytest.importorskip("thop")
+    theirs, ours, kept = by_type(lambda m: thop.profile(m, data()[:1], verbose=False)[0])
+    assert ours < theirs / 10
+    assert kept == theirs
+
+
+def test_ptflops():
+    ptflops = pytest.importorskip("ptflops")
+    theirs, ours, kept = by_type(
+        lambda m: ptflops.get_model_complexity_info(
+            m, (9, 5), as_strings=False, print_per_layer_stat=False, backend="pytorch"
+        )[0]
+    )
+    assert ours < theirs / 10
+    assert kept == theirs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_opacus():
+    validators = pytest.importorskip("opacus.validators")
+
+    def look(model):
+        validator = validators.ModuleValidator
+        errors = [type(error).__name__ for error in validator.validate(model)]
+        return errors, type(validator.fix(model).rnn).__name__
+
+    refused = ["ShouldReplaceModuleError"], "DPGRU"
+    assert by_type(look) == [refused, ([], "GRU"), refused]

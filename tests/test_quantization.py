@@ -1,0 +1,117 @@
+"""torch.ao's dynamic quantization, which goes by the exact types of layers."""
+
+import pytest
+import torch
+from helpers import flat
+from replace_cases import H, I, Plain, an_input
+from torch import nn
+from torch.ao import quantization
+from torch.ao.nn.quantized import dynamic
+from torch.ao.quantization import quantize_fx
+from torch.testing import assert_close
+
+import fastrnn
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.cpu("torch's quantized layers are the CPU's"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+]
+
+NAMES = ["LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]  # torch has no quantized RNN
+DTYPES = [torch.qint8, torch.float16]
+
+
+def two(name):
+    """The same model of fastrnn's layer and of torch's."""
+    torch.manual_seed(0)
+    theirs = nn.Sequential(getattr(nn, name)(I, H))
+    torch.manual_seed(0)
+    return nn.Sequential(getattr(fastrnn, name)(I, H)), theirs
+
+
+def result(model, name):
+    return flat(model(an_input(getattr(nn, name)(I, H))))
+
+
+SPECS = {
+    "by our type": lambda layer, _: {type(layer)},
+    "by name": lambda _, qconfig: {"0": qconfig},
+    "all": lambda _, qconfig: {"": qconfig},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_with_a_qconfig(name, spec, dtype):
+    ours, theirs = two(name)
+    before = type(ours[0])
+    qconfig = {
+        torch.qint8: quantization.default_dynamic_qconfig,
+        torch.float16: quantization.float16_dynamic_qconfig,
+    }[dtype]
+    found = quantization.quantize_dynamic(ours, SPECS[spec](ours[0], qconfig), dtype)
+    expected = quantization.quantize_dynamic(theirs, dtype=dtype)
+    assert type(found[0]) is type(expected[0]) is getattr(dynamic, name)
+    for a, b in zip(result(found, name), result(expected, name), strict=True):
+        assert torch.equal(a, b)
+    assert type(ours[0]) is before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hooks_stay(name):
+    ours, _ = two(name)
+    seen = []
+    ours[0].register_forward_hook(lambda *_: seen.append("after"))
+    result(quantization.quantize_dynamic(ours, {type(ours[0])}), name)
+    assert seen == ["after"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("how", ["class", "keep_types", "restore"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_goes_by_torchs_types(name, how, dtype):
+    _, model = two(name)
+    expected = quantization.quantize_dynamic(model, dtype=dtype)
+    fastrnn.accelerate(model, keep_types=how == "keep_types")
+    if how == "restore":
+        fastrnn.restore(model)
+    found = quantization.quantize_dynamic(model, dtype=dtype)
+    if how == "class":  # the list is in the function: what docs/swapping.md says
+        assert type(found[0]) is getattr(fastrnn, name)
+    else:
+        assert type(found[0]) is type(expected[0])
+        assert_close(result(found, name), result(expected, name))
+
+
+def test_a_subclass_is_left_as_torchs_is():
+    model = nn.Sequential(Plain(I))
+    found = quantization.quantize_dynamic(model, {"0": quantization.default_dynamic_qconfig})
+    assert type(found[0]) is Plain
+    fastrnn.accelerate(model)
+    found = quantization.quantize_dynamic(model, {"0": quantization.default_dynamic_qconfig})
+    assert type(found[0]) is type(model[0])
+
+
+def test_the_table_has_what_torchs_has():
+    table = quantization.get_default_dynamic_quant_module_mappings()
+    for name in [*NAMES, "RNN"]:
+        assert (getattr(fastrnn, name) in table) == (getattr(nn, name) in table)
+
+
+@pytest.mark.parametrize("how", ["keep_types", "restore"])
+@pytest.mark.parametrize("name", NAMES)
+def test_by_a_graph(name, how):
+    _, model = two(name)
+    fastrnn.accelerate(model.eval(), keep_types=how == "keep_types")
+    if how == "restore":
+        fastrnn.restore(model)
+    mapping = quantization.QConfigMapping().set_global(quantization.default_dynamic_qconfig)
+    prepared = quantize_fx.prepare_fx(model, mapping, (an_input(getattr(nn, name)(I, H)),))
+    assert type(quantize_fx.convert_fx(prepared).get_submodule("0")) is getattr(dynamic, name)
+
+
+def test_fastrnns_classes_are_no_leaves_for_a_graph():
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(nn.Sequential(fastrnn.LSTM(I, H)))
