@@ -13,11 +13,8 @@ def network(
     hx: Any,
     params: Any,
     batch_sizes: Any,
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
+    options: tuple[bool, int, bool, float],
     train: bool,
-    bidirectional: bool,
     recompute: bool,
     dtype: Any,
 ) -> Any: ...
@@ -30,7 +27,5 @@ def explain(
     c0: Any,
     weights: Any,
     batch_sizes: Any,
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
+    options: tuple[bool, int, bool, float],
 ) -> list[tuple[dict[str, str], dict[str, str]]]: ...

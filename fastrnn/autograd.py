@@ -65,13 +65,16 @@ _Flags = Sequence[bool]
 
 
 def results(
-    options: dict[str, Any], batch_sizes: Tensor | None, noise: Tensor, tensors: Sequence[Any]
+    options: dict[str, Any],
+    batch_sizes: Tensor | None,
+    dropout_mask: Tensor,
+    tensors: Sequence[Any],
 ) -> tuple[Tensor | None, ...]:
     """output, h_n and c_n (or None), as the operator `forward` gives them."""
     if ops.are_of_models(tensors[3:]):
         each = [
             results(
-                options, batch_sizes, noise[model] if noise.numel() else noise,
+                options, batch_sizes, dropout_mask[model] if dropout_mask.numel() else dropout_mask,
                 [None if t is None else t[model] for t in tensors],
             )
             for model in range(len(tensors[3]))
@@ -85,7 +88,7 @@ def results(
     input, h0, c0, *weights = tensors
     found = reference.run(
         input=input, h0=h0, c0=c0, weights=weights, batch_sizes=batch_sizes,
-        noise=noise if noise.numel() else None, **options,
+        dropout_mask=dropout_mask if dropout_mask.numel() else None, **options,
     )  # fmt: skip
     return tuple(None if t is None else t.to(dtype) for t in found)
 
@@ -93,7 +96,7 @@ def results(
 def gradients(
     options: dict[str, Any],
     batch_sizes: Tensor | None,
-    noise: Tensor,
+    dropout_mask: Tensor,
     wanted: _Flags,
     grads: _Tensors,
     tensors: _Tensors,
@@ -106,14 +109,18 @@ def gradients(
     with torch.enable_grad(), enable_inplace_requires_grad(True):
         tensors = [None if t is None else _variable(t) for t in tensors]
     return _pulled_back(
-        lambda given: results(options, batch_sizes, noise, given), tensors, wanted, grads, _by_graph
+        lambda given: results(options, batch_sizes, dropout_mask, given),
+        tensors,
+        wanted,
+        grads,
+        _by_graph,
     )
 
 
 def second_gradients(
     options: dict[str, Any],
     batch_sizes: Tensor | None,
-    noise: Tensor,
+    dropout_mask: Tensor,
     wanted: _Flags,
     needed: _Flags,
     variables: _Tensors,
@@ -123,7 +130,7 @@ def second_gradients(
 
     def first(given: list[Any]) -> tuple[Tensor | None, ...]:
         return _pulled_back(
-            lambda tensors: results(options, batch_sizes, noise, tensors),
+            lambda tensors: results(options, batch_sizes, dropout_mask, tensors),
             given[3:], wanted, given[:3], _by_transform,
         )  # fmt: skip
 

@@ -59,7 +59,13 @@ def _text(
 ) -> str:
     n = network
     facts = _C.explain(
-        n.cell, input, h0, c0, weights, batch_sizes, n.has_biases, n.num_layers, n.bidirectional
+        n.cell,
+        input,
+        h0,
+        c0,
+        weights,
+        batch_sizes,
+        (n.has_biases, n.num_layers, n.bidirectional, n.dropout),
     )
     lines = []
     for number, passes in enumerate(facts):

@@ -255,7 +255,7 @@ def _layer_results(
         n = network
         found = _C.network(
             n.cell, input, states if len(states) == 2 else states[0], params, batch_sizes,
-            n.has_biases, n.num_layers, n.dropout, n.train, n.bidirectional, n.recompute, dtype,
+            (n.has_biases, n.num_layers, n.bidirectional, n.dropout), n.train, n.recompute, dtype,
         )  # fmt: skip
     if found is None:
         if dtype is not None:

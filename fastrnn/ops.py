@@ -185,10 +185,10 @@ def _forward_fake(
         saved = kept(num_layers, directions, rows, CELLS[cell]["saved"] * H, dtype=input.dtype)
         c = kept(num_layers, directions, rows, 0 if c0 is None else H, dtype=input.dtype)
     if train and dropout > 0 and num_layers > 1:
-        noise = kept(num_layers - 1, rows, width, dtype=torch.uint8)
+        dropout_mask = kept(num_layers - 1, rows, width, dtype=torch.uint8)
     else:
-        noise = input.new_empty((0,), dtype=torch.uint8)
-    return output, h_n, c_n, hidden, saved, c, noise
+        dropout_mask = input.new_empty((0,), dtype=torch.uint8)
+    return output, h_n, c_n, hidden, saved, c, dropout_mask
 
 
 def _check_gradients(
@@ -238,7 +238,7 @@ def _backward_fake(
     hidden: Tensor,
     saved: Tensor,
     c: Tensor,
-    noise: Tensor,
+    dropout_mask: Tensor,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     others: dict[str, Sequence[Tensor | None]] = {
@@ -246,7 +246,7 @@ def _backward_fake(
         "parameter": weights,
         "saved": [saved],
         "c": [c],
-        "noise": [noise],
+        "dropout_mask": [dropout_mask],
         "grad_output": [grad_output],
         "grad_h_n": [grad_h_n],
         "grad_c_n": [grad_c_n],

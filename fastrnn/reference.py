@@ -123,13 +123,13 @@ def run(
     num_layers: int,
     bidirectional: bool,
     dropout: float = 0.0,
-    noise: Tensor | None = None,  # [L-1, N, D*H], uint8 or bool: what dropout keeps
+    dropout_mask: Tensor | None = None,  # [L-1, N, D*H], uint8 or bool: what dropout keeps
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A whole stack: output ([T, B, D*H], or [N, D*H] of packed data), h_n and c_n (or None).
 
     The weights are in torch's order, by layer and then by direction: w_ih: [G*H, I or D*H],
     w_hh: [G*H, H], then b_ih, b_hh: [G*H] if has_biases, then w_hr: [P, H] if there is one left.
-    Without `noise` there is no dropout, whatever its rate.
+    Without `dropout_mask` there is no dropout, whatever its rate.
     """
     if batch_sizes is None:
         T, B = input.shape[:2]
@@ -143,9 +143,9 @@ def run(
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
     for layer in range(num_layers):
-        if layer > 0 and noise is not None:
+        if layer > 0 and dropout_mask is not None:
             # As torch does it: 0 or 1 / (1 - p), rounded to the dtype, times the value.
-            keep = noise[layer - 1].to(x.dtype)
+            keep = dropout_mask[layer - 1].to(x.dtype)
             x = x * (keep / (1 - dropout) if dropout < 1 else keep)
         outputs: list[Tensor] = []
         for k in range(layer * D, (layer + 1) * D):

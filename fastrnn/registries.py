@@ -128,7 +128,7 @@ def _backward_flops(
     hidden: _Shape,
     saved: _Shape,
     c: _Shape,
-    noise: _Shape,
+    dropout_mask: _Shape,
     wanted: Sequence[bool],
     **_: Any,
 ) -> int:

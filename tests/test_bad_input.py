@@ -223,7 +223,7 @@ def freed(t):
 
 
 BACKWARD = backward_arguments(sample("lstm", L=2, D=2, dropout=0.5, train=True))
-NAMES = ["grad_output", "grad_h_n", "grad_c_n", "hidden", "saved", "c", "noise"]
+NAMES = ["grad_output", "grad_h_n", "grad_c_n", "hidden", "saved", "c", "dropout_mask"]
 PLACES = [1, 2, 3, 13, 14, 15, 16]
 
 

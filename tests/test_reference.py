@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.once, pytest.mark.cpu("plain PyTorch, none of the kern
 F64 = torch.float64
 
 
-def run(layer, kind, x, state, noise=None):
+def run(layer, kind, x, state, dropout_mask=None):
     """reference.run with the options of one of torch's layers."""
     h0, c0 = state if kind.startswith("lstm") else (state, None)
     packed = isinstance(x, PackedSequence)
@@ -29,7 +29,7 @@ def run(layer, kind, x, state, noise=None):
         num_layers=layer.num_layers,
         bidirectional=layer.bidirectional,
         dropout=layer.dropout,
-        noise=noise,
+        dropout_mask=dropout_mask,
     )
 
 
@@ -72,18 +72,20 @@ def test_dropout(kind, bidirectional, packed, p):
     expected = flat(theirs(x, state))
     torch.manual_seed(5)
     N, width = x.data.numel() // 5, D * (theirs.proj_size or theirs.hidden_size)
-    noise = torch.zeros(L - 1, N, width, dtype=F64)
+    dropout_mask = torch.zeros(L - 1, N, width, dtype=F64)
     if p < 1:  # torch draws nothing where nothing is kept
-        for mask in noise:
+        for mask in dropout_mask:
             mask.bernoulli_(1 - p)
     if packed:  # the layer reorders the states of an unsorted batch, here and back
         state = theirs.permute_hidden(state, x.sorted_indices)
-    ours = present(run(theirs, kind, x, state, noise.bool()))
+    ours = present(run(theirs, kind, x, state, dropout_mask.bool()))
     if packed:
         ours[1:] = [t.index_select(1, x.unsorted_indices) for t in ours[1:]]
     torch.testing.assert_close(ours, expected)
     assert not torch.equal(ours[0], run(theirs, kind, x, state)[0])
-    torch.testing.assert_close(present(run(theirs, kind, x, state, noise.byte()))[0], ours[0])
+    torch.testing.assert_close(
+        present(run(theirs, kind, x, state, dropout_mask.byte()))[0], ours[0]
+    )
 
 
 def test_empty_batch_and_empty_sequence():

@@ -42,15 +42,17 @@ def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64):
     )
     options = {"has_biases": bias, "num_layers": L, "bidirectional": D == 2, "dropout": dropout}
     wanted = [t for t in (x, h0, c0, *weights) if t is not None]
-    noise = None
+    dropout_mask = None
     torch.manual_seed(9)
     if dropout:
         ones = torch.ones(x.numel() // x.size(-1), D * h0.size(-1), dtype=dtype)
         # As torch draws them: a layer at a time, and whichever way it does on the device.
-        noise = torch.stack([torch.dropout(ones, dropout, True) != 0 for _ in range(L - 1)])
+        dropout_mask = torch.stack([torch.dropout(ones, dropout, True) != 0 for _ in range(L - 1)])
     torch.manual_seed(9)
     found = functional.rnn(cell, x, h0, c0, weights, batch_sizes, train=True, **options)
-    exact = reference.run(cell, x, h0, c0, weights, batch_sizes, noise=noise, **options)
+    exact = reference.run(
+        cell, x, h0, c0, weights, batch_sizes, dropout_mask=dropout_mask, **options
+    )
     assert isinstance(found, tuple)
     assert [t is None for t in found] == [t is None for t in exact]
     assert (found[2] is None) == (CELLS[cell]["states"] == 1)

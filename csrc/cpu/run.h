@@ -2,7 +2,7 @@
 #pragma once
 #include <functional>
 
-#include "../network.h"
+#include "../torch/network.h"
 
 namespace fastrnn::cpu {
 

@@ -1,7 +1,7 @@
 // Which way a layer goes: in one launch where that fits, of blocks on their own or of blocks that wait
 // for one another (plan.h), or step by step.
 #pragma once
-#include "../network.h"
+#include "../torch/network.h"
 #include "persistent.h"
 #include "tensors.h"
 

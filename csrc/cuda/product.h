@@ -3,7 +3,7 @@
 #pragma once
 #include <cublas_v2.h>
 
-#include "../problem.h"
+#include "../torch/problem.h"
 
 namespace fastrnn::cuda {
 

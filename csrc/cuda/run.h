@@ -2,7 +2,7 @@
 // folder. Nothing here waits for the GPU or brings a value back from it; all of it runs on the
 // caller's stream, in memory of torch's allocator, and can be captured in a CUDA graph.
 #pragma once
-#include "../network.h"
+#include "../torch/network.h"
 
 namespace fastrnn::cuda {
 

@@ -7,7 +7,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <cuda_runtime_api.h>
 
-#include "../network.h"
+#include "../torch/network.h"
 #include "product.h"
 
 namespace fastrnn::cuda {

@@ -120,18 +120,18 @@ void check_weights(const Arguments& a, const Problem& p) {
 
 Problem check(const Arguments& a) {
     Problem p{};
-    p.cell_index = find_cell(a.cell);
+    p.cell_index = find_cell(a.options.cell);
     p.cell = cells[p.cell_index];
-    p.has_biases = a.has_biases;
-    p.layers = a.num_layers;
-    p.directions = a.bidirectional ? 2 : 1;
+    p.has_biases = a.options.has_biases;
+    p.layers = a.options.num_layers;
+    p.directions = a.options.directions();
 
     TORCH_CHECK(a.input.defined(), "fastrnn: the input tensor is undefined");
     check_place(a, "input", a.input);
     p.device = a.input.device();
     const bool has_states = a.h0.defined();
     if (has_states) check_place(a, "hidden", a.h0);
-    TORCH_CHECK(a.c0.has_value() == (has_states && p.cell.has_c), a.cell,
+    TORCH_CHECK(a.c0.has_value() == (has_states && p.cell.has_c), a.options.cell,
                 p.cell.has_c ? " expects two hidden states" : " expects one hidden state");
     if (a.c0) check_place(a, "hidden", *a.c0);
     for (const Tensor& w : a.weights) check_place(a, "parameter", w);
@@ -143,8 +143,8 @@ Problem check(const Arguments& a) {
     for (const Tensor& w : a.weights) check_dtype(w, p.dtype);
     p.storage = storage_of(p.dtype);
     p.arithmetic = p.dtype == at::kDouble ? at::kDouble : at::kFloat;
-    TORCH_CHECK_VALUE(a.dropout >= 0 && a.dropout <= 1,
-                      "dropout probability has to be between 0 and 1, but got ", a.dropout);
+    TORCH_CHECK_VALUE(a.options.dropout >= 0 && a.options.dropout <= 1,
+                      "dropout probability has to be between 0 and 1, but got ", a.options.dropout);
 
     const int64_t expected_dim = a.batch_sizes ? 2 : 3;
     TORCH_CHECK(a.input.dim() == expected_dim, "input must have ", expected_dim,
@@ -181,7 +181,7 @@ Problem check(const Arguments& a) {
                         p.layers,
                 "got an incorrect number of RNN parameters");
     if (p.projected) {
-        TORCH_CHECK(p.cell.allows_projection, a.cell, " does not support projections");
+        TORCH_CHECK(p.cell.allows_projection, a.options.cell, " does not support projections");
         TORCH_CHECK(p.recurrent < p.hidden, "proj_size has to be smaller than hidden_size");
     }
     TORCH_CHECK(p.input > 0, "input_size must be greater than zero");
@@ -203,10 +203,11 @@ void check_kept(const Arguments& a, const Problem& p, const Kept& k) {
     };
     check_tensor(a, "saved", k.saved, each(p.cell.saved * p.hidden), p.dtype);
     check_tensor(a, "c", k.c, each(p.cell.has_c ? p.hidden : 0), p.dtype);
-    TORCH_CHECK(k.noise.defined(),
-                "fastrnn: noise is undefined, expected an empty tensor or a mask");
-    if (k.noise.sizes() != IntArrayRef{0})  // that is how forward says that nothing was dropped
-        check_tensor(a, "noise", k.noise, {p.layers - 1, p.rows, width}, at::kByte);
+    TORCH_CHECK(k.dropout_mask.defined(),
+                "fastrnn: dropout_mask is undefined, expected an empty tensor or a mask");
+    if (k.dropout_mask.sizes() !=
+        IntArrayRef{0})  // that is how forward says that nothing was dropped
+        check_tensor(a, "dropout_mask", k.dropout_mask, {p.layers - 1, p.rows, width}, at::kByte);
 }
 
 void check_gradients(const Arguments& a, const Problem& p, const OutputGradients& g) {
@@ -217,7 +218,7 @@ void check_gradients(const Arguments& a, const Problem& p, const OutputGradients
                      p.dtype);
     const int64_t states = p.layers * p.directions;
     if (g.h_n) check_tensor(a, "grad_h_n", *g.h_n, {states, p.batch, p.recurrent}, p.dtype);
-    TORCH_CHECK(!g.c_n || p.cell.has_c, a.cell, " has no c_n, but grad_c_n was given");
+    TORCH_CHECK(!g.c_n || p.cell.has_c, a.options.cell, " has no c_n, but grad_c_n was given");
     if (g.c_n) check_tensor(a, "grad_c_n", *g.c_n, {states, p.batch, p.hidden}, p.dtype);
 }
 

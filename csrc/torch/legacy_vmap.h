@@ -20,9 +20,9 @@ struct Batched {
 
 // The innermost vmap that any of these tensors is in, of torch.autograd.grad(is_grads_batched=True)
 // or torch.autograd.functional's vectorize=True.
-class OlderLevel {
+class LegacyLevel {
 public:
-    explicit OlderLevel(const std::vector<at::Tensor>& all);
+    explicit LegacyLevel(const std::vector<at::Tensor>& all);
     Batched unwrapped(const at::Tensor& t) const;
     at::Tensor wrapped(const Batched& b) const;
 

@@ -9,10 +9,10 @@
 #include <atomic>
 #include <memory>
 
-#include "cpu/run.h"
-#include "cpu/scratch.h"
+#include "../cpu/run.h"
+#include "../cpu/scratch.h"
 #ifdef FASTRNN_HAS_CUDA
-#include "cuda/run.h"
+#include "../cuda/run.h"
 #endif
 
 namespace fastrnn {
@@ -107,14 +107,14 @@ void draw(Tensor mask, double dropout, const at::TensorOptions& options) {
 }
 
 // Which outputs of the layer below `layer` dropout kept; undefined if it left them all alone.
-Tensor mask_of(const Tensor& noise, int64_t layer) {
-    return layer > 0 && noise.defined() && noise.numel() ? noise[layer - 1] : Tensor();
+Tensor mask_of(const Tensor& masks, int64_t layer) {
+    return layer > 0 && masks.defined() && masks.numel() ? masks[layer - 1] : Tensor();
 }
 
 // What dropout makes of a layer's output; 1 / (1 - dropout) undoes what it takes from the mean.
-Tensor dropped(const Tensor& rows, const Tensor& noise, double dropout) {
-    if (!noise.defined()) return rows;
-    return rows.mul(noise).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
+Tensor dropped(const Tensor& rows, const Tensor& mask, double dropout) {
+    if (!mask.defined()) return rows;
+    return rows.mul(mask).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
 }
 
 Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {
@@ -254,15 +254,15 @@ ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep 
         r.saved = at::empty({0}, options);
         r.c = at::empty({0}, options);
     }
-    if (train && a.dropout > 0 && p.layers > 1) {
-        r.noise = at::empty(size({p.layers - 1, p.rows, width}), options.dtype(at::kByte));
+    if (train && a.options.dropout > 0 && p.layers > 1) {
+        r.dropout_mask = at::empty(size({p.layers - 1, p.rows, width}), options.dtype(at::kByte));
         // Layer by layer, as torch draws them: the same seed gives the same masks. torch draws
         // nothing for 1.
-        const int64_t masks = c10::multiply_integers(models) * (p.layers - 1);
-        const Tensor noise = r.noise.view({masks, p.rows, width});
-        for (int64_t mask = 0; mask < masks; ++mask) draw(noise[mask], a.dropout, options);
+        const int64_t count = c10::multiply_integers(models) * (p.layers - 1);
+        const Tensor masks = r.dropout_mask.view({count, p.rows, width});
+        for (int64_t i = 0; i < count; ++i) draw(masks[i], a.options.dropout, options);
     } else if (keep != Keep::nothing) {
-        r.noise = at::empty({0}, options.dtype(at::kByte));
+        r.dropout_mask = at::empty({0}, options.dtype(at::kByte));
     }
     return r;
 }
@@ -275,7 +275,8 @@ void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResul
     const auto [h0, c0] = contiguous_states(a);
     Tensor input = a.input.contiguous();
     for (int64_t layer = 0; layer < p.layers; ++layer) {
-        if (layer > 0) input = dropped(r.hidden[layer - 1], mask_of(r.noise, layer), a.dropout);
+        if (layer > 0)
+            input = dropped(r.hidden[layer - 1], mask_of(r.dropout_mask, layer), a.options.dropout);
         const bool last = layer + 1 == p.layers && keep == Keep::nothing;
         char* out = last ? mutable_slice(r.output, 0) : mutable_slice(r.hidden, layer);
         ForwardLayer task = forward_layer(p, rows.sequence, weights, input, h0, c0, layer);
@@ -345,7 +346,7 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
     const std::vector<Tensor> weights = contiguous(a.weights);
     const auto [h0, c0] = contiguous_states(a);
     const Tensor hidden = kept.hidden.contiguous(), saved = kept.saved.contiguous(),
-                 c = kept.c.contiguous(), noise = kept.noise.contiguous();
+                 c = kept.c.contiguous(), masks = kept.dropout_mask.contiguous();
     const auto prepared = [&](const OptionalTensor& g) {
         return g ? g->to(dtype).contiguous() : Tensor();
     };
@@ -353,8 +354,8 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
     Tensor grad_output = gradients.output ? gradients.output->contiguous() : Tensor();
 
     for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
-        const Tensor mask = mask_of(noise, layer);
-        const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.dropout)
+        const Tensor mask = mask_of(masks, layer);
+        const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.options.dropout)
                                        : a.input.reshape({p.rows, p.input}).contiguous();
         const Tensor out = hidden[layer];
         std::optional<Gates> again;
@@ -397,7 +398,7 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
                 p.projected ? mutable_slice(g[p.weights_per_layer - 1], 0) : nullptr};
         }
         device.backward(p, task);
-        if (layer > 0) grad_output = dropped(grad_below, mask, a.dropout);
+        if (layer > 0) grad_output = dropped(grad_below, mask, a.options.dropout);
     }
 }
 

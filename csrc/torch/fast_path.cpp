@@ -5,9 +5,8 @@
 // return None. The module then runs torch's forward code, which calls fastrnn.functional; its functions
 // ask here once more, with weights that a parametrization has computed, packed data, or tensors that
 // autocast has cast, before they call the operator.
-#include "direct.h"
+#include "fast_path.h"
 
-#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -15,13 +14,13 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "cpu/choices.h"
+#include "../cpu/choices.h"
+#include "autograd.h"
+#include "dispatch_keys.h"
 #include "network.h"
-#include "node.h"
 
 namespace fastrnn {
 namespace {
@@ -29,15 +28,11 @@ namespace {
 namespace py = pybind11;
 using at::Tensor;
 
-bool only(c10::DispatchKeySet keys, c10::DispatchKeySet usual) {
-    return (keys.raw_repr() & ~usual.raw_repr()) == 0;
-}
-
-// A torch.Tensor or Parameter itself, and plain. Where a GPU has no kernels in this build, the module's
-// long way calls torch's layer.
-bool is_plain(PyObject* object) {
+// An exact torch.Tensor or Parameter with the default dispatch keys. A tensor on a GPU is none where
+// this build has no kernels for it: the module then calls torch's layer.
+bool is_ordinary_tensor(PyObject* object) {
     return object && THPVariable_CheckExact(object) &&
-           fastrnn::is_plain(THPVariable_Unpack(object));
+           has_only_default_keys(THPVariable_Unpack(object));
 }
 
 // Attributes' names as Python's strings, made once: one of C would be copied and hashed at every search.
@@ -117,10 +112,10 @@ bool read_states(py::handle hx, bool has_c, Tensor& h, std::optional<Tensor>& c)
             return false;
         PyObject* second = PySequence_Fast_GET_ITEM(hx.ptr(), 1);
         first = PySequence_Fast_GET_ITEM(hx.ptr(), 0);
-        if (!is_plain(second)) return false;
+        if (!is_ordinary_tensor(second)) return false;
         c = THPVariable_Unpack(second);
     }
-    if (!is_plain(first)) return false;
+    if (!is_ordinary_tensor(first)) return false;
     h = THPVariable_Unpack(first);
     return true;
 }
@@ -136,7 +131,7 @@ bool read_weights(PyObject* list, WeightList& weights) {
         count = 2;
     for (Py_ssize_t i = 0; i < count; ++i) {
         PyObject* weight = PySequence_Fast_GET_ITEM(list, i);
-        if (!is_plain(weight)) return false;
+        if (!is_ordinary_tensor(weight)) return false;
         weights.push_back(THPVariable_Unpack(weight));
     }
     return true;
@@ -216,13 +211,6 @@ Tensor reshaped(const Tensor& t, at::IntArrayRef shape) {
 
 py::object wrap(Tensor t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
 
-// What a layer is, beside its tensors.
-struct LayerOptions {
-    bool has_biases, bidirectional, train, recompute;
-    int64_t layers;
-    double dropout;
-};
-
 // The results of a network as Python has them: output, h_n and c_n if there is one.
 py::object results(const CellInfo& info, const ForwardResult& r, bool states_in_a_tuple) {
     if (!info.has_c) return py::make_tuple(wrap(r.output), wrap(r.h_n));
@@ -230,32 +218,26 @@ py::object results(const CellInfo& info, const ForwardResult& r, bool states_in_
     return py::make_tuple(wrap(r.output), py::make_tuple(wrap(r.h_n), wrap(r.c_n)));
 }
 
-// Runs a network on input [T, B, I] or packed [N, I].
-std::optional<ForwardResult> run_layer(const std::string& cell, const Tensor& x, const Tensor& h0,
-                                       const OptionalTensor& c0, at::TensorList weights,
-                                       const OptionalTensor& batch_sizes, const LayerOptions& o) {
-    return run(
-        {cell, x, h0, c0, weights, batch_sizes, o.has_biases, o.layers, o.bidirectional, o.dropout},
-        o.train, o.recompute);
-}
-
 // RNN, LSTM or GRU: output and the last states, as their forward returns them, or None.
 py::object layer(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
     const CellInfo* info = find_info(cell);
     const Names& name = names();
     Attributes attributes(module);
-    if (!info || !unobserved() || autocast_enabled() || !is_plain(input.ptr())) return py::none();
+    if (!info || !only_default_keys_active() || autocast_enabled() ||
+        !is_ordinary_tensor(input.ptr()))
+        return py::none();
     PyObject* dropout = attributes.get(name.dropout);
     const int64_t inputs = attributes.number(name.input_size),
                   hidden = attributes.number(name.hidden_size),
                   proj = attributes.number(name.proj_size);
-    LayerOptions o{};
-    o.layers = attributes.number(name.num_layers);
+    Options o;
+    o.cell = cell;
+    o.num_layers = attributes.number(name.num_layers);
     o.has_biases = attributes.flag(name.bias);
     o.bidirectional = attributes.flag(name.bidirectional);
-    o.train = attributes.flag(name.training);
-    const bool wants_batch_first = attributes.flag(name.batch_first);
-    o.recompute = attributes.is_set(name.recompute);
+    const bool train = attributes.flag(name.training);
+    const bool wants_batch_first = attributes.flag(name.batch_first),
+               recompute = attributes.is_set(name.recompute);
     if (!attributes.complete() || !PyFloat_CheckExact(dropout)) return py::none();
     o.dropout = PyFloat_AS_DOUBLE(dropout);
     PyObject* flat = flat_weights(module, attributes);
@@ -277,7 +259,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
             return py::none();
     } else if (hx.is_none()) {
         const auto zeros = [&](int64_t width) {
-            return at::zeros({o.layers * (o.bidirectional ? 2 : 1), x.size(1), width}, x.options());
+            return at::zeros({o.num_layers * o.directions(), x.size(1), width}, x.options());
         };
         h0 = zeros(recurrent);
         if (info->has_c) c0 = proj > 0 ? zeros(hidden) : h0;
@@ -292,7 +274,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     if ((h0.defined() && h0.size(-1) != recurrent) || (c0 && c0->size(-1) != hidden))
         return py::none();
 
-    auto r = run_layer(cell, x, h0, c0, weights, std::nullopt, o);
+    auto r = run({o, x, h0, c0, weights, std::nullopt}, train, recompute);
     if (!r) return py::none();
     // In place, as torch's: the output is no view, which detach_() would refuse.
     if (batch_first) r->output.transpose_(0, 1);
@@ -322,8 +304,9 @@ struct Given {
     // `dtype`: that autocast gives them; None where it is off. False if they need the operator.
     bool read(const CellInfo& info, py::handle input, py::handle hx, py::handle params,
               py::handle dtype) {
-        if (!unobserved() || (dtype.is_none() && autocast_enabled()) || !is_plain(input.ptr()) ||
-            !read_states(hx, info.has_c, h0, c0) || !read_weights(params.ptr(), weights))
+        if (!only_default_keys_active() || (dtype.is_none() && autocast_enabled()) ||
+            !is_ordinary_tensor(input.ptr()) || !read_states(hx, info.has_c, h0, c0) ||
+            !read_weights(params.ptr(), weights))
             return false;
         x = THPVariable_Unpack(input.ptr());
         if (dtype.is_none()) return true;
@@ -336,25 +319,21 @@ struct Given {
     }
 };
 
-// torch.lstm and its like: output and the last states, or None. hx: h0 or (h0, c0).
+// torch.lstm and its like: output and the last states, or None. hx: h0 or (h0, c0). options: a tuple of
+// their values in the operators' order.
 py::object network(const std::string& cell, py::handle input, py::handle hx, py::handle params,
-                   py::handle batch_sizes, bool has_biases, int64_t layers, double dropout,
-                   bool train, bool bidirectional, bool recompute, py::handle dtype) {
+                   py::handle batch_sizes, const py::tuple& options, bool train, bool recompute,
+                   py::handle dtype) {
     const CellInfo* info = find_info(cell);
     Given given;
     OptionalTensor sizes;
     if (!info || !given.read(*info, input, hx, params, dtype)) return py::none();
     if (!batch_sizes.is_none()) {
-        if (!is_plain(batch_sizes.ptr())) return py::none();
+        if (!is_ordinary_tensor(batch_sizes.ptr())) return py::none();
         sizes = THPVariable_Unpack(batch_sizes.ptr());
     }
-    const auto r = run_layer(cell, given.x, given.h0, given.c0, given.weights, sizes,
-                             {.has_biases = has_biases,
-                              .bidirectional = bidirectional,
-                              .train = train,
-                              .recompute = recompute,
-                              .layers = layers,
-                              .dropout = dropout});
+    const Options o = options_of(cell, options);
+    const auto r = run({o, given.x, given.h0, given.c0, given.weights, sizes}, train, recompute);
     return r ? results(*info, *r, /*states_in_a_tuple=*/false) : py::none();
 }
 
@@ -370,9 +349,10 @@ py::object run_step(const std::string& cell, const CellInfo& info, Tensor x, Ten
     const at::DimVector shape(h0.sizes());
     x = as_step(x), h0 = as_step(h0);
     if (c0) c0 = as_step(*c0);
+    const Options options{.cell = cell, .has_biases = has_biases, .num_layers = 1};
     const OptionalTensor no_batch_sizes;
-    auto r = run({cell, x, h0, c0, weights, no_batch_sizes, has_biases, 1, false, 0.0}, false,
-                 false, /*states_alone=*/true);
+    auto r = run({options, x, h0, c0, weights, no_batch_sizes}, /*train=*/false,
+                 /*recompute=*/false, /*states_alone=*/true);
     if (!r) return py::none();
     const auto result = [&](const Tensor& t) {
         // No view to autograd, as torch's cells return none.
@@ -389,7 +369,9 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     const CellInfo* info = find_info(cell);
     const Names& name = names();
     Attributes attributes(module);
-    if (!info || !unobserved() || autocast_enabled() || !is_plain(input.ptr())) return py::none();
+    if (!info || !only_default_keys_active() || autocast_enabled() ||
+        !is_ordinary_tensor(input.ptr()))
+        return py::none();
     PyObject* parameters = attributes.get(name.parameters);
     const bool bias = attributes.flag(name.bias);
     const int64_t inputs = attributes.number(name.input_size),
@@ -399,7 +381,7 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     for (const Name* one : {&name.weight_ih, &name.weight_hh, &name.bias_ih, &name.bias_hh}) {
         if (weights.size() == 2 && !bias) break;
         PyObject* weight = found(parameters, *one);
-        if (!is_plain(weight)) return py::none();
+        if (!is_ordinary_tensor(weight)) return py::none();
         weights.push_back(THPVariable_Unpack(weight));
     }
     Tensor x = THPVariable_Unpack(input.ptr()), h0;
@@ -429,47 +411,18 @@ py::object step(const std::string& cell, py::handle input, py::handle hx, py::ha
                     given.weights.size() == 4);
 }
 
-// Whether every torch function mode is torch's device context (torch.set_default_device), which
-// changes nothing but where new tensors are made: ours are made where the input is.
-bool only_device_contexts() {
-    using at::impl::PythonTorchFunctionTLS;
-    static const py::handle device_context =
-        py::object(py::module_::import("torch.utils._device").attr("DeviceContext")).release();
-    for (int64_t i = 0; i < PythonTorchFunctionTLS::stack_len(); ++i) {
-        PyObject* mode = PythonTorchFunctionTLS::get_stack_at(i)->ptr(getPyInterpreter());
-        if (reinterpret_cast<PyObject*>(Py_TYPE(mode)) != device_context.ptr()) return false;
-    }
-    return true;
-}
-
 }  // namespace
 
-bool unobserved() {
-    constexpr c10::DispatchKeySet usual(
-        {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
-    const auto included = c10::impl::tls_local_dispatch_key_set().included_;
-    return only(included, usual) &&
-           (!at::impl::torch_function_mode_enabled() || only_device_contexts());
+Options options_of(const std::string& cell, const py::tuple& values) {
+    Options options{.cell = cell};
+    size_t i = 0;
+    for_each_option(options, [&](const char*, auto& value) {
+        value = values[i++].cast<std::decay_t<decltype(value)>>();
+    });
+    return options;
 }
 
-bool autocast_enabled() {
-    return at::autocast::is_autocast_enabled(at::kCPU) ||
-           at::autocast::is_autocast_enabled(at::kCUDA);
-}
-
-bool is_plain(const Tensor& t) {
-    constexpr c10::DispatchKeySet usual =
-        c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView,
-                             c10::DispatchKey::AutogradFunctionality, c10::DispatchKey::AutocastCPU,
-                             c10::DispatchKey::AutocastCUDA}) |
-#ifdef FASTRNN_HAS_CUDA
-        c10::DispatchKeySet(c10::BackendComponent::CUDABit) |
-#endif
-        c10::DispatchKeySet(c10::BackendComponent::CPUBit);
-    return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
-}
-
-void bind_direct(py::module_& module) {
+void bind_fast_path(py::module_& module) {
     module.def("layer", layer,
                "layer(cell, module, input, hx): a layer's forward, or None where the operators are "
                "needed.");

@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "cpu/run.h"
+#include "../cpu/run.h"
 
 namespace fastrnn {
 namespace {
@@ -38,31 +38,22 @@ struct Model {
           h0(part(all.h0, model)),
           c0(part(all.c0, model)),
           weights(parts(all.weights, model)),
-          arguments{all.cell,
-                    input,
-                    h0,
-                    c0,
-                    weights,
-                    all.batch_sizes,
-                    all.has_biases,
-                    all.num_layers,
-                    all.bidirectional,
-                    all.dropout} {}
+          arguments{all.options, input, h0, c0, weights, all.batch_sizes} {}
     Model(const Model&) = delete;
 };
 
 // And what backward is given beside them.
 struct Given {
-    Tensor hidden, saved, c, noise;
+    Tensor hidden, saved, c, dropout_mask;
     OptionalTensor output, h_n, c_n;
-    Kept kept{hidden, saved, c, noise};
+    Kept kept{hidden, saved, c, dropout_mask};
     OutputGradients gradients{output, h_n, c_n};
 
     Given(const Kept& k, const OutputGradients& g, int64_t model)
         : hidden(part_or_empty(k.hidden, model)),
           saved(part_or_empty(k.saved, model)),
           c(part_or_empty(k.c, model)),
-          noise(part_or_empty(k.noise, model)),
+          dropout_mask(part_or_empty(k.dropout_mask, model)),
           output(part(g.output, model)),
           h_n(part(g.h_n, model)),
           c_n(part(g.c_n, model)) {}
@@ -101,7 +92,7 @@ void check_counts(const Kept& k, const OutputGradients& g, int64_t models) {
         check_count("saved", k.saved, models);
         check_count("c", k.c, models);
     }
-    if (k.noise.dim() > 1) check_count("noise", k.noise, models);
+    if (k.dropout_mask.dim() > 1) check_count("dropout_mask", k.dropout_mask, models);
 }
 
 void for_each(const Problem& p, int64_t models, const std::function<void(int64_t)>& run) {
@@ -127,7 +118,7 @@ ForwardResult forward_models(const Arguments& a, bool train, Keep keep) {
         const auto of = [&](const Tensor& t) { return part_or_empty(t, model); };
         forward(own.arguments, p, keep,
                 ForwardResult{of(all.output), of(all.h_n), of(all.c_n), of(all.hidden),
-                              of(all.saved), of(all.c), of(all.noise)});
+                              of(all.saved), of(all.c), of(all.dropout_mask)});
     });
     return all;
 }

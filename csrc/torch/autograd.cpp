@@ -1,4 +1,4 @@
-#include "node.h"
+#include "autograd.h"
 
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -14,8 +14,8 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
-#include "direct.h"
-#include "operators.h"
+#include "calls.h"
+#include "dispatch_keys.h"
 
 namespace fastrnn {
 namespace {
@@ -45,26 +45,10 @@ bool any_tangent(const variable_list& list) {
     return false;
 }
 
-// What a network is, beside its tensors.
-struct Options {
-    std::string cell;
-    bool has_biases, bidirectional;
-    int64_t num_layers;
-    double dropout;
-
-    Options() = default;
-    explicit Options(const Arguments& a)
-        : cell(a.cell),
-          has_biases(a.has_biases),
-          bidirectional(a.bidirectional),
-          num_layers(a.num_layers),
-          dropout(a.dropout) {}
-};
-
-// Calls a function of fastrnn/autograd.py: derivatives by the formulas of reference.py.
+// Calls a function of fastrnn.autograd.py: derivatives by the formulas of reference.py.
 template <class... Args>
 variable_list by_formulas(const char* name, const Options& o, const Tensor& batch_sizes,
-                          const Tensor& noise, const Args&... args) {
+                          const Tensor& dropout_mask, const Args&... args) {
     py::gil_scoped_acquire gil;
     const auto wrap = [](const Tensor& t) {
         return py::reinterpret_steal<py::object>(THPVariable_Wrap(t));
@@ -80,13 +64,10 @@ variable_list by_formulas(const char* name, const Options& o, const Tensor& batc
     };
     py::dict options;
     options["cell"] = o.cell;
-    options["has_biases"] = o.has_biases;
-    options["num_layers"] = o.num_layers;
-    options["bidirectional"] = o.bidirectional;
-    options["dropout"] = o.dropout;
+    for_each_option(o, [&](const char* option, const auto& value) { options[option] = value; });
     const py::tuple found =
         py::module_::import("fastrnn.autograd")
-            .attr(name)(options, wrap(batch_sizes), wrap(noise), object(args)...);
+            .attr(name)(options, wrap(batch_sizes), wrap(dropout_mask), object(args)...);
     variable_list result;
     for (const py::handle t : found)
         result.push_back(t.is_none() ? Tensor() : THPVariable_Unpack(t.ptr()));
@@ -97,7 +78,7 @@ variable_list by_formulas(const char* name, const Options& o, const Tensor& batc
 struct State {
     Options options;
     std::vector<bool> wanted;  // of `backward`, else empty
-    variable_list in, held;    // what gradients are of; what was kept beside
+    variable_list in, kept;    // what gradients are of; what forward kept for backward
     Tensor sizes;
 };
 
@@ -120,61 +101,61 @@ struct Formula {
     }
 };
 
-// The gradients of a plain call that had no initial states (direct.cpp), where nobody is to see one of
-// the operator: that takes tensors.
-std::optional<BackwardResult> without_states(const Arguments& a, const Kept& kept,
-                                             const OutputGradients& grads,
-                                             const std::vector<bool>& wanted) {
-    bool plain = !at::GradMode::is_enabled() && unobserved() && !autocast_enabled();
-    for (const Tensor* t : {&a.input, &kept.hidden, &kept.saved, &kept.c, &kept.noise})
-        plain = plain && is_plain(*t);
-    for (const OptionalTensor* t : {&grads.output, &grads.h_n, &grads.c_n})
-        plain = plain && (!*t || is_plain(**t));
-    for (const Tensor& weight : a.weights) plain = plain && is_plain(weight);
-    if (!plain) return std::nullopt;
+// The gradients of a call that had no initial states (fast_path.cpp), where no one else has to see a call
+// of the operator, which takes no undefined ones.
+std::optional<BackwardResult> without_states(const BackwardCall& call) {
+    bool ordinary =
+        !at::GradMode::is_enabled() && only_default_keys_active() && !autocast_enabled();
+    for (const Tensor* t : {&call.input, &call.hidden, &call.saved, &call.c, &call.dropout_mask})
+        ordinary = ordinary && has_only_default_keys(*t);
+    for (const OptionalTensor* t : {&call.grad_output, &call.grad_h_n, &call.grad_c_n})
+        ordinary = ordinary && (!*t || has_only_default_keys(**t));
+    for (const Tensor& weight : call.weights) ordinary = ordinary && has_only_default_keys(weight);
+    if (!ordinary) return std::nullopt;
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     RECORD_FUNCTION("fastrnn::backward", std::vector<c10::IValue>());
-    const Problem p = check(a);
-    check_kept(a, p, kept);
-    check_gradients(a, p, grads);
-    return fastrnn::backward(a, p, kept, grads, wanted);
+    const Arguments arguments = call.arguments();
+    const Kept kept = call.kept();
+    const OutputGradients gradients = call.gradients();
+    const Problem problem = check(arguments);
+    check_kept(arguments, problem, kept);
+    check_gradients(arguments, problem, gradients);
+    return fastrnn::backward(arguments, problem, kept, gradients, call.wanted);
 }
 
-// Of `forward`: `in` are input, h0, c0 and the weights; hidden, saved, c and noise are held.
+// Of `forward`: `in` are input, h0, c0 and the weights; hidden, saved, c and the dropout mask are kept.
 constexpr Formula of_forward{
     "FastrnnBackward",
     [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
-        const Options& o = s.options;
-        Tensor h0 = s.in[1];
-        OptionalTensor c0 = optional(s.in[2]);
-        const OptionalTensor sizes = optional(s.sizes), output = optional(grads[0]),
-                             h_n = optional(grads[1]), c_n = optional(grads[2]);
-        const at::TensorList weights = at::TensorList(s.in).slice(3);
+        BackwardCall call{.grad_output = optional(grads[0]),
+                          .grad_h_n = optional(grads[1]),
+                          .grad_c_n = optional(grads[2]),
+                          .input = s.in[0],
+                          .h0 = s.in[1],
+                          .c0 = optional(s.in[2]),
+                          .weights = {s.in.begin() + 3, s.in.end()},
+                          .batch_sizes = optional(s.sizes),
+                          .options = s.options,
+                          .hidden = s.kept[0],
+                          .saved = s.kept[1],
+                          .c = s.kept[2],
+                          .dropout_mask = s.kept[3],
+                          .wanted = needed};
         std::optional<BackwardResult> found;
-        if (!h0.defined()) {
-            found = without_states({o.cell, s.in[0], h0, c0, weights, sizes, o.has_biases,
-                                    o.num_layers, o.bidirectional, o.dropout},
-                                   {s.held[0], s.held[1], s.held[2], s.held[3]}, {output, h_n, c_n},
-                                   needed);
+        if (!call.h0.defined()) {
+            found = without_states(call);
             if (!found) {
                 const auto zeros = [&](int64_t width) {
                     return at::zeros(
-                        {o.num_layers * (o.bidirectional ? 2 : 1), s.in[0].size(1), width},
-                        s.in[0].options());
+                        {s.options.num_layers * s.options.directions(), call.input.size(1), width},
+                        call.input.options());
                 };
-                const CellInfo& cell = *find_info(o.cell);
-                h0 = zeros(weights[1].size(1));
-                if (cell.has_c) c0 = zeros(weights[1].size(0) / cell.gates);
+                const CellInfo& cell = *find_info(s.options.cell);
+                call.h0 = zeros(call.weights[1].size(1));
+                if (cell.has_c) call.c0 = zeros(call.weights[1].size(0) / cell.gates);
             }
         }
-        if (!found) {
-            c10::List<bool> wanted;
-            for (const bool yes : needed) wanted.push_back(yes);
-            found =
-                backward_operator().call(o.cell, output, h_n, c_n, s.in[0], h0, c0, weights, sizes,
-                                         o.has_biases, o.num_layers, o.bidirectional, o.dropout,
-                                         s.held[0], s.held[1], s.held[2], s.held[3], wanted);
-        }
+        if (!found) found = call();
         auto& [grad_input, grad_h0, grad_c0, grad_weights] = *found;
         variable_list result = {grad_input, grad_h0, grad_c0};
         result.insert(result.end(), grad_weights.begin(), grad_weights.end());
@@ -182,11 +163,12 @@ constexpr Formula of_forward{
     },
     /*traceable=*/true};
 
-// Of `backward`: `in` are grad_output, grad_h_n, grad_c_n and then as above; noise is held.
+// Of `backward`: `in` are grad_output, grad_h_n, grad_c_n and then as above; the dropout mask is
+// kept.
 constexpr Formula of_backward{
     "FastrnnBackwardBackward",
     [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
-        return by_formulas("second_gradients", s.options, s.sizes, s.held[0], s.wanted, needed,
+        return by_formulas("second_gradients", s.options, s.sizes, s.kept[0], s.wanted, needed,
                            s.in, grads);
     },
     /*traceable=*/false};
@@ -208,10 +190,10 @@ variable_list certain(const MaybeTensors& list) {
 // Which of tensors_of(a) a first derivative reads the values of. One that it does not read may be
 // overwritten between forward and backward: frozen weights need no input, no gradient needs a bias.
 std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
-    const CellInfo& cell = *find_info(a.cell);
+    const CellInfo& cell = *find_info(a.options.cell);
     const auto trained = [&](size_t i) { return a.weights[i].requires_grad(); };
-    const int64_t directions = a.bidirectional ? 2 : 1;
-    const size_t each = a.weights.size() / (a.num_layers * directions);
+    const int64_t directions = a.options.directions();
+    const size_t each = a.weights.size() / (a.options.num_layers * directions);
     bool trains_ih = false, trains_hh = false;  // of the first layer; of any
     for (size_t i = 0; i < a.weights.size(); i += each) {
         trains_ih = trains_ih || (i < each * directions && trained(i));
@@ -222,7 +204,7 @@ std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
     for (size_t i = 0; i < a.weights.size(); ++i) {
         const size_t kind = i % each;
         const bool first_ih = kind == 0 && i < each * directions,
-                   bias = a.has_biases && (kind == 2 || kind == 3);
+                   bias = a.options.has_biases && (kind == 2 || kind == 3);
         read.push_back(recompute || !(bias || (first_ih && !a.input.requires_grad())));
     }
     return read;
@@ -232,7 +214,7 @@ std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
 struct NetworkNode : public torch::autograd::Node {
     NetworkNode(const Arguments& a, const Formula& formula, std::vector<bool> wanted = {})
         : formula_(formula),
-          options_(a),
+          options_(a.options),
           wanted_(std::move(wanted)),
           sizes_(tensor(a.batch_sizes), false) {}
 
@@ -255,12 +237,12 @@ struct NetworkNode : public torch::autograd::Node {
     }
 
     void keep(std::initializer_list<Tensor> tensors) {
-        for (const Tensor& t : tensors) held_.emplace_back(t, /*is_output=*/false);
+        for (const Tensor& t : tensors) kept_.emplace_back(t, /*is_output=*/false);
     }
 
     void release_variables() override {
         std::lock_guard<std::mutex> lock(mutex_);
-        for (auto* list : {&in_, &held_})
+        for (auto* list : {&in_, &kept_})
             for (SavedVariable& variable : *list) variable.reset_data();
         for (Tensor& t : unread_) t.reset();
         sizes_.reset_data();
@@ -274,13 +256,10 @@ struct NetworkNode : public torch::autograd::Node {
     void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
         args.collect(name());
         args.collect(options_.cell);
-        args.collect(options_.has_biases);
-        args.collect(options_.bidirectional);
-        args.collect(options_.num_layers);
-        args.collect(options_.dropout);
+        for_each_option(options_, [&](const char*, const auto& value) { args.collect(value); });
         args.collect(wanted_);
         args.collect(in_, false);
-        args.collect(held_, false);
+        args.collect(kept_, false);
         args.collect(sizes_, false);
     }
 
@@ -288,32 +267,35 @@ struct NetworkNode : public torch::autograd::Node {
                                    torch::dynamo::autograd::SwapSavedVariables& saved) override {
         using namespace torch::dynamo::autograd;
         saved.before(in_);
-        saved.before(held_);
+        saved.before(kept_);
         saved.before(sizes_);
         const State now = state(/*differentiable=*/true);
-        const auto call = [&](const auto&... values) {
-            PackedArgs packed;
-            (packed.pack(values), ...);
-            const auto& python = getPyCompilerInterface();
-            const std::string function = python->bind_function(
-                saved.get_py_compiler(), name(),
-                [formula = formula_](const variable_list& grads,
-                                     const std::vector<c10::IValue>& args) {
-                    return unpacked(formula, grads, args);
-                },
-                {IValuePacker<std::decay_t<decltype(values)>>::packed_type()...},
-                /*is_custom_function=*/true, formula_.traceable);
-            return python->call_function(
-                saved.get_py_compiler(), "apply_functional", function, grads, packed.vec(),
-                IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
-                    get_input_metadata(next_edges())));
+        PackedArgs packed;
+        std::vector<at::TypePtr> types;
+        const auto pack = [&](const auto& value) {
+            packed.pack(value);
+            types.push_back(IValuePacker<std::decay_t<decltype(value)>>::packed_type());
         };
-        const Options& o = now.options;
-        variable_list result =
-            call(o.cell, o.has_biases, o.bidirectional, o.num_layers, o.dropout, now.wanted,
-                 maybe(now.in), maybe(now.held), optional(now.sizes), needed());
+        pack(now.options.cell);
+        for_each_option(now.options, [&](const char*, const auto& value) { pack(value); });
+        pack(now.wanted);
+        pack(maybe(now.in));
+        pack(maybe(now.kept));
+        pack(optional(now.sizes));
+        pack(needed());
+        const auto& python = getPyCompilerInterface();
+        const std::string function = python->bind_function(
+            saved.get_py_compiler(), name(),
+            [formula = formula_](const variable_list& grads, const std::vector<c10::IValue>& args) {
+                return unpacked(formula, grads, args);
+            },
+            std::move(types), /*is_custom_function=*/true, formula_.traceable);
+        variable_list result = python->call_function(
+            saved.get_py_compiler(), "apply_functional", function, grads, packed.vec(),
+            IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+                get_input_metadata(next_edges())));
         saved.after(in_);
-        saved.after(held_);
+        saved.after(kept_);
         saved.after(sizes_);
         return result;
     }
@@ -325,13 +307,12 @@ private:
         torch::dynamo::autograd::PackedArgs packed(args);
         State s;
         s.options.cell = packed.unpack<std::string>();
-        s.options.has_biases = packed.unpack<bool>();
-        s.options.bidirectional = packed.unpack<bool>();
-        s.options.num_layers = packed.unpack<int64_t>();
-        s.options.dropout = packed.unpack<double>();
+        for_each_option(s.options, [&](const char*, auto& value) {
+            value = packed.unpack<std::decay_t<decltype(value)>>();
+        });
         s.wanted = packed.unpack<std::vector<bool>>();
         s.in = certain(packed.unpack<MaybeTensors>());
-        s.held = certain(packed.unpack<MaybeTensors>());
+        s.kept = certain(packed.unpack<MaybeTensors>());
         s.sizes = tensor(packed.unpack<OptionalTensor>());
         return formula(grads, s, packed.unpack<std::vector<bool>>());
     }
@@ -343,7 +324,7 @@ private:
         for (size_t i = 0; i < in_.size(); ++i)
             now.in.push_back(unread_[i].defined() && !differentiable ? unread_[i]
                                                                      : in_[i].unpack());
-        for (const SavedVariable& variable : held_) now.held.push_back(variable.unpack());
+        for (const SavedVariable& variable : kept_) now.kept.push_back(variable.unpack());
         return now;
     }
 
@@ -357,7 +338,7 @@ private:
     Options options_;
     std::vector<bool> wanted_;
     SavedVariable sizes_;
-    std::vector<SavedVariable> in_, held_;
+    std::vector<SavedVariable> in_, kept_;
     variable_list unread_;  // of in_ those whose values no first derivative reads, else undefined
 };
 
@@ -374,77 +355,66 @@ auto new_node(const Arguments& a, const Formula& formula, std::vector<bool> want
 #endif
 }
 
-ForwardTensors forward(c10::DispatchKeySet keys, const std::string& cell, const Tensor& input,
-                       const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
-                       const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
-                       bool bidirectional, double dropout, bool train, bool keep, bool recompute) {
-    const Arguments a{cell,       input,         h0,     c0, weights, batch_sizes, has_biases,
-                      num_layers, bidirectional, dropout};
+void forward(const c10::OperatorHandle&, c10::DispatchKeySet keys, Stack* stack) {
+    ForwardCall call = ForwardCall::pop(*stack);
+    const Arguments a = call.arguments();
     const variable_list all = tensors_of(a);
     const bool differentiable = any_requires_grad(all), forward_mode = any_tangent(all);
-    ForwardTensors tensors;
+    call.keep = call.keep || differentiable || forward_mode;
+    ForwardResult r;
     {
         at::AutoDispatchBelowADInplaceOrView guard;
-        tensors = forward_operator().redispatch(
-            below_autograd(keys), cell, input, h0, c0, weights, batch_sizes, has_biases, num_layers,
-            bidirectional, dropout, train, keep || differentiable || forward_mode, recompute);
+        r = call.redispatch(below_autograd(keys));
     }
-    auto& [output, h_n, c_n, hidden, saved, c, noise] = tensors;
     if (forward_mode) {
         const variable_list found =
-            by_formulas("results", Options(a), tensor(batch_sizes), noise, all);
-        output = found[0], h_n = found[1];
-        if (c0) c_n = found[2];
+            by_formulas("results", a.options, tensor(a.batch_sizes), r.dropout_mask, all);
+        r.output = found[0], r.h_n = found[1];
+        if (a.c0) r.c_n = found[2];
     } else if (differentiable) {
-        ForwardResult r{output, h_n, c0 ? c_n : Tensor(), hidden, saved, c, noise};
+        const Tensor empty = r.c_n;
+        if (!a.c0) r.c_n = Tensor();  // what is empty gets no gradient
         attach_backward(a, r);
+        if (!a.c0) r.c_n = empty;
     }
-    return tensors;
+    push(*stack, r);
 }
 
-BackwardResult backward(c10::DispatchKeySet keys, const std::string& cell,
-                        const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                        const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0,
-                        const OptionalTensor& c0, at::TensorList weights,
-                        const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
-                        bool bidirectional, double dropout, const Tensor& hidden,
-                        const Tensor& saved, const Tensor& c, const Tensor& noise,
-                        c10::List<bool> wanted) {
-    const Arguments a{cell,       input,         h0,     c0, weights, batch_sizes, has_biases,
-                      num_layers, bidirectional, dropout};
-    const variable_list grads = {tensor(grad_output), tensor(grad_h_n), tensor(grad_c_n)};
+void backward(const c10::OperatorHandle&, c10::DispatchKeySet keys, Stack* stack) {
+    const BackwardCall call = BackwardCall::pop(*stack);
+    const Arguments a = call.arguments();
+    const variable_list grads = {tensor(call.grad_output), tensor(call.grad_h_n),
+                                 tensor(call.grad_c_n)};
     variable_list all = grads;
     for (const Tensor& t : tensors_of(a)) all.push_back(t);
     BackwardResult result;
     {
         at::AutoDispatchBelowADInplaceOrView guard;
-        result = backward_operator().redispatch(below_autograd(keys), cell, grad_output, grad_h_n,
-                                                grad_c_n, input, h0, c0, weights, batch_sizes,
-                                                has_biases, num_layers, bidirectional, dropout,
-                                                hidden, saved, c, noise, wanted);
+        result = call.redispatch(below_autograd(keys));
     }
     auto& [grad_input, grad_h0, grad_c0, grad_weights] = result;
     std::vector<Tensor*> found = {&grad_input, &grad_h0, &grad_c0};
     for (Tensor& g : grad_weights) found.push_back(&g);
-    const std::vector<bool> flags(wanted.begin(), wanted.end());
     if (any_tangent(all)) {
-        const variable_list formulas = by_formulas("gradients", Options(a), tensor(batch_sizes),
-                                                   noise, flags, grads, tensors_of(a));
+        const variable_list formulas =
+            by_formulas("gradients", a.options, tensor(a.batch_sizes), call.dropout_mask,
+                        call.wanted, grads, tensors_of(a));
         for (size_t i = 0; i < found.size(); ++i)
             if (formulas[i].defined()) *found[i] = formulas[i];
     } else if (any_requires_grad(all)) {
-        const auto node = new_node(a, of_backward, flags);
+        const auto node = new_node(a, of_backward, call.wanted);
         node->connect(all);
-        node->keep({noise});
+        node->keep({call.dropout_mask});
         for (size_t i = 0; i < found.size(); ++i)  // the empty ones keep their place
-            torch::autograd::set_history(flags[i] && (i != 2 || c0) ? *found[i] : Tensor(), node);
+            torch::autograd::set_history(call.wanted[i] && (i != 2 || a.c0) ? *found[i] : Tensor(),
+                                         node);
     }
-    return result;
+    push(*stack, result);
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
-    m.impl("forward", forward);
-    m.impl("backward", backward);
+    m.impl("forward", torch::CppFunction::makeFromBoxedFunction<&forward>());
+    m.impl("backward", torch::CppFunction::makeFromBoxedFunction<&backward>());
 }
 
 }  // namespace
@@ -463,8 +433,8 @@ bool needs_gradient(const Arguments& a) {
 void attach_backward(const Arguments& a, ForwardResult& r) {
     const auto node = new_node(a, of_forward);
     node->connect(tensors_of(a),
-                  read_by_backward(a, recomputes({r.hidden, r.saved, r.c, r.noise})));
-    node->keep({r.hidden, r.saved, r.c, r.noise});
+                  read_by_backward(a, recomputes({r.hidden, r.saved, r.c, r.dropout_mask})));
+    node->keep({r.hidden, r.saved, r.c, r.dropout_mask});
     for (Tensor* t : {&r.output, &r.h_n, &r.c_n}) torch::autograd::set_history(*t, node);
 }
 

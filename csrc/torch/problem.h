@@ -6,8 +6,9 @@
 #include <optional>
 #include <string>
 
-#include "cells/registry.h"
-#include "layer.h"
+#include "../cells/registry.h"
+#include "../layer.h"
+#include "options.h"
 
 namespace fastrnn {
 
@@ -15,17 +16,13 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 // The arguments that forward and backward share, as the user gave them.
 struct Arguments {
-    std::string cell;
+    const Options& options;
     const at::Tensor& input;            // [T, B, I], or packed [N, I]
-    const at::Tensor& h0;               // [L * D, B, H or P]; undefined for zeros (direct.cpp),
+    const at::Tensor& h0;               // [L * D, B, H or P]; undefined for zeros (fast_path.cpp),
                                         // where input is padded and on a GPU
     const OptionalTensor& c0;           // [L * D, B, H] for a cell that has c, if there is h0
     at::TensorList weights;             // per layer and direction: w_ih, w_hh, (b_ih, b_hh), (w_hr)
     const OptionalTensor& batch_sizes;  // [T] int64 on the CPU, for packed input
-    bool has_biases;
-    int64_t num_layers;
-    bool bidirectional;
-    double dropout;
 };
 
 struct Problem {
@@ -53,8 +50,8 @@ struct Kept {
     const at::Tensor& hidden;  // [L, N, D * (H or P)]: outputs of the layers
     const at::Tensor& saved;   // [L, D, N, saved * H], or empty, and c too: compute both again
     const at::Tensor& c;       // [L, D, N, H]
-    const at::Tensor&
-        noise;  // [L - 1, N, D * (H or P)] uint8, or empty: which outputs dropout kept
+    // [L - 1, N, D * (H or P)] uint8: which outputs dropout kept; or empty
+    const at::Tensor& dropout_mask;
 };
 
 struct OutputGradients {

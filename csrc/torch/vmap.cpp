@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "older_vmap.h"
-#include "operators.h"
+#include "calls.h"
+#include "legacy_vmap.h"
 
 namespace fastrnn {
 namespace {
@@ -89,16 +89,6 @@ private:
 };
 
 // ---- where the samples go ------------------------------------------------------------------------
-
-// What a network is, beside its tensors.
-struct Network {
-    std::string cell;
-    OptionalTensor batch_sizes;
-    bool has_biases;
-    int64_t num_layers;
-    bool bidirectional;
-    double dropout;
-};
 
 // The samples of a vmap, and where their dimension goes in a call of the operator.
 class Samples {
@@ -180,42 +170,44 @@ private:
 
     SymInt count_;
     bool of_models_;  // whether each sample's weights are those of several models
-    // Of the batch: in input, h0, c0 as in output, h_n, c_n; in hidden, saved, c, noise.
+    // Of the batch: in input, h0, c0 as in output, h_n, c_n; in hidden, saved, c and the
+    // dropout mask.
     std::vector<int64_t> axes_, axes_kept_;
 };
 
 // ---- forward -------------------------------------------------------------------------------------
 
+// A call whose tensors may have the dimension of samples.
 struct Forward {
-    Network network;
+    const ForwardCall& call_;
+    OptionalTensor batch_sizes;
     BatchedList in, weights;  // input, h0, c0
-    bool train, keep, recompute;
 
     Tensors call(const Tensors& in, const Tensors& weights,
                  const OptionalTensor& batch_sizes) const {
-        const Network& n = network;
-        return std::apply(
-            [](const auto&... t) { return Tensors{t...}; },
-            forward_operator().call(n.cell, in[0], in[1], optional(in[2]), weights, batch_sizes,
-                                    n.has_biases, n.num_layers, n.bidirectional, n.dropout, train,
-                                    keep, recompute));
+        ForwardCall call = call_;
+        call.input = in[0], call.h0 = in[1], call.c0 = optional(in[2]);
+        call.weights = weights;
+        call.batch_sizes = batch_sizes;
+        const ForwardResult r = call();
+        return {r.output, r.h_n, r.c_n, r.hidden, r.saved, r.c, r.dropout_mask};
     }
 };
 
-// Leaves generators, in the end, as they were.
-class Undrawn {
+// Restores the states of the random generators at its end.
+class RestoredGenerators {
 public:
-    explicit Undrawn(at::Device device) {
+    explicit RestoredGenerators(at::Device device) {
         add(at::kCPU);
         if (!device.is_cpu()) add(device);
     }
-    ~Undrawn() {
+    ~RestoredGenerators() {
         for (auto& [generator, state] : before_) {
             const std::lock_guard<std::mutex> lock(generator.mutex());
             generator.set_state(state);
         }
     }
-    Undrawn(const Undrawn&) = delete;
+    RestoredGenerators(const RestoredGenerators&) = delete;
 
 private:
     void add(at::Device device) {
@@ -227,18 +219,18 @@ private:
     std::vector<std::pair<at::Generator, Tensor>> before_;
 };
 
-// A call for each sample, stacked. The numbers of a call are left undrawn, but by the last.
+// A call for each sample, stacked. All but the last restore the generators: each draws the same masks.
 BatchedList with_the_same_masks(const Forward& f, int64_t count) {
     std::vector<Tensors> of_all;
     for (int64_t v = 0; v < count; ++v) {
-        std::optional<Undrawn> undrawn;
-        if (v + 1 < count) undrawn.emplace(f.in[0].tensor.device());
+        std::optional<RestoredGenerators> restored;
+        if (v + 1 < count) restored.emplace(f.in[0].tensor.device());
         const auto of = [v](const BatchedList& list) {
             Tensors result;
             for (const Batched& b : list) result.push_back(b.of_sample(v));
             return result;
         };
-        const Tensors one = f.call(of(f.in), of(f.weights), f.network.batch_sizes);
+        const Tensors one = f.call(of(f.in), of(f.weights), f.batch_sizes);
         of_all.resize(one.size());
         for (size_t i = 0; i < one.size(); ++i) of_all[i].push_back(one[i]);
     }
@@ -247,10 +239,10 @@ BatchedList with_the_same_masks(const Forward& f, int64_t count) {
     return result;
 }
 
-// output, h_n, c_n, hidden, saved, c, noise
+// The seven results of `forward`.
 BatchedList results_of(const Forward& f, const SymInt& count, const Level& level) {
-    const OptionalTensor& batch_sizes = f.network.batch_sizes;
-    if (f.train && f.network.dropout > 0 && f.network.num_layers > 1) {
+    const OptionalTensor& batch_sizes = f.batch_sizes;
+    if (f.call_.train && f.call_.options.dropout > 0 && f.call_.options.num_layers > 1) {
         const std::string randomness = level.randomness();
         TORCH_CHECK(randomness != "Error",
                     "vmap: called random operation while in randomness error mode. Please either "
@@ -270,28 +262,31 @@ BatchedList results_of(const Forward& f, const SymInt& count, const Level& level
 // ---- backward ------------------------------------------------------------------------------------
 
 struct Backward {
-    Network network;
+    const BackwardCall& call_;
+    OptionalTensor batch_sizes;
     BatchedList grads, in, weights, kept;  // of output, h_n, c_n; input, h0, c0; hidden, saved, ...
-    c10::List<bool> wanted;
 
     // The gradients of input, h0, c0, and those of the weights.
     std::pair<Tensors, Tensors> call(const Tensors& grads, const Tensors& in,
                                      const Tensors& weights, const OptionalTensor& batch_sizes,
                                      const Tensors& kept) const {
-        const Network& n = network;
-        auto [grad_input, grad_h0, grad_c0, grad_weights] = backward_operator().call(
-            n.cell, optional(grads[0]), optional(grads[1]), optional(grads[2]), in[0], in[1],
-            optional(in[2]), weights, batch_sizes, n.has_biases, n.num_layers, n.bidirectional,
-            n.dropout, kept[0], kept[1], kept[2], kept[3], wanted);
+        BackwardCall call = call_;
+        call.grad_output = optional(grads[0]), call.grad_h_n = optional(grads[1]),
+        call.grad_c_n = optional(grads[2]);
+        call.input = in[0], call.h0 = in[1], call.c0 = optional(in[2]);
+        call.weights = weights;
+        call.batch_sizes = batch_sizes;
+        call.hidden = kept[0], call.saved = kept[1], call.c = kept[2], call.dropout_mask = kept[3];
+        auto [grad_input, grad_h0, grad_c0, grad_weights] = call();
         return {{grad_input, grad_h0, grad_c0}, std::move(grad_weights)};
     }
 };
 
 std::pair<BatchedList, BatchedList> gradients_of(const Backward& b, const SymInt& count) {
-    const OptionalTensor& batch_sizes = b.network.batch_sizes;
+    const OptionalTensor& batch_sizes = b.batch_sizes;
     const Samples samples(count, b.weights, batch_sizes);
     bool of_weights = count_of({&b.weights}).has_value();
-    for (size_t i = 3; i < b.wanted.size(); ++i) of_weights |= b.wanted[i];
+    for (size_t i = 3; i < b.call_.wanted.size(); ++i) of_weights |= b.call_.wanted[i];
     if (of_weights) {
         const auto [of_in, of_all] =
             b.call(samples.as_models(b.grads), samples.as_models(b.in),
@@ -322,88 +317,68 @@ Tensors wrapped(const Of& level, const BatchedList& list) {
     return result;
 }
 
-// In C++, since torch.library.register_vmap, and Python at all, take longer than eight models of a step.
+// In C++: torch.library.register_vmap, or any Python, takes longer than a step of eight models.
 
-ForwardTensors forward(const std::string& cell, const Tensor& input, const Tensor& h0,
-                       const OptionalTensor& c0, at::TensorList weights,
-                       const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
-                       bool bidirectional, double dropout, bool train, bool keep, bool recompute) {
+void forward(const c10::OperatorHandle&, Stack* stack) {
+    const ForwardCall call = ForwardCall::pop(*stack);
     const Level level;
     const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::FuncTorchBatched);
-    const Forward f{{cell, optional(level.unwrapped(tensor(batch_sizes)).tensor), has_biases,
-                     num_layers, bidirectional, dropout},
-                    unwrapped(level, {input, h0, tensor(c0)}),
-                    unwrapped(level, weights),
-                    train,
-                    keep,
-                    recompute};
+    const Forward f{call, optional(level.unwrapped(tensor(call.batch_sizes)).tensor),
+                    unwrapped(level, {call.input, call.h0, tensor(call.c0)}),
+                    unwrapped(level, call.weights)};
     const auto count = count_of({&f.in, &f.weights});
-    const Tensors r = count
-                          ? wrapped(level, results_of(f, *count, level))
-                          : f.call(tensors_of(f.in), tensors_of(f.weights), f.network.batch_sizes);
-    return {r[0], r[1], r[2], r[3], r[4], r[5], r[6]};
+    const Tensors r = count ? wrapped(level, results_of(f, *count, level))
+                            : f.call(tensors_of(f.in), tensors_of(f.weights), f.batch_sizes);
+    for (const Tensor& t : r) stack->emplace_back(t);
 }
 
-// Of either kind: OlderLevel's tensors are all those of one in that vmap.
+// Of either kind: LegacyLevel's tensors are all those of one in that vmap.
 template <class Of>
-BackwardResult backward_at(const Of& level, const std::string& cell, const Tensors& grads,
-                           const Tensors& in, at::TensorList weights,
-                           const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
-                           bool bidirectional, double dropout, const Tensors& kept,
-                           const c10::List<bool>& wanted) {
-    const Backward b{{cell, optional(level.unwrapped(tensor(batch_sizes)).tensor), has_biases,
-                      num_layers, bidirectional, dropout},
-                     unwrapped(level, grads),
-                     unwrapped(level, in),
-                     unwrapped(level, weights),
-                     unwrapped(level, kept),
-                     wanted};
+void backward_at(const Of& level, const BackwardCall& call, Stack& stack) {
+    const Backward b{
+        call,
+        optional(level.unwrapped(tensor(call.batch_sizes)).tensor),
+        unwrapped(level, {tensor(call.grad_output), tensor(call.grad_h_n), tensor(call.grad_c_n)}),
+        unwrapped(level, {call.input, call.h0, tensor(call.c0)}),
+        unwrapped(level, call.weights),
+        unwrapped(level, {call.hidden, call.saved, call.c, call.dropout_mask})};
     const auto count = count_of({&b.grads, &b.in, &b.weights, &b.kept});
     auto [of_in, of_weights] = [&]() -> std::pair<Tensors, Tensors> {
         if (!count)
             return b.call(tensors_of(b.grads), tensors_of(b.in), tensors_of(b.weights),
-                          b.network.batch_sizes, tensors_of(b.kept));
+                          b.batch_sizes, tensors_of(b.kept));
         const auto [first, second] = gradients_of(b, *count);
         return {wrapped(level, first), wrapped(level, second)};
     }();
-    return {of_in[0], of_in[1], of_in[2], std::move(of_weights)};
+    push(stack, BackwardResult{of_in[0], of_in[1], of_in[2], std::move(of_weights)});
 }
 
-BackwardResult backward(const std::string& cell, const OptionalTensor& grad_output,
-                        const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-                        const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
-                        at::TensorList weights, const OptionalTensor& batch_sizes, bool has_biases,
-                        int64_t num_layers, bool bidirectional, double dropout,
-                        const Tensor& hidden, const Tensor& saved, const Tensor& c,
-                        const Tensor& noise, c10::List<bool> wanted) {
+void backward(const c10::OperatorHandle&, Stack* stack) {
+    const BackwardCall call = BackwardCall::pop(*stack);
     const Level level;
     const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::FuncTorchBatched);
-    return backward_at(level, cell, {tensor(grad_output), tensor(grad_h_n), tensor(grad_c_n)},
-                       {input, h0, tensor(c0)}, weights, batch_sizes, has_biases, num_layers,
-                       bidirectional, dropout, {hidden, saved, c, noise}, wanted);
+    backward_at(level, call, *stack);
 }
 
-BackwardResult backward_in_older_vmap(
-    const std::string& cell, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-    const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
-    at::TensorList weights, const OptionalTensor& batch_sizes, bool has_biases, int64_t num_layers,
-    bool bidirectional, double dropout, const Tensor& hidden, const Tensor& saved, const Tensor& c,
-    const Tensor& noise, c10::List<bool> wanted) {
-    const Tensors grads = {tensor(grad_output), tensor(grad_h_n), tensor(grad_c_n)};
-    const Tensors in = {input, h0, tensor(c0)}, kept = {hidden, saved, c, noise};
-    Tensors all = weights.vec();
-    for (const Tensors* list : {&grads, &in, &kept})
-        all.insert(all.end(), list->begin(), list->end());
-    return backward_at(OlderLevel(all), cell, grads, in, weights, batch_sizes, has_biases,
-                       num_layers, bidirectional, dropout, kept, wanted);
+void backward_in_legacy_vmap(const c10::OperatorHandle&, Stack* stack) {
+    const BackwardCall call = BackwardCall::pop(*stack);
+    Tensors all = call.weights;
+    for (const OptionalTensor* t : {&call.grad_output, &call.grad_h_n, &call.grad_c_n, &call.c0})
+        all.push_back(tensor(*t));
+    for (const Tensor* t :
+         {&call.input, &call.h0, &call.hidden, &call.saved, &call.c, &call.dropout_mask})
+        all.push_back(*t);
+    backward_at(LegacyLevel(all), call, *stack);
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatched, m) {
-    m.impl("forward", forward);
-    m.impl("backward", backward);
+    m.impl("forward", torch::CppFunction::makeFromBoxedFunction<&forward>());
+    m.impl("backward", torch::CppFunction::makeFromBoxedFunction<&backward>());
 }
 
-TORCH_LIBRARY_IMPL(fastrnn, Batched, m) { m.impl("backward", backward_in_older_vmap); }
+TORCH_LIBRARY_IMPL(fastrnn, Batched, m) {
+    m.impl("backward", torch::CppFunction::makeFromBoxedFunction<&backward_in_legacy_vmap>());
+}
 
 }  // namespace
 }  // namespace fastrnn

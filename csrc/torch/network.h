@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "layer.h"
+#include "../layer.h"
 #include "problem.h"
 
 namespace fastrnn {
@@ -18,7 +18,7 @@ enum class Keep { nothing, outputs, gates };
 // c_n is undefined for a cell without c. The last four are Kept of problem.h, all of them defined, but
 // if nothing is kept.
 struct ForwardResult {
-    at::Tensor output, h_n, c_n, hidden, saved, c, noise;
+    at::Tensor output, h_n, c_n, hidden, saved, c, dropout_mask;
 };
 using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 

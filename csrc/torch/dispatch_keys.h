@@ -1,0 +1,14 @@
+// Which dispatch keys and modes are active: whether a call may go straight to the kernels.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+namespace fastrnn {
+
+// Whether no mode, transform or tracer would see a call of an operator; autocast apart.
+bool only_default_keys_active();
+bool autocast_enabled();
+
+// Whether a tensor is on a device with kernels, dense, of values of its own and without a tangent.
+bool has_only_default_keys(const at::Tensor& tensor);
+
+}  // namespace fastrnn

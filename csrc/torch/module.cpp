@@ -1,0 +1,87 @@
+// The module fastrnn._C: what was built, what the cells are, how a call would be computed, and the
+// fast path.
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "../cpu/dispatch.h"
+#include "../cpu/run.h"
+#include "fast_path.h"
+#include "network.h"
+
+namespace fastrnn {
+namespace {
+
+using at::Tensor;
+
+pybind11::dict registered_cells() {
+    pybind11::dict result;
+    for (const CellInfo& cell : cells) {
+        pybind11::dict info;
+        info["gates"] = cell.gates;
+        info["states"] = 1 + cell.has_c;
+        info["saved"] = cell.saved;
+        info["allows_projection"] = cell.allows_projection;
+        result[cell.name] = info;
+    }
+    return result;
+}
+
+// The facts of every layer, forward and backward, by their names.
+pybind11::list explain_network(const std::string& cell, const Tensor& input, const Tensor& h0,
+                               const OptionalTensor& c0, const std::vector<Tensor>& weights,
+                               const OptionalTensor& batch_sizes, const pybind11::tuple& values) {
+    const Options options = options_of(cell, values);
+    const Arguments arguments{options, input, h0, c0, weights, batch_sizes};
+    const Problem problem = check(arguments);
+    const auto as_dict = [](const Facts& facts) {
+        pybind11::dict result;
+        for (const auto& [name, value] : facts) result[name.c_str()] = value;
+        return result;
+    };
+    pybind11::list result;
+    for (int64_t layer = 0; layer < problem.layers; ++layer) {
+        const auto [forward, backward] = fastrnn::explain(arguments, problem, layer);
+        result.append(pybind11::make_tuple(as_dict(forward), as_dict(backward)));
+    }
+    return result;
+}
+
+pybind11::dict build_info() {
+    pybind11::dict info;
+    info["torch"] = FASTRNN_TORCH_VERSION;
+    info["isa"] = cpu::isa_in_use();
+    info["isa_compiled"] = cpu::isa_compiled();
+    info["isa_supported"] = cpu::isa_supported();
+#ifdef _OPENMP
+    info["openmp"] = _OPENMP;
+#else
+    info["openmp"] = pybind11::none();
+#endif
+    info["compiler"] = FASTRNN_COMPILER;
+    info["cuda_archs"] = FASTRNN_CUDA_ARCHS;
+    info["cuda"] = FASTRNN_CUDA_NOTE;
+    return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "The compiled part of fastrnn. The operators are in torch.ops.fastrnn.";
+#ifdef FASTRNN_HAS_CUDA
+    m.attr("has_cuda") = true;
+#else
+    m.attr("has_cuda") = false;
+#endif
+    m.def("cells", &registered_cells,
+          "The registered cells: name -> gates, states, values kept for backward.");
+    m.def("build_info", &build_info, "What was built, and what is in use.");
+    m.def("without_lost_threads", &cpu::without_lost_threads,
+          "In a forked child that lost its parent's OpenMP threads: torch.set_num_threads(1).");
+    m.def("explain", &explain_network,
+          "How each layer of a network would be computed, forward and backward.");
+    bind_fast_path(m);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,74 @@
+// The operators torch.ops.fastrnn.forward and .backward: their schemas, and the kernels of all devices.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "calls.h"
+#include "models.h"
+#include "network.h"
+
+namespace fastrnn {
+namespace {
+
+using at::Tensor;
+
+TORCH_LIBRARY(fastrnn, m) {
+    m.def(torch::schema(ForwardCall::schema().c_str()),
+          {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+    m.def(torch::schema(BackwardCall::schema().c_str()), {at::Tag::pt2_compliant_tag});
+}
+
+// Only a call of fast_path.cpp may leave it out, on a GPU: None is an undefined tensor here.
+void check_defined(const Tensor& h0) {
+    TORCH_CHECK(h0.defined(), "fastrnn: the hidden tensor is undefined");
+}
+
+void forward(const c10::OperatorHandle&, Stack* stack) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const ForwardCall call = ForwardCall::pop(*stack);
+    check_defined(call.h0);
+    const Arguments arguments = call.arguments();
+    const Keep kept = !call.keep ? Keep::nothing : call.recompute ? Keep::outputs : Keep::gates;
+    ForwardResult r = are_of_models(call.weights)
+                          ? forward_models(arguments, call.train, kept)
+                          : fastrnn::forward(arguments, check(arguments), call.train, kept);
+    const auto empty = [&](at::ScalarType dtype) {
+        return at::empty({0}, call.input.options().dtype(dtype));
+    };
+    if (!r.c_n.defined()) r.c_n = empty(call.input.scalar_type());
+    if (!call.keep) {
+        for (Tensor* t : {&r.hidden, &r.saved, &r.c}) *t = empty(call.input.scalar_type());
+        r.dropout_mask = empty(at::kByte);
+    }
+    push(*stack, r);
+}
+
+void backward(const c10::OperatorHandle&, Stack* stack) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const BackwardCall call = BackwardCall::pop(*stack);
+    check_defined(call.h0);
+    const Arguments arguments = call.arguments();
+    const Kept kept = call.kept();
+    const OutputGradients gradients = call.gradients();
+    TORCH_CHECK_VALUE(call.wanted.size() == 3 + call.weights.size(), "wanted has ",
+                      call.wanted.size(), " elements, expected ", 3 + call.weights.size(),
+                      ": one for input, h0, c0 and each weight");
+    if (are_of_models(call.weights)) {
+        push(*stack, backward_models(arguments, kept, gradients, call.wanted));
+        return;
+    }
+    const Problem problem = check(arguments);
+    check_kept(arguments, problem, kept);
+    check_gradients(arguments, problem, gradients);
+    push(*stack, fastrnn::backward(arguments, problem, kept, gradients, call.wanted));
+}
+
+// For every device: the checks come first, and one without kernels is named by them.
+TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
+    m.impl("forward", torch::CppFunction::makeFromBoxedFunction<&forward>());
+    m.impl("backward", torch::CppFunction::makeFromBoxedFunction<&backward>());
+}
+
+}  // namespace
+}  // namespace fastrnn
