@@ -1,4 +1,4 @@
-"""Without kernels for a device torch's own layer runs: logged once, and every call is counted."""
+"""On a device without kernels torch's own layer runs: one warning is logged, calls are counted."""
 
 import logging
 import re
@@ -13,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 import fastrnn
 from fastrnn import functional, ops
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("as if there were no kernels for the CPU")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("removes the CPU kernels")]
 
 
 @pytest.fixture(autouse=True)
 def no_kernels(monkeypatch, without_direct_calls):
-    """As if this build had no kernels for the CPU, and nothing had been counted."""
+    """This build appears to have no CPU kernels, and the fallback counters are empty."""
     monkeypatch.setattr(functional, "_DEVICES", ())
     monkeypatch.setattr(functional, "_fallbacks", type(functional._fallbacks)())
 
@@ -35,8 +35,8 @@ def check(ours, theirs, args, name, caplog):
     ]
 
 
-def test_the_operators_name_the_device_without_kernels():
-    """Straight to the kernels, past the fake ones, with tensors that claim to be there."""
+def test_operator_error_names_the_device_without_kernels():
+    """Redispatch fake tensors of another device straight to the kernels, past the Meta kernels."""
     built = fastrnn.build_info()["cuda"]
     mode, key = FakeTensorMode(), torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     for device, text in [
@@ -46,10 +46,10 @@ def test_the_operators_name_the_device_without_kernels():
         if device == "cuda:0" and built == "built":
             continue
 
-        def there(t, device=device):
+        def on_device(t, device=device):
             return FakeTensor(mode, t.to("meta"), torch.device(device))
 
-        arguments = each(sample("gru"), there)
+        arguments = each(sample("gru"), on_device)
         with pytest.raises(NotImplementedError, match=re.escape(text)) as error:
             ops.forward.redispatch(key, *arguments, False)
         assert str(error.value).startswith(f"fastrnn has no kernels for device {device}")

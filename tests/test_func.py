@@ -1,4 +1,4 @@
-"""torch.func on layers and cells: derivatives of every kind, and vmap over inputs and weights."""
+"""torch.func with layers and cells: all derivatives, and vmap over inputs and weights."""
 
 import collections
 import copy
@@ -41,23 +41,23 @@ from fastrnn import ops
 
 pytestmark = [
     pytest.mark.once,
-    # torch's own derivatives of some operators are still scripts
+    # Some of torch's decompositions still use torch.jit.script.
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
 ]
 
 F64 = torch.float64
 PACKED = pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-takes_wrapped_tensors = pytest.mark.skipif(
-    VIRTUAL, reason="the virtual GPU's products are not those of tensors without memory"
+skip_on_virtual_gpu = pytest.mark.skipif(
+    VIRTUAL, reason="the virtual GPU's matrix products do not take wrapper tensors without storage"
 )
 
 
-@takes_wrapped_tensors
+@skip_on_virtual_gpu
 @PACKED
 @pytest.mark.parametrize("options", CHECKS)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_forward_mode(kind, options, packed):
-    """Against finite differences: tangents; and the gradients' tangents, forward over reverse."""
+    """Forward mode, and forward over reverse, against finite differences."""
     layer, _ = pair(kind, 2, 3, dtype=F64, **CHECKS[options])
     function, inputs = as_function(layer, packed)
     assert torch.autograd.gradcheck(
@@ -71,7 +71,7 @@ def test_forward_mode(kind, options, packed):
 
 
 def of_input(layer, packed):
-    """The layer as a function of data and states, of 3 sequences, to its results' tensors."""
+    """The layer as a function of data and states to a tuple of tensors, its data shape, states."""
     sequence = ragged([4, 3, 1], 5, F64)
 
     def function(data, *states):
@@ -84,7 +84,7 @@ def of_input(layer, packed):
 
 
 class Counting(TorchDispatchMode):
-    """How often an operator reaches the kernels, below all transforms."""
+    """Counts the operator calls that reach the kernels, below all torch.func transforms."""
 
     def __init__(self):
         super().__init__()
@@ -95,42 +95,44 @@ class Counting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def assert_is_loop(batched, singles):
-    """Every sample's results are those of a call for it alone."""
-    for all_of_one, *each in zip(batched, *singles, strict=True):
-        torch.testing.assert_close(all_of_one, torch.stack(each))
+def assert_equals_loop(batched, singles):
+    """A batched call returns the stacked results of single calls."""
+    for result, *single_results in zip(batched, *singles, strict=True):
+        torch.testing.assert_close(result, torch.stack(single_results))
 
 
 @PACKED
 @pytest.mark.parametrize("kind", LAYERS)
-def test_vmap_over_inputs_is_one_call(kind, packed):
+def test_vmap_over_inputs_is_one_operator_call(kind, packed):
     layer, _ = pair(kind, 5, 7, num_layers=2, bidirectional=True, dtype=F64)
     function, shape, states = of_input(layer, packed)
     x = torch.randn(6, *shape, dtype=F64)
     with Counting() as counting:
         found = vmap(function, in_dims=(0, *[None] * len(states)))(x, *states)
     assert counting.counts[ops.forward] == 1
-    assert_is_loop(found, [function(data, *states) for data in x])
+    assert_equals_loop(found, [function(data, *states) for data in x])
 
 
 @PACKED
 @pytest.mark.parametrize("kind", LAYERS)
-def test_vmap_over_states_and_any_dimension(kind, packed):
+def test_vmap_over_states_and_any_dim(kind, packed):
     layer, _ = pair(kind, 5, 7, dtype=F64)
     function, shape, states = of_input(layer, packed)
     x = torch.randn(*shape, 4, dtype=F64)
     many = [torch.randn(2, 4, *s.shape, dtype=F64)[1].transpose(0, 1) for s in states]
     dims = (len(shape), *[1] * len(states))
-    # The samples' results: by vmap, one by one, and by a vmap in a vmap.
+    # The same samples three ways: vmap, a loop, nested vmap.
     found = vmap(function, in_dims=dims)(x, *many)
     each = [function(x[..., v], *(s[:, v] for s in many)) for v in range(4)]
-    assert_is_loop(found, each)
+    assert_equals_loop(found, each)
     only_states = vmap(function, in_dims=(None, *dims[1:]))(x[..., 0], *many)
-    assert_is_loop(only_states, [function(x[..., 0], *(s[:, v] for s in many)) for v in range(4)])
+    assert_equals_loop(
+        only_states, [function(x[..., 0], *(s[:, v] for s in many)) for v in range(4)]
+    )
     nested = vmap(vmap(function, in_dims=dims), in_dims=(-1, *[None] * len(states)))(
         torch.stack([x, -x], -1), *many
     )
-    assert_is_loop([t[0] for t in nested], each)
+    assert_equals_loop([t[0] for t in nested], each)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -147,21 +149,21 @@ def test_per_sample_gradients(kind):
     assert counting.counts[ops.forward] == counting.counts[ops.backward] == 1
     for v in range(len(x)):
         data = x[v].clone().requires_grad_()
-        wanted = dict(theirs.named_parameters()) | {"x": data}
+        inputs = dict(theirs.named_parameters()) | {"x": data}
         total = sum(o.sin().sum() for o in flat(theirs(data)))
-        expected = torch.autograd.grad(total, list(wanted.values()))
+        expected = torch.autograd.grad(total, list(inputs.values()))
         each = [*(g[v] for g in found[0].values()), found[1][v]]
         torch.testing.assert_close(each, list(expected))
 
 
-def assert_bits(found, expected):
-    """Equal to the last bit; on a GPU close: what cuBLAS runs depends on the places in memory."""
+def assert_bitwise_equal(found, expected):
+    """Bitwise equal; on a GPU only close, as cuBLAS's choice of kernel depends on alignment."""
     exact = {} if device() == "cuda" else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(found, expected, **exact)
 
 
 def ensemble(layers):
-    """Their stacked parameters, and a call of a model with its own."""
+    """The layers' stacked parameters, and a function that calls one model with given parameters."""
     states, _ = stack_module_state(layers)
     skeleton = copy.deepcopy(layers[0]).to("meta")
 
@@ -179,8 +181,8 @@ def loss_of(call):
 @PACKED
 @pytest.mark.parametrize("shared", [True, False], ids=["one input", "own inputs"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_an_ensemble(kind, shared, packed):
-    """Results and gradients of each model have the bits of a call for it alone; in one call."""
+def test_ensemble(kind, shared, packed):
+    """One operator call; each model's results and gradients are bitwise those of its own call."""
     options = {"num_layers": 2, "bidirectional": True}
     layers = [pair(kind, 5, 17, **options)[0] for _ in range(5)]
     states, call = ensemble(layers)
@@ -203,9 +205,9 @@ def test_an_ensemble(kind, shared, packed):
     assert counting.counts[ops.forward] == 1
     with torch.no_grad():
         each = [call(*args) for args in own]
-        assert_bits(list(found), [torch.stack(t) for t in zip(*each, strict=True)])
+        assert_bitwise_equal(list(found), [torch.stack(t) for t in zip(*each, strict=True)])
 
-    # By torch.func, and by the graph of torch's own autograd around the vmap.
+    # Gradients by torch.func.grad inside the vmap, then by autograd around it.
     detached = {name: p.detach() for name, p in states.items()}
     with Counting() as counting:
         of_weights, *of_states = vmap(grad(loss_of(call), (0, *range(2, 2 + len(hx)))), dims)(
@@ -218,19 +220,18 @@ def test_an_ensemble(kind, shared, packed):
         state = [s.clone().requires_grad_() for s in state]
         loss_of(call)(parameters, data, *state).backward()
         expected = [*(p.grad for p in parameters.values()), *(s.grad for s in state)]
-        for all_of_one in [
+        for stacked in [
             [*of_weights.values(), *of_states],
             [*(p.grad for p in states.values()), *(s.grad for s in leaves)],
         ]:
-            each = [t[e] for t in all_of_one]
-            assert_bits(each, expected)
+            assert_bitwise_equal([t[e] for t in stacked], expected)
 
 
-@pytest.mark.cpu("its threads")
+@pytest.mark.cpu("about CPU threads")
 @pytest.mark.parametrize("models", [1, 2, 3])
 @pytest.mark.parametrize("hidden", [1, 64, 300])
-def test_an_ensemble_on_threads(hidden, models):
-    """Side by side where weights stay in a core's cache, and one after the other: the same bits."""
+def test_ensemble_on_threads(hidden, models):
+    """Models run in parallel if their weights fit a core's cache, else in turn: equal bits."""
     layers = [fastrnn.LSTM(33, hidden) for _ in range(models)]
     states, call = ensemble(layers)
     x = torch.randn(20, 17, 33)
@@ -239,21 +240,21 @@ def test_an_ensemble_on_threads(hidden, models):
         loss_of(lambda x, m=layer: flat(m(x)))(x).backward()
         each = {name: g[e] for name, g in found.items()}
         expected = {name: p.grad for name, p in layer.named_parameters()}
-        assert_bits(each, expected)
+        assert_bitwise_equal(each, expected)
 
 
-@takes_wrapped_tensors
+@skip_on_virtual_gpu
 @pytest.mark.parametrize("kind", LAYERS)
-def test_ensembles_of_ensembles_and_their_samples(kind):
-    """vmap over vmap: of models, and of samples of each; and the second derivatives."""
+def test_nested_vmap_over_models_and_samples(kind):
+    """vmap over models in models, and over samples; second derivatives and tangents."""
     layers = [pair(kind, 5, 3, num_layers=2, dtype=F64)[0] for _ in range(6)]
     states, call = ensemble(layers)
     x = torch.randn(4, 3, 2, 5, dtype=F64)
     states = {name: p.detach() for name, p in states.items()}
     nested = {name: p.unflatten(0, (3, 2)) for name, p in states.items()}
     found = vmap(vmap(call, (0, None)), (0, None))(nested, x[0])
-    assert_is_loop([t.flatten(0, 1) for t in found], [flat(m(x[0])) for m in layers])
-    # Samples within models, and models within samples.
+    assert_equals_loop([t.flatten(0, 1) for t in found], [flat(m(x[0])) for m in layers])
+    # Samples inside models, and models inside samples.
     gradients = grad(loss_of(call))
     found = vmap(vmap(gradients, (None, 0)), (0, None))(states, x)
     other = vmap(vmap(gradients, (0, None)), (None, 0))(states, x)
@@ -284,11 +285,11 @@ def test_ensembles_of_ensembles_and_their_samples(kind):
         )
         for e in range(6)
     ]
-    assert_is_loop(found, [tangent for _, tangent in each])
+    assert_equals_loop(found, [tangent for _, tangent in each])
 
 
-def test_dropout_of_an_ensemble():
-    """Each model's masks are those that it would draw in its turn; in backward, too."""
+def test_dropout_of_ensemble():
+    """randomness="different" draws the models' masks in order; backward uses the same masks."""
     layers = [fastrnn.GRU(5, 17, num_layers=3, dropout=0.5) for _ in range(3)]
     states, call = ensemble(layers)
     x = torch.randn(4, 2, 5)
@@ -300,15 +301,15 @@ def test_dropout_of_an_ensemble():
         loss_of(lambda x, m=layer: flat(m(x)))(x).backward()
         each = {name: g[e] for name, g in found.items()}
         expected = {name: p.grad for name, p in layer.named_parameters()}
-        assert_bits(each, expected)
+        assert_bitwise_equal(each, expected)
     torch.manual_seed(1)
     same = vmap(call, (0, None), randomness="same")(states, x)
     for e, layer in enumerate(layers):
         torch.manual_seed(1)
-        assert_bits([t[e] for t in same], flat(layer(x)))
+        assert_bitwise_equal([t[e] for t in same], flat(layer(x)))
 
 
-@takes_wrapped_tensors
+@skip_on_virtual_gpu
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells(kind):
     cells = [cell_pair(kind, 5, 7, dtype=F64)[0] for _ in range(3)]
@@ -323,20 +324,20 @@ def test_cells(kind):
     dims = (None, 0, *[0] * len(hx))
     with torch.no_grad():
         each = [call(own, x[v], *(s[v] for s in hx)) for v in range(3)]
-        assert_is_loop(vmap(call, dims)(own, x, *hx), each)
+        assert_equals_loop(vmap(call, dims)(own, x, *hx), each)
         states, _ = stack_module_state(cells)
         each = [
             call(dict(c.named_parameters()), x[v], *(s[v] for s in hx)) for v, c in enumerate(cells)
         ]
-        assert_is_loop(vmap(call)(states, x, *hx), each)
+        assert_equals_loop(vmap(call)(states, x, *hx), each)
     primals, tangents = (x, *hx), [torch.randn_like(t) for t in (x, *hx)]
 
     def function(*args):
         return call(own, *args)
 
-    flat_of_cells = vmap(function)
-    _, forward = jvp(flat_of_cells, primals, tuple(tangents))
-    outputs, pull = vjp(flat_of_cells, *primals)
+    batched = vmap(function)
+    _, forward = jvp(batched, primals, tuple(tangents))
+    outputs, pull = vjp(batched, *primals)
     cotangents = tuple(torch.randn_like(o) for o in outputs)
     # <J t, w> = <t, J^T w>
     left = sum((f * w).sum() for f, w in zip(forward, cotangents, strict=True))
@@ -344,7 +345,7 @@ def test_cells(kind):
     torch.testing.assert_close(left, right)
 
 
-@takes_wrapped_tensors
+@skip_on_virtual_gpu
 @PACKED
 @pytest.mark.parametrize("kind", LAYERS)
 def test_jacobians_and_hessians(kind, packed):
@@ -363,8 +364,8 @@ def test_jacobians_and_hessians(kind, packed):
         torch.testing.assert_close(outer(inner(total(ours)))(x), expected)
 
 
-@takes_wrapped_tensors
-def test_the_hessian_of_weights():
+@skip_on_virtual_gpu
+def test_hessian_of_weights():
     layer, theirs = pair("gru", 2, 2, dtype=F64)
     x = torch.randn(3, 2, 2, dtype=F64)
 
@@ -376,36 +377,36 @@ def test_the_hessian_of_weights():
     torch.testing.assert_close(hessian(loss(layer))(w), expected)
 
 
-# ---- the older vmap ------------------------------------------------------------------------------
+# ---- torch._vmap_internals, the legacy vmap ------------------------------------------------------
 
 
 @PACKED
 @pytest.mark.parametrize("options", [{}, {"recompute": True}, {"dropout": 0.5}])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_batched_grads(kind, options, packed):
-    """torch.autograd.grad(is_grads_batched=True): some of the results, of data, states, weights."""
+    """torch.autograd.grad(is_grads_batched=True), for subsets of the outputs and of the inputs."""
     layer, _ = pair(kind, 5, 7, num_layers=2, bidirectional=True, dtype=F64)
     layer.dropout, layer.recompute = options.get("dropout", 0.0), "recompute" in options
     function, shape, states = of_input(layer, packed)
-    inputs = [t.requires_grad_() for t in [torch.randn(shape, dtype=F64), *states]]
-    outputs = function(*inputs)
+    arguments = [t.requires_grad_() for t in [torch.randn(shape, dtype=F64), *states]]
+    outputs = function(*arguments)
     for some in [outputs, outputs[:1], outputs[1:]]:
         many = [torch.randn(6, *o.shape, dtype=F64) for o in some]
-        for wanted in [inputs, [*inputs, *layer.parameters()]]:
+        for inputs in [arguments, [*arguments, *layer.parameters()]]:
             keep = {"retain_graph": True}
             with Counting() as counting:
-                found = torch.autograd.grad(some, wanted, many, is_grads_batched=True, **keep)
+                found = torch.autograd.grad(some, inputs, many, is_grads_batched=True, **keep)
             assert counting.counts[ops.backward] == 1
             each = [
-                torch.autograd.grad(some, wanted, list(g), **keep) for g in zip(*many, strict=True)
+                torch.autograd.grad(some, inputs, list(g), **keep) for g in zip(*many, strict=True)
             ]
-            assert_is_loop(found, each)
+            assert_equals_loop(found, each)
 
 
-@takes_wrapped_tensors
+@skip_on_virtual_gpu
 @pytest.mark.parametrize("kind", LAYERS)
 def test_vectorized_derivatives(kind):
-    """torch.autograd.functional's, of which one is a vmap in a vmap, by those of torch's layer."""
+    """torch.autograd.functional with vectorize=True, against torch's layer without it."""
     layer, theirs = pair(kind, 5, 2, dtype=F64)
     (ours, shape, _), (torchs, *_) = of_input(layer, False), of_input(theirs, False)
     x = torch.randn(shape, dtype=F64)
@@ -421,20 +422,20 @@ def test_vectorized_derivatives(kind):
         torch.testing.assert_close(found, functional.hessian(total(torchs), x))
 
 
-def test_the_older_vmap_in_itself():
+def test_nested_legacy_vmap():
     layer, _ = pair("gru", 5, 7, dtype=F64)
     x = torch.randn(4, 3, 5, dtype=F64, requires_grad=True)
     output, _ = layer(x)
     v = torch.randn(2, 6, *output.shape, dtype=F64)
-    wanted = [x, *layer.parameters()]
+    inputs = [x, *layer.parameters()]
 
     def pulled(v):
-        return torch.autograd.grad(output, wanted, v, retain_graph=True)
+        return torch.autograd.grad(output, inputs, v, retain_graph=True)
 
     for grads in [v, v.transpose(0, 1)]:
         found = torch._vmap_internals._vmap(torch._vmap_internals._vmap(pulled))(grads)
         each = [pulled(g) for g in grads.flatten(0, 1)]
-        assert_is_loop([t.flatten(0, 1) for t in found], each)
+        assert_equals_loop([t.flatten(0, 1) for t in found], each)
 
 
 # ---- dropout -------------------------------------------------------------------------------------
@@ -452,7 +453,7 @@ def test_dropout_under_vmap():
     torch.manual_seed(1)
     expected, _ = layer(x[0])
     for one in same:
-        assert_bits(one, expected)
+        assert_bitwise_equal(one, expected)
     after = torch.rand(1)
     torch.manual_seed(1)
     layer(x[0])
@@ -461,7 +462,7 @@ def test_dropout_under_vmap():
 
 
 def test_gradients_of_dropout_under_vmap():
-    """Backward has the masks that forward drew for each sample: of gradients they are the same."""
+    """Backward uses the dropout masks that forward drew for each sample."""
     layer = fastrnn.RNN(5, 17, num_layers=2, dropout=0.5, nonlinearity="relu", dtype=F64)
     x = torch.randn(6, 4, 1, 5, dtype=F64)
 
@@ -470,7 +471,7 @@ def test_gradients_of_dropout_under_vmap():
         return output, pull(output)[0]
 
     output, back = vmap(results, randomness="different")(x)
-    # Without biases a network of relu is linear where no unit turns: J x = y, and x J^T y = y y.
+    # Without biases a ReLU network is piecewise linear: J x = y, so x . (J^T y) = y . y.
     for name, p in layer.named_parameters():
         if "bias" in name:
             nn.init.zeros_(p)
@@ -478,7 +479,7 @@ def test_gradients_of_dropout_under_vmap():
     torch.testing.assert_close((x * back).sum((1, 2, 3)), output.square().sum((1, 2, 3)))
 
 
-def test_batch_sizes_are_one_for_all():
+def test_vmap_over_batch_sizes_raises():
     layer = fastrnn.GRU(5, 17)
     data, sizes = torch.randn(2, 3, 5), host_tensor([[2, 1], [2, 1]])
 
@@ -489,8 +490,8 @@ def test_batch_sizes_are_one_for_all():
         vmap(call)(data, sizes)
 
 
-def test_a_tensor_that_left_its_vmap():
-    """As of torch's own operators."""
+def test_tensor_that_escaped_its_vmap():
+    """The same error as from torch's own operators."""
     escaped = []
     vmap(lambda x: escaped.append(x) or x)(torch.randn(2, 3, 4, 5))
     with pytest.raises(RuntimeError, match="escaped from inside a function being vmapped"):

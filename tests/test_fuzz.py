@@ -1,7 +1,7 @@
-"""Random layers of random sizes and options beside torch's: the same cases at every run.
+"""Random layers of random sizes and options compared with torch's; the same cases in every run.
 
-`make fuzz` draws others, for as long as you like. What fails is made as small as it gets, and
-printed as one line: paste it into a test of this file, or after `from test_fuzz import *`.
+`make fuzz` draws other cases, for as long as you like. A failing case is minimised and printed as
+one line: paste it into a test of this file, or after `from test_fuzz import *`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from torch import Tensor
 import fastrnn
 
 DTYPES = [torch.float32, torch.float64, *LOW]
-#: How a tensor of the same values can lie in memory.
+#: Memory layouts of a tensor, all with the same values.
 STRIDES = ["plain", "transposed", "every second", "one row for all", "an offset"]
 
 sizes = st.integers(1, 70)
@@ -44,7 +44,7 @@ flags = st.booleans()
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, or a cell if T is 0, and how it is called."""
+    """A layer, or a cell if T is 0, and its arguments."""
 
     kind: str
     T: int
@@ -59,9 +59,9 @@ class Case:
     lengths: tuple[int, ...] = ()  # of a packed input
     state: bool = True
     strides: str = "plain"
-    wanted: int = -1  # bits: which of the input, the states and the weights
+    requires_grad: int = -1  # one bit for each of the input, the states and the weights
     threads: int = 2
-    directly: bool = True  # or through the Python that takes what the direct way does not
+    fast_path: bool = True  # else forward runs in Python and calls the operators
     recompute: bool = False
     seed: int = 0
 
@@ -78,8 +78,9 @@ def layer_cases(draw: st.DrawFn) -> Case:
         dtype=draw(st.sampled_from(DTYPES)), layers=draw(st.sampled_from([1, 1, 2, 3])),
         bidirectional=draw(flags), bias=draw(flags), batch_first=draw(flags),
         lengths=tuple(lengths), state=draw(flags), strides=draw(st.sampled_from(STRIDES)),
-        wanted=draw(st.sampled_from([-1, 0, 1, *range(2, 64)])), threads=draw(st.integers(1, 3)),
-        directly=draw(flags), recompute=draw(flags), seed=draw(st.integers(0, 2**16)),
+        requires_grad=draw(st.sampled_from([-1, 0, 1, *range(2, 64)])),
+        threads=draw(st.integers(1, 3)), fast_path=draw(flags), recompute=draw(flags),
+        seed=draw(st.integers(0, 2**16)),
     )  # fmt: skip
 
 
@@ -88,13 +89,13 @@ def cell_cases(draw: st.DrawFn) -> Case:
     return Case(
         kind=draw(st.sampled_from(list(CELLS))), T=0, B=draw(st.integers(0, 40)), I=draw(sizes),
         H=draw(sizes), dtype=draw(st.sampled_from(DTYPES)), bias=draw(flags), state=draw(flags),
-        strides=draw(st.sampled_from(STRIDES)), wanted=draw(st.integers(-1, 64)),
-        threads=draw(st.integers(1, 3)), directly=draw(flags), seed=draw(st.integers(0, 2**16)),
+        strides=draw(st.sampled_from(STRIDES)), requires_grad=draw(st.integers(-1, 64)),
+        threads=draw(st.integers(1, 3)), fast_path=draw(flags), seed=draw(st.integers(0, 2**16)),
     )  # fmt: skip
 
 
-def laid_out(values: Tensor, strides: str) -> Tensor:
-    """The values, or for one row for all the first of its last two dimensions, laid out so."""
+def with_layout(values: Tensor, strides: str) -> Tensor:
+    """The values in the named layout; "one row for all" repeats row 0 of the last two dims."""
     if strides == "transposed":
         return values.transpose(0, -1).contiguous().transpose(0, -1)
     if strides == "every second":
@@ -102,13 +103,13 @@ def laid_out(values: Tensor, strides: str) -> Tensor:
     if strides == "one row for all":
         return values[..., :1, :].expand_as(values)
     if strides == "an offset":
-        room = values.new_zeros(values.numel() + 1)
-        return room[1:].view_as(values).copy_(values)
+        buffer = values.new_zeros(values.numel() + 1)
+        return buffer[1:].view_as(values).copy_(values)
     return values
 
 
 def check(case: Case) -> None:
-    """Compares values and gradients with torch's, and both with float64."""
+    """Compares values and gradients with torch's, both measured against a float64 reference."""
     torch.manual_seed(case.seed)
     torch.set_num_threads(case.threads)
     if case.T:
@@ -117,49 +118,50 @@ def check(case: Case) -> None:
         ours, theirs = pair(case.kind, case.I, case.H, **options)
         ours.recompute = case.recompute
         rows = (case.B, case.T) if case.batch_first else (case.T, case.B)
-        x = laid_out(torch.randn(*rows, case.I, dtype=case.dtype), case.strides)
+        x = with_layout(torch.randn(*rows, case.I, dtype=case.dtype), case.strides)
         if case.lengths:
             alone = x.unbind(0 if case.batch_first else 1)
             x = pack([one[:n] for one, n in zip(alone, case.lengths, strict=True)])
         state = random_state(theirs, case.B) if case.state else None
     else:
         ours, theirs = cell_pair(case.kind, case.I, case.H, bias=case.bias, dtype=case.dtype)
-        x = laid_out(torch.randn(case.B, case.I, dtype=case.dtype), case.strides)
+        x = with_layout(torch.randn(case.B, case.I, dtype=case.dtype), case.strides)
         state = cell_state(theirs, case.B) if case.state else None
     avoid_corners(case.kind if case.bias else "", ours, theirs)
-    # Where its sum is about 0 a unit has a gradient or none, as the last bit falls.
+    # At a pre-activation of about 0, rounding decides whether a ReLU unit has a gradient.
     smooth = case.kind != "rnn_relu" or (case.bias and case.dtype not in LOW)
-    wanted = case.wanted if smooth else 0
+    requires_grad = case.requires_grad if smooth else 0
 
-    def results(layer: torch.nn.Module, given: object, directly: bool = True) -> list[Tensor]:
-        given = leaves(given) if wanted else given
-        forward = layer if directly else type(layer).forward.__wrapped__.__get__(layer)
-        with contextlib.nullcontext() if wanted else torch.no_grad():
-            outputs = flat(forward(*given))
-        inputs = [*flat(given), *layer.parameters()]
-        inputs = [t for i, t in enumerate(inputs) if wanted >> i & 1]
+    def results(layer: torch.nn.Module, args: object, fast_path: bool = True) -> list[Tensor]:
+        args = leaves(args) if requires_grad else args
+        forward = layer if fast_path else type(layer).forward.__wrapped__.__get__(layer)
+        with contextlib.nullcontext() if requires_grad else torch.no_grad():
+            outputs = flat(forward(*args))
+        inputs = [*flat(args), *layer.parameters()]
+        inputs = [t for i, t in enumerate(inputs) if requires_grad >> i & 1]
         return [*outputs, *(gradients(outputs, inputs) if inputs else [])]
 
-    given = (x, state)
-    ours_found = results(ours, given, case.directly)
-    expected = results(theirs, given)
-    exact = results(copy.deepcopy(theirs).double(), mapped(given, Tensor.double))
+    args = (x, state)
+    ours_found = results(ours, args, case.fast_path)
+    expected = results(theirs, args)
+    exact = results(copy.deepcopy(theirs).double(), mapped(args, Tensor.double))
     for found, their, true in zip(ours_found, expected, exact, strict=True):
         assert found.dtype == their.dtype
         assert found.shape == their.shape
         if true.numel() == 0:
             continue
-        # What torch is off, four times for luck, and what rounding costs: of the largest result, or
-        # of the terms of a sum that cancel, which are about 1. In float64 torch is the measure, and
-        # seems never off: there it is the rounding of both, in sums of so many terms of random
-        # signs (partial sums of n of them are about sqrt(n), and each of n is rounded).
-        off, theirs_off = ((t.double() - true).abs().max() for t in (found, their))
+        # Allowed: four times torch's error, as that may be small by chance, plus rounding. Rounding
+        # is relative to the largest result, or to 1, about the size of the terms of a sum that
+        # cancels. In float64 the reference is torch's own result, so torch's error is 0. There the
+        # rounding of both counts: a sum of n terms of random signs has n roundings of partial sums
+        # of size up to sqrt(n).
+        error, theirs_error = ((t.double() - true).abs().max() for t in (found, their))
         units = 4 if case.dtype in LOW else 16
         if case.dtype == torch.float64:
             units = max(units, max(case.T, 1) * case.B)
         largest = true.abs().max().clamp(min=1)
-        allowed = 4 * theirs_off + units * torch.finfo(case.dtype).eps * largest
-        assert off <= allowed, f"off by {off:.3g}, allowed {allowed:.3g}"
+        allowed = 4 * theirs_error + units * torch.finfo(case.dtype).eps * largest
+        assert error <= allowed, f"off by {error:.3g}, allowed {allowed:.3g}"
 
 
 def check_and_print(case: Case) -> None:
@@ -177,8 +179,8 @@ def test_cells(pytestconfig):
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_what_fails_is_printed_as_one_line(pytestconfig, monkeypatch):
-    """A planted error, found and made small."""
+def test_failing_case_is_printed_as_one_line(pytestconfig, monkeypatch):
+    """An injected error is found and minimised."""
     lstm = fastrnn.LSTM.__call__
 
     def wrong(self, x, state=None):

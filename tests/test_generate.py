@@ -1,4 +1,4 @@
-"""examples/generate.py on a small slice: its windows, its losses, its stream, its command line."""
+"""examples/generate.py on a small text: windows, losses, generation, command line."""
 
 import functools
 import gzip
@@ -13,7 +13,7 @@ from torch import nn
 
 import fastrnn
 
-pytest.importorskip("matplotlib", reason="the picture needs the extra 'demo'")
+pytest.importorskip("matplotlib", reason="the plot needs the extra 'demo'")
 pytest.importorskip("rich", reason="the table needs the extra 'demo'")
 
 from examples import generate
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.cpu("the examples run on the CPU"), pytest.mark.once]
 TEXT = b"".join(b"%d sheep and %d dogs\n" % (i, i * i % 7) for i in range(130))
 
 
-def test_the_text_is_the_documentation_and_no_paragraph_comes_twice():
+def test_text_is_the_documentation_without_repeated_paragraphs():
     text = generate.documentation()
     assert len(text) > 200_000
     assert b'"assert" statement' in text
@@ -31,8 +31,8 @@ def test_the_text_is_the_documentation_and_no_paragraph_comes_twice():
     assert len(set(paragraphs)) == len(paragraphs)
 
 
-def test_windows_go_on_row_by_row_and_leave_out_less_than_a_batch():
-    text = torch.arange(24)  # 23 pairs: 3 streams of 7 and two left out
+def test_windows_continue_each_stream_and_drop_less_than_a_batch():
+    text = torch.arange(24)  # 23 pairs: 3 streams of 7, and 2 dropped
     xs, ys = zip(*generate.windows(text, batch=3, length=3), strict=True)
     assert [x.shape for x in xs] == [(3, 3), (3, 3), (3, 1)]
     assert torch.equal(torch.cat(xs, 1), text[:21].view(3, 7))
@@ -47,7 +47,7 @@ def test_both_layers_give_the_same_logits_and_losses(layers):
     text = generate.to_tensor(TEXT)
     losses = []
     for model in (ours, theirs):
-        torch.manual_seed(1)  # the same dropout
+        torch.manual_seed(1)  # the same dropout masks
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         losses.append(generate.train_epoch(model, optimizer, text, 4, 17))
     torch.testing.assert_close(*(torch.tensor(loss) for loss in losses))
@@ -58,7 +58,7 @@ def test_both_layers_give_the_same_logits_and_losses(layers):
 
 
 @pytest.mark.parametrize("library", [fastrnn, nn])
-def test_windows_with_the_state_carried_equal_one_long_pass(library):
+def test_windows_with_carried_state_equal_one_pass(library):
     model = generate.ByteLSTM(library, 17, 2).eval()
     text = generate.to_tensor(TEXT[:400])
     whole, (h, c) = model(text[None, :-1])
@@ -69,14 +69,14 @@ def test_windows_with_the_state_carried_equal_one_long_pass(library):
     torch.testing.assert_close(torch.cat(parts, 1), whole)
     torch.testing.assert_close(state, (h, c))
 
-    chances = whole[0].log_softmax(1).gather(1, text[1:, None])[:, 0]
+    log_probabilities = whole[0].log_softmax(1).gather(1, text[1:, None])[:, 0]
     for start in (1, 300):
-        expected = -chances[start - 1 :].mean().item() / math.log(2)
-        model.train()  # bits() is without dropout all the same
+        expected = -log_probabilities[start - 1 :].mean().item() / math.log(2)
+        model.train()  # bits() switches dropout off
         assert generate.bits(model, text, start, length=33) == pytest.approx(expected, rel=1e-5)
 
 
-def test_training_carries_the_state_and_cuts_its_past():
+def test_training_carries_the_state_detached():
     model = generate.ByteLSTM(fastrnn, 8)
     seen = []
     forward = model.forward
@@ -92,11 +92,11 @@ def test_training_carries_the_state_and_cuts_its_past():
 
 
 @pytest.mark.parametrize("library", [fastrnn, nn])
-def test_a_stream_is_what_the_whole_pass_says(library):
+def test_generated_stream_equals_one_pass(library):
     model = generate.ByteLSTM(library, 33)
     for parameter in model.parameters():
         nn.init.normal_(parameter)
-    # So cold a draw takes the likeliest byte.
+    # At this temperature sampling takes the most likely byte.
     stream = generate.generate(model, b"1 sheep", 1e-4, torch.Generator())
     written = bytes(itertools.islice(stream, 40))
     assert not model.training
@@ -105,7 +105,7 @@ def test_a_stream_is_what_the_whole_pass_says(library):
     assert len(set(written)) > 3
 
 
-def test_temperature_is_that_of_the_draw():
+def test_temperature_of_sampling():
     model = generate.ByteLSTM(fastrnn, 8)
     nn.init.zeros_(model.out.weight)
     model.out.bias.data.fill_(-math.inf)
@@ -113,20 +113,20 @@ def test_temperature_is_that_of_the_draw():
     for temperature, share in [(1.0, 4 / 5), (0.5, 16 / 17), (2.0, 2 / 3)]:
         stream = generate.generate(model, b"a", temperature, torch.Generator().manual_seed(0))
         found = sum(itertools.islice(stream, 2000)) / 2000
-        # Five standard deviations of a mean of 2000 draws.
+        # Five standard deviations of the mean of 2000 samples.
         assert found == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 2000))
         again = generate.generate(model, b"a", temperature, torch.Generator().manual_seed(0))
         assert sum(itertools.islice(again, 2000)) / 2000 == found
 
 
-def test_compressors_see_the_training_part_or_nothing():
+def test_compressors_with_and_without_the_training_text():
     found = {name: value for name, (value, _) in generate.compressed(TEXT, TEXT[:500]).items()}
     assert found["gzip alone"] == 8 * len(gzip.compress(TEXT[:500], 9)) / 500
     best = lzma.PRESET_EXTREME | 9
     after = len(lzma.compress(TEXT + TEXT[:500], preset=best))
     after -= len(lzma.compress(TEXT, preset=best))
     assert found["xz after the training part"] == 8 * after / 500
-    for name in ("gzip", "xz"):  # what was there before costs next to nothing
+    for name in ("gzip", "xz"):  # repeated text costs next to nothing
         assert found[f"{name} after the training part"] < 0.2 * found[f"{name} alone"]
 
 
@@ -139,7 +139,7 @@ def run(tmp_path, *arguments):
     generate.main([*small, *out, *arguments])
 
 
-def test_a_run_learns_and_the_same_in_two_parts(tmp_path, capsys):
+def test_training_learns_and_resumes_identically(tmp_path, capsys):
     whole, parts = tmp_path / "new" / "whole.pt", tmp_path / "parts.pt"
     run(
         tmp_path, "--epochs", "3", "--checkpoint", str(whole), "--both-times", "--prompt", "7 s\x1b"
@@ -163,14 +163,14 @@ def test_a_run_learns_and_the_same_in_two_parts(tmp_path, capsys):
     assert len(a["test_bits"]) == 3
     for name, value in a["model"].items():
         assert torch.equal(value, b["model"][name])
-    # A byte of chance takes 8 bits, and one that is known by how often each comes 3.86.
+    # A uniform model takes 8 bits a byte, a unigram model 3.86.
     assert a["test_bits"][2] < 3.5
     assert a["test_bits"][2] < a["test_bits"][0]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "new", "parts.pt", "text"]
 
 
-def test_the_training_never_sees_what_is_held_out(tmp_path):
+def test_training_never_sees_the_test_set(tmp_path):
     weights = []
     for tail in (TEXT, bytes(len(TEXT))):
         count = len(TEXT) * 9 // 10
@@ -182,29 +182,29 @@ def test_the_training_never_sees_what_is_held_out(tmp_path):
         assert torch.equal(value, weights[1][name])
 
 
-says = functools.partial(end_in_one_line, run)
+error_of = functools.partial(end_in_one_line, run)
 
 
-def test_wrong_arguments_end_in_one_line(tmp_path, capsys):
+def test_argument_errors_are_one_line(tmp_path, capsys):
     for value in ["0", "-1", "nan", "inf", "warm"]:
-        found = says(capsys, tmp_path, f"--temperature={value}")
+        found = error_of(capsys, tmp_path, f"--temperature={value}")
         assert f"'{value}' is not a number above 0" in found
-    assert "No such file" in says(capsys, tmp_path, "--text", str(tmp_path / "none"))
-    assert "Is a directory" in says(capsys, tmp_path, "--text", str(tmp_path))
+    assert "No such file" in error_of(capsys, tmp_path, "--text", str(tmp_path / "none"))
+    assert "Is a directory" in error_of(capsys, tmp_path, "--text", str(tmp_path))
     (tmp_path / "empty").touch()
-    found = says(capsys, tmp_path, "--text", str(tmp_path / "empty"))
+    found = error_of(capsys, tmp_path, "--text", str(tmp_path / "empty"))
     assert "0 bytes to train on are fewer than the 69 of a step" in found
-    assert "--prompt: it is empty" in says(capsys, tmp_path, "--prompt", "")
-    assert "no name for a picture" in says(capsys, tmp_path, "--out", "a.txt")
+    assert "--prompt: it is empty" in error_of(capsys, tmp_path, "--prompt", "")
+    assert "no name for a picture" in error_of(capsys, tmp_path, "--out", "a.txt")
     (tmp_path / "text" / "in a file").parent.touch()
-    found = says(capsys, tmp_path, "--checkpoint", str(tmp_path / "text" / "no" / "state.pt"))
+    found = error_of(capsys, tmp_path, "--checkpoint", str(tmp_path / "text" / "no" / "state.pt"))
     assert "--checkpoint: " in found
 
 
-def test_a_checkpoint_of_something_else_is_refused_and_left_alone(tmp_path, capsys):
+def test_foreign_checkpoint_is_rejected_and_kept(tmp_path, capsys):
     path = tmp_path / "state.pt"
     path.write_bytes(b"no checkpoint")
-    assert f"--checkpoint: {path} is none" in says(capsys, tmp_path, "--checkpoint", str(path))
+    assert f"--checkpoint: {path} is none" in error_of(capsys, tmp_path, "--checkpoint", str(path))
     assert path.read_bytes() == b"no checkpoint"
     path.unlink()
     run(tmp_path, "--epochs", "1", "--checkpoint", str(path))
@@ -212,7 +212,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_left_alone(tmp_path, caps
     capsys.readouterr()
     before = path.read_bytes()
     (tmp_path / "text").write_bytes(TEXT + b"!")
-    assert f"{path} has text" in says(capsys, tmp_path, "--checkpoint", str(path))
+    assert f"{path} has text" in error_of(capsys, tmp_path, "--checkpoint", str(path))
     path.write_bytes(before[:-100])
-    assert f"{path} is none" in says(capsys, tmp_path, "--checkpoint", str(path))
+    assert f"{path} is none" in error_of(capsys, tmp_path, "--checkpoint", str(path))
     assert path.read_bytes() == before[:-100]

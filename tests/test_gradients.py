@@ -28,14 +28,14 @@ BOTH = [False, True]
 
 
 def losses(kind):
-    """Which of output, h_n and c_n a loss is made of."""
+    """Which of output, h_n and c_n a loss uses."""
     return ["all", "output", "h_n", *(["c_n"] if kind.startswith("lstm") else [])]
 
 
 KINDS_AND_LOSSES = [(kind, loss) for kind in LAYERS for loss in losses(kind)]
 
 
-def part(result, loss):
+def outputs_of(result, loss):
     """The outputs that the loss uses."""
     tensors = flat(result)
     return tensors if loss == "all" else [tensors[["output", "h_n", "c_n"].index(loss)]]
@@ -52,8 +52,8 @@ def arguments(layer, packed, T, B, I):
 
 
 def assert_same_gradients(ours, theirs, args, loss="all"):
-    found = gradients(part(ours(*args), loss), [*flat(args), *ours.parameters()])
-    expected = gradients(part(theirs(*args), loss), [*flat(args), *theirs.parameters()])
+    found = gradients(outputs_of(ours(*args), loss), [*flat(args), *ours.parameters()])
+    expected = gradients(outputs_of(theirs(*args), loss), [*flat(args), *theirs.parameters()])
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
@@ -122,7 +122,7 @@ def test_unbatched_and_without_states(kind):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_strides(kind):
-    """Of inputs, states and weights, and of the gradients that come in."""
+    """Strided inputs, states, weights and incoming gradients."""
     ours, theirs = pair(kind, 5, 17, num_layers=2, bidirectional=True, dtype=F64)
     results = []
     for layer in [ours, theirs]:
@@ -133,16 +133,16 @@ def test_strides(kind):
         x = leaves(torch.randn(3, 4, 5, dtype=F64)).transpose(0, 1)
         state = mapped(random_state(theirs, 1), lambda t: t.requires_grad_().expand(-1, 3, -1))
         output, *states = flat(layer(x, state))
-        # A sum gives back a gradient of stride zero, a slice one of many zeros.
+        # The gradient of sum() has stride 0, that of a slice is mostly zeros.
         loss = output.sum() + output[1:, :, ::3].pow(2).sum()
         loss = loss + sum((t.transpose(0, 2) * 0.5).sum() for t in states)
-        wanted = [x, *flat(state), *layer.parameters()]
-        results.append(torch.autograd.grad(loss, wanted))
+        inputs = [x, *flat(state), *layer.parameters()]
+        results.append(torch.autograd.grad(loss, inputs))
     torch.testing.assert_close(*results)
 
 
-def test_one_tensor_in_many_places():
-    """h0 that is c0 too, weights shared by the two directions: their gradients add up."""
+def test_shared_tensors():
+    """One tensor as h0 and c0, weights shared by both directions: the gradients add up."""
     ours, theirs = pair("lstm", 5, 17, bidirectional=True, dtype=F64)
     for layer in [ours, theirs]:
         for name in ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]:
@@ -164,16 +164,16 @@ def test_cells(kind, bias):
                 assert_same_gradients(ours, theirs, (x, state))
                 assert_same_gradients(ours, theirs, (x,))
                 if is_lstm(theirs):
-                    for i in range(2):  # of h alone, of c alone
-                        wanted = [x, *flat(state)]
-                        found = gradients(ours(x, state)[i], [*wanted, *ours.parameters()])
-                        expected = gradients(theirs(x, state)[i], [*wanted, *theirs.parameters()])
+                    for i in range(2):  # a loss of h alone, of c alone
+                        inputs = [x, *flat(state)]
+                        found = gradients(ours(x, state)[i], [*inputs, *ours.parameters()])
+                        expected = gradients(theirs(x, state)[i], [*inputs, *theirs.parameters()])
                         torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_a_loop_over_a_cell(kind):
-    """Truncated or not, gradients go from step to step."""
+def test_loop_over_cell(kind):
+    """Backpropagation through time over a cell's steps, with one detached state."""
     ours, theirs = cell_pair(kind, 5, 17, dtype=F64)
     x = leaves(torch.randn(6, 3, 5, dtype=F64))
     results = []
@@ -188,11 +188,11 @@ def test_a_loop_over_a_cell(kind):
     torch.testing.assert_close(*results)
 
 
-# ---- which gradients, and when -------------------------------------------------------------------
-# What follows is the work of autograd around the kernels: once is enough.
+# ---- subsets of requires_grad, grad modes --------------------------------------------------------
+# These test autograd around the kernels, so one instruction set is enough.
 
-#: what requires grad -> whether a tensor of this name does
-WANTED = {
+#: subset -> whether a tensor of this name requires grad
+REQUIRES_GRAD = {
     "nothing": lambda name: False,
     "input": lambda name: name == "input",
     "states": lambda name: name in ("h0", "c0"),
@@ -211,28 +211,28 @@ WANTED = {
 @pytest.mark.once
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize(
-    ("kind", "wanted"),
-    [(k, w) for k in LAYERS for w in WANTED if w != "c0" or k.startswith("lstm")],
+    ("kind", "subset"),
+    [(k, s) for k in LAYERS for s in REQUIRES_GRAD if s != "c0" or k.startswith("lstm")],
 )
-def test_some_require_grad(kind, wanted, packed):
-    asks = WANTED[wanted]
+def test_some_require_grad(kind, subset, packed):
+    requires_grad = REQUIRES_GRAD[subset]
     ours, theirs = pair(kind, 5, 17, num_layers=2, bidirectional=True, dtype=F64)
     x, state = arguments(theirs, packed, 4, 3, 5)
-    given = dict(zip(["input", "h0", "c0"], [*flat(x), *flat(state)], strict=False))
+    inputs = dict(zip(["input", "h0", "c0"], [*flat(x), *flat(state)], strict=False))
     results = []
     for layer in [ours, theirs]:
-        named = {**given, **dict(layer.named_parameters())}
+        named = {**inputs, **dict(layer.named_parameters())}
         for name, t in named.items():
             t.grad = None
-            t.requires_grad_(asks(name))
+            t.requires_grad_(requires_grad(name))
         outputs = flat(layer(x, state))
-        assert [o.requires_grad for o in outputs] == [any(map(asks, named))] * len(outputs)
-        if any(map(asks, named)):
+        assert [o.requires_grad for o in outputs] == [any(map(requires_grad, named))] * len(outputs)
+        if any(map(requires_grad, named)):
             sum(
                 ((i + 1) * o.sin().sum() for i, o in enumerate(outputs)), torch.zeros(())
             ).backward()
         results.append([t.grad for t in named.values()])
-        assert [g is not None for g in results[-1]] == [asks(name) for name in named]
+        assert [g is not None for g in results[-1]] == [requires_grad(name) for name in named]
     for a, b in zip(*results, strict=True):
         assert a is None or torch.equal(torch.isfinite(a), torch.isfinite(b))
         if a is not None:
@@ -249,15 +249,15 @@ def test_backward_in_eval_mode(kind):
 @pytest.mark.once
 @pytest.mark.parametrize("kind", LAYERS)
 def test_retain_graph(kind):
-    """The same gradients from the same graph, also the third time; no graph, an error."""
+    """Three backward passes of a retained graph give equal gradients; a freed graph raises."""
     ours, _ = pair(kind, 5, 17, num_layers=2, dropout=0.5, bidirectional=True, dtype=F64)
     x, state = arguments(ours, False, 4, 3, 5)
-    wanted = [x, *flat(state), *ours.parameters()]
+    inputs = [x, *flat(state), *ours.parameters()]
     loss = sum(o.sin().sum() for o in flat(ours(x, state)))
-    first = torch.autograd.grad(loss, wanted, retain_graph=True)
-    second = torch.autograd.grad(loss, wanted, retain_graph=True)
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    second = torch.autograd.grad(loss, inputs, retain_graph=True)
     loss.backward()
-    for t, a, b in zip(wanted, first, second, strict=True):
+    for t, a, b in zip(inputs, first, second, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, t.grad)
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
@@ -290,7 +290,7 @@ def test_no_grad_and_inference_mode(kind, packed):
     torch.testing.assert_close(results, expected)
     with torch.inference_mode():
         results = flat(ours(*args))
-        # Weights and states made inside inference mode are of its kind too.
+        # Weights and states created here are inference tensors, too.
         inside = flat(copy.deepcopy(ours)(*mapped(args, torch.clone)))
     assert all(t.is_inference() and not t.requires_grad for t in results)
     torch.testing.assert_close([*results, *inside], [*expected, *expected])
@@ -325,7 +325,7 @@ def test_no_grad_and_inference_mode_of_cells(kind):
     ],
 )
 def test_changed_before_backward(kind, name):
-    """Where torch's backward needs the old value, a changed one raises and is not used."""
+    """A saved tensor changed in place before backward raises, as with torch's layers."""
     for layer in pair(kind, 5, 17, num_layers=2, dtype=F64):
         x = leaves(torch.randn(4, 3, 5, dtype=F64))
         loss = sum(o.sum() for o in flat(layer(x)))
@@ -353,16 +353,16 @@ def test_changed_before_backward_of_cells(kind, name):
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize(("kind", "which"), [kl for kl in KINDS_AND_LOSSES if kl[1] != "all"])
 def test_output_changed_before_backward(kind, which, layers):
-    """As by nn.ReLU(inplace=True) behind the layer: what is returned is the user's.
+    """The user may change outputs in place, as nn.ReLU(inplace=True) after the layer does.
 
-    Torch's float64 layers allow it; its float32 LSTM, which saves its output, raises.
+    torch's float64 layers allow it; its float32 LSTM, which saves its output, raises.
     """
     ours, theirs = pair(kind, 5, 17, num_layers=layers, dtype=F64)
     args = arguments(theirs, False, 4, 3, 5)
     results = []
     for layer in [theirs, ours]:
         outputs = flat(layer(*args))
-        for tensor in part(outputs, which):
+        for tensor in outputs_of(outputs, which):
             tensor.mul_(0.5).relu_()
         results.append(gradients(outputs, [*flat(args), *layer.parameters()]))
     torch.testing.assert_close(*results)
@@ -381,16 +381,16 @@ CHECKS = {
 
 
 def as_function(layer, packed, T=3, B=2):
-    """The layer as a function of all its inputs and weights, and those; T=3, I=2, H=3."""
+    """The layer as a function of its inputs, states and weights, and those tensors."""
     x, state = arguments(layer, packed, T, B, layer.input_size)
     tensors = [*flat(x), *flat(state)]
     names = [name for name, _ in layer.named_parameters()]
 
-    def function(*given):
-        data, states, weights = given[0], given[1 : len(tensors)], given[len(tensors) :]
+    def function(*args):
+        data, states, weights = args[0], args[1 : len(tensors)], args[len(tensors) :]
         hx = tuple(states) if is_lstm(layer) else states[0]
         argument = x._replace(data=data) if isinstance(x, PackedSequence) else data
-        torch.manual_seed(3)  # the same masks at every evaluation
+        torch.manual_seed(3)  # the same dropout masks in every evaluation
         result = torch.func.functional_call(
             layer, dict(zip(names, weights, strict=True)), (argument, hx)
         )
@@ -399,19 +399,19 @@ def as_function(layer, packed, T=3, B=2):
     return function, [*tensors, *layer.parameters()]
 
 
-@pytest.mark.once  # under each set the gradients are compared with torch's, which is sharper
+@pytest.mark.once  # the comparison with torch, run under each instruction set, is stricter
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("options", CHECKS)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gradcheck(kind, options, packed):
     ours, _ = pair(kind, 2, 3, dtype=F64, **CHECKS[options])
-    # Element by element where that is quick, else in random directions.
+    # The full Jacobian where that is quick, else random directions (fast_mode).
     fast = ours.num_layers > 1
     assert torch.autograd.gradcheck(*as_function(ours, packed), fast_mode=fast)
 
 
-# The second derivative is reference.py's: torch's operators, hundreds of them, at which the virtual
-# GPU is slow.
+# The second derivative is computed by reference.py, with hundreds of torch operators. The virtual
+# GPU is slow at those.
 @pytest.mark.once
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("options", ["nobias", "dropout"] if VIRTUAL else CHECKS)
@@ -444,14 +444,14 @@ def test_gradcheck_of_cells(kind, bias):
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_second_gradients_are_torchs(kind, packed):
-    """A gradient penalty, as users write it: the norm of the gradient in the loss."""
+    """A gradient penalty: the loss contains the squared norm of the gradient."""
     ours, theirs = pair(kind, 5, 6, num_layers=2, bidirectional=True, dtype=F64)
     x, state = arguments(theirs, packed, 4, 3, 5)
     results = []
     for layer in [ours, theirs]:
-        wanted = [*flat(x), *flat(state), *layer.parameters()]
+        inputs = [*flat(x), *flat(state), *layer.parameters()]
         loss = sum(o.sin().sum() for o in flat(layer(x, state)))
-        first = torch.autograd.grad(loss, wanted, create_graph=True)
+        first = torch.autograd.grad(loss, inputs, create_graph=True)
         penalty = sum(g.pow(2).sum() for g in first)
-        results.append(torch.autograd.grad(loss + penalty, wanted))
+        results.append(torch.autograd.grad(loss + penalty, inputs))
     torch.testing.assert_close(*results)

@@ -1,7 +1,7 @@
-"""The numeric tests once more, under each instruction set that the suite itself does not run under.
+"""Runs the numeric tests under each instruction set other than the suite's own.
 
-fastrnn reads FASTRNN_ISA once, when it is imported, so each set has a process of its own. What that
-process ran, and under which set, is read from the report it leaves, not from its exit status.
+fastrnn reads FASTRNN_ISA once, on import, so each set needs its own process. Which tests the
+process ran, and under which set, is read from its JUnit report, not from its exit status.
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 
 import fastrnn
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("instruction sets")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("about CPU instruction sets")]
 
 TESTS = Path(__file__).parent
 NUMERIC = [
@@ -28,18 +28,18 @@ NUMERIC = [
     "test_fuzz.py",
     "test_numbers.py",
 ]
-#: Which takes as long as all of these together.
+#: Takes as long as all of NUMERIC.
 OPTIONS = ["test_layers.py"]
 SETS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
-#: These differ in products of bfloat16, and in nothing else.
-ALIKE = SETS[2:]
-OF_BFLOAT16 = ["test_determinism.py", "test_tiles.py"]
-#: How many tests at least are to have been run of each of these.
-LEAST = {"numeric": (NUMERIC, 800), "options": (OPTIONS, 1000), "bfloat16": (OF_BFLOAT16, 50)}
+#: These sets differ only in products of bfloat16.
+AVX512_SETS = SETS[2:]
+BFLOAT16 = ["test_determinism.py", "test_tiles.py"]
+#: group -> (its files, the least number of tests that must have run)
+GROUPS = {"numeric": (NUMERIC, 800), "options": (OPTIONS, 1000), "bfloat16": (BFLOAT16, 50)}
 
 
 def supported(name: str) -> bool:
-    """By torch's look at this CPU, not fastrnn's, which is under test."""
+    """As torch detects it on this CPU; fastrnn's own detection is under test."""
     best = torch.backends.cpu.get_cpu_capability()  # capped by ATEN_CPU_CAPABILITY
     if name == "avx512_bf16":
         return supported("avx512") and torch.cpu._is_avx512_bf16_supported()
@@ -49,15 +49,15 @@ def supported(name: str) -> bool:
 
 
 def only_bfloat16(name: str) -> bool:
-    """Whether all else of the set is run already, by the suite itself."""
-    return name in ALIKE and fastrnn.build_info()["isa"] in ALIKE
+    """Whether the suite's own set already covers everything but bfloat16."""
+    return name in AVX512_SETS and fastrnn.build_info()["isa"] in AVX512_SETS
 
 
-def part_for(name: str, part: str) -> str | None:
-    """What of LEAST is run of a part: of numeric, for some sets, less; of options nothing."""
+def group_for(name: str, group: str) -> str | None:
+    """The group to run under this set: the requested one, or only bfloat16, or none."""
     if only_bfloat16(name):
-        return "bfloat16" if part == "numeric" else None
-    return part
+        return "bfloat16" if group == "numeric" else None
+    return group
 
 
 def environment(name: str) -> dict[str, str]:
@@ -70,7 +70,7 @@ def test_all_sets_are_compiled():
 
 
 @pytest.mark.skipif("FASTRNN_ISA" in os.environ, reason="capped by FASTRNN_ISA")
-def test_the_best_set_is_in_use():
+def test_best_set_is_in_use():
     best = [s for s in SETS if supported(s) and s in fastrnn.build_info()["isa_compiled"]][-1]
     assert fastrnn.build_info()["isa"] == best
 
@@ -82,7 +82,7 @@ def other_sets() -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(request, tmp_path_factory):
-    """The processes, all started at once: most of their time is Python's, on one core each."""
+    """The test processes, started together: each spends most of its time in Python, on one core."""
     folder = tmp_path_factory.mktemp("isa")
     command = [
         sys.executable,
@@ -95,23 +95,23 @@ def runs(request, tmp_path_factory):
     ]
     started = {}
     for name in other_sets():
-        part = part_for(name, request.param)
-        if not part:
+        group = group_for(name, request.param)
+        if not group:
             continue
         report, log = folder / f"{name}.xml", (folder / f"{name}.log").open("w+")
         process = subprocess.Popen(
             [
                 *command,
-                *(["-k", "bfloat16"] if part == "bfloat16" else []),
+                *(["-k", "bfloat16"] if group == "bfloat16" else []),
                 f"--junitxml={report}",
-                *(str(TESTS / f) for f in LEAST[part][0]),
+                *(str(TESTS / f) for f in GROUPS[group][0]),
             ],
             env=environment(name), cwd=TESTS.parent, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        started[name] = process, report, log, *LEAST[part]
+        started[name] = process, report, log, *GROUPS[group]
     yield started
     for process, _, log, *_ in started.values():
-        process.kill()  # of no effect on those that have ended
+        process.kill()  # no effect once the process has ended
         process.wait()
         log.close()
 
@@ -122,11 +122,11 @@ def runs(request, tmp_path_factory):
 )
 def test_numbers(name, runs):
     if name == fastrnn.build_info()["isa"]:
-        pytest.skip("the set that the suite runs under")
+        pytest.skip("the suite's own set")
     if name not in other_sets():
-        pytest.skip("not compiled, or not one of this CPU's")
+        pytest.skip("not compiled, or not supported by this CPU")
     if name not in runs:
-        pytest.skip("the same kernels as those that the suite runs under")
+        pytest.skip("uses the same kernels as the suite's own set")
     process, report, log, files, least = runs[name]
     status = process.wait()
     log.seek(0)
@@ -144,8 +144,8 @@ def test_numbers(name, runs):
 
 
 @pytest.mark.parametrize("value", ["sse9", ""])
-def test_an_unknown_cap_is_refused_or_ignored_but_not_silent(value):
-    """A typing error must not leave the user believing in a cap that is not there."""
+def test_unknown_cap_is_reported(value):
+    """A misspelt FASTRNN_ISA must not be ignored silently."""
     run = subprocess.run(
         [sys.executable, "-c", "import fastrnn; print(fastrnn.build_info()['isa'])"],
         env=environment(value), cwd=TESTS.parent, capture_output=True, text=True, check=False,

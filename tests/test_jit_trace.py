@@ -1,4 +1,4 @@
-"""torch.jit.trace: a traced layer or cell takes any T and B, as torch's does."""
+"""torch.jit.trace: a traced layer or cell takes any T and B, like torch's."""
 
 import copy
 
@@ -22,11 +22,11 @@ from torch.testing import assert_close
 import fastrnn
 from fastrnn import functional
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = [
     pytest.mark.once,
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-    # torch's own layers compare sizes in Python; so does pack_padded_sequence.
+    # torch's own layers and pack_padded_sequence compare sizes in Python.
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 
@@ -41,13 +41,13 @@ OPTIONS = {
 
 
 def assert_traced(ours, theirs, before, *after):
-    """Traced with the arguments `before`, both give theirs of others, with gradients."""
+    """Both, traced with `before`, return torch's results and gradients for other arguments."""
     traced = [torch.jit.trace(m, before) for m in [ours, theirs]]
     for args in after:
         args = leaves(args)
         expected = flat(theirs(*args))
-        wanted = [*flat(args), *theirs.parameters()]
-        expected_grads = gradients(expected, wanted)
+        inputs = [*flat(args), *theirs.parameters()]
+        expected_grads = gradients(expected, inputs)
         for module, call in zip([ours, theirs], traced, strict=True):
             results = flat(call(*args))
             assert_close(results, expected)
@@ -93,7 +93,7 @@ def test_cells(kind, bias, batched, state, how):
 
 
 class Steps(nn.Module):
-    """A cell's state from step to step, which a trace unrolls."""
+    """A loop over a cell's steps, which tracing unrolls."""
 
     def __init__(self, cell):
         super().__init__()
@@ -113,7 +113,7 @@ def test_steps_of_a_cell(kind):
 
 
 class Packing(nn.Module):
-    """A layer of packed sequences, by `data` and `batch_sizes` or by `x` and `lengths`."""
+    """Packs a layer's input: 2-D `x` with batch sizes, 3-D `x` with sequence lengths."""
 
     def __init__(self, layer, sort):
         super().__init__()
