@@ -37,8 +37,8 @@ from torch.testing import assert_close
 
 import fastrnn
 
-# What is tested here comes before any kernel.
-pytestmark = [pytest.mark.once, pytest.mark.cpu("what is replaced does not depend on the device")]
+# Runs before any kernel, so one instruction set is enough.
+pytestmark = [pytest.mark.once, pytest.mark.cpu("replacement does not depend on the device")]
 
 OURS = {"fastrnn::forward"}
 
@@ -65,18 +65,18 @@ def replica(cls, *args):
 HOWS = {
     "accelerated": accelerated,
     "patched": patched,
-    "deepcopy": lambda *given: copy.deepcopy(accelerated(*given)),
-    "pickled": lambda *given: pickle.loads(pickle.dumps(patched(*given))),
+    "deepcopy": lambda *args: copy.deepcopy(accelerated(*args)),
+    "pickled": lambda *args: pickle.loads(pickle.dumps(patched(*args))),
     "replica": replica,
-    "again": lambda *given: fastrnn.accelerate(
-        fastrnn.restore(fastrnn.accelerate(accelerated(*given))), keep_types=True
+    "restored and accelerated": lambda *args: fastrnn.accelerate(
+        fastrnn.restore(fastrnn.accelerate(accelerated(*args))), keep_types=True
     ),
 }
 
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("name", NAMES)
-def test_torchs_type_and_fastrnns_bits(name, how, reports):
+def test_type_is_torchs_and_results_are_fastrnns(name, how, reports):
     cls = getattr(nn, name)
     module = HOWS[how](cls)
     assert type(module) is cls
@@ -95,7 +95,7 @@ def test_torchs_type_and_fastrnns_bits(name, how, reports):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unmarked_layer_stays_torchs(name):
+def test_unmarked_layer_stays_torchs(name):
     accelerated(nn.LSTM)
     module = getattr(nn, name)(I, H)
     assert ops_called(module, an_input(module)).isdisjoint(OURS)
@@ -106,15 +106,15 @@ def test_an_unmarked_layer_stays_torchs(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_restore(name):
     module = accelerated(getattr(nn, name))
-    want = result(module)
+    expected = result(module)
     attributes = vars(getattr(nn, name)(I, H)).keys()
     assert fastrnn.restore(module) is module
     assert vars(module).keys() == attributes
     assert ops_called(module, an_input(module)).isdisjoint(OURS)
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
 
 
-def test_what_is_fast_already_stays_as_it_is():
+def test_layers_already_accelerated_are_unchanged():
     model = nn.ModuleList([accelerated(nn.GRU), fastrnn.GRU(I, H), fastrnn.accelerate(Plain(I))])
     before = [(type(module), set(vars(module))) for module in model]
     for keep_types in [False, True]:
@@ -124,57 +124,67 @@ def test_what_is_fast_already_stays_as_it_is():
         assert type(fastrnn.LSTMCell(I, H)) is fastrnn.LSTMCell
 
 
-def test_the_newest_patch_decides():
-    def built():
+def test_innermost_patch_decides():
+    def new_layer():
         module = nn.GRU(I, H)
         return type(module), ops_called(module, an_input(module)) == OURS
 
     with fastrnn.patch(keep_types=True) as outer:
-        assert built() == (nn.GRU, True)
+        assert new_layer() == (nn.GRU, True)
         with fastrnn.patch() as inner:
-            assert built() == (fastrnn.GRU, True)
+            assert new_layer() == (fastrnn.GRU, True)
             inner.undo()
-            assert built() == (nn.GRU, True)
+            assert new_layer() == (nn.GRU, True)
         with fastrnn.patch():
             outer.undo()
-            assert built() == (fastrnn.GRU, True)
-    assert built() == (nn.GRU, False)
+            assert new_layer() == (fastrnn.GRU, True)
+    assert new_layer() == (nn.GRU, False)
 
 
 # ---- subclasses and parametrized layers ---------------------------------------------------------
 
-ANY_RULES = [OwnCall, OwnReduce, Registered, WithMeta, ByName, PlainCell, *CLASSES, Plain, OnPlain]
-SUBCLASSES = [(cls, how) for cls in ANY_RULES for how in ["accelerated", "patched", "deepcopy"]]
-SUBCLASSES.remove((OwnReduce, "deepcopy"))  # its copy is another layer, made by the constructor
+ALL_CLASSES = [
+    OwnCall,
+    OwnReduce,
+    Registered,
+    WithMeta,
+    ByName,
+    PlainCell,
+    *CLASSES,
+    Plain,
+    OnPlain,
+]
+SUBCLASSES = [(cls, how) for cls in ALL_CLASSES for how in ["accelerated", "patched", "deepcopy"]]
+SUBCLASSES.remove((OwnReduce, "deepcopy"))  # its copy is a new layer, built by the constructor
 
 
 @pytest.mark.parametrize(("cls", "how"), SUBCLASSES)
 def test_subclasses_keep_their_classes(cls, how, reports):
     registered = list(Registry.made)
-    given = [I] if issubclass(cls, Plain) else [I, H]
-    module = HOWS[how](cls, *given)
+    sizes = [I] if issubclass(cls, Plain) else [I, H]
+    module = HOWS[how](cls, *sizes)
     assert type(module) is cls
     assert Registry.made == registered
     assert reports() == []
     args = inputs(module)[0]
     assert ops_called(module, *args) == OURS
     torch.manual_seed(0)
-    assert_close(flat(module(*args)), flat(cls(*given)(*args)))
+    assert_close(flat(module(*args)), flat(cls(*sizes)(*args)))
 
 
-class StepsOfItsOwn(nn.GRU):
+class OverridesCheck(nn.GRU):
     def check_forward_args(self, input, hidden, batch_sizes):
         raise NotImplementedError("the user's")
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_steps_of_its_own_are_taken(how):
-    module = HOWS[how](StepsOfItsOwn)
+def test_overridden_methods_are_called(how):
+    module = HOWS[how](OverridesCheck)
     with pytest.raises(NotImplementedError, match="the user's"):
         module(an_input(module))
 
 
-def test_left_alone(reports):
+def test_skipped_layers_are_reported(reports):
     why = "is left alone: it overrides forward and does not call super().forward"
     own = accelerated(OwnForward)
     replaced = nn.GRU(I, H)
@@ -192,14 +202,14 @@ def test_parametrized(name):
     module = getattr(nn, name)(I, H)
     weight = a_weight(module)
     parametrizations.weight_norm(module, weight)
-    want, cls = result(module), type(module)
+    expected, cls = result(module), type(module)
     fastrnn.accelerate(module, keep_types=True)
     assert type(module) is cls
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
     assert ops_called(module, an_input(module)) >= OURS
     parametrize.remove_parametrizations(module, weight)
     assert type(module) is getattr(nn, name)
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -207,8 +217,8 @@ def test_parametrized(name):
 def test_recompute(name, recompute):
     module = getattr(nn, name)(I, H, num_layers=2)
     fastrnn.accelerate(module, keep_types=True, recompute=recompute)
-    shown = ", recompute=True" if recompute else ""
-    assert repr(module) == f"{name}({I}, {H}, num_layers=2{shown})"
+    option = ", recompute=True" if recompute else ""
+    assert repr(module) == f"{name}({I}, {H}, num_layers=2{option})"
     assert not hasattr(module, "recompute")
     graph = str(torch.export.export(module, (an_input(module),), strict=True).graph)
     assert f", {recompute})" in graph.split("fastrnn.forward")[1].splitlines()[0]
@@ -304,7 +314,7 @@ def test_trace(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fx_takes_them_for_leaves(name):
+def test_fx_traces_them_as_leaf_modules(name):
     module = accelerated(getattr(nn, name))
     traced = torch.fx.symbolic_trace(nn.Sequential(module))
     assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "output"]
@@ -326,12 +336,12 @@ def test_explain(name, capsys):
 LOADING = """
 import pickle, sys, torch
 {before}
-module, x, want = pickle.load(open(sys.argv[1], "rb"))
+module, x, expected = pickle.load(open(sys.argv[1], "rb"))
 assert type(module) is torch.nn.{name}
 with torch.profiler.profile() as profile:
     found = module(x)
 assert ("fastrnn::forward" in {{event.name for event in profile.events()}}) is {ours}
-torch.testing.assert_close(found, want)
+torch.testing.assert_close(found, expected)
 """
 USES = {
     "without fastrnn": ("assert 'fastrnn' not in sys.modules", False),
@@ -351,8 +361,8 @@ def test_in_another_process(name, use, tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path / "module"], check=True)
 
 
-def test_accelerate_takes_what_another_process_marked(tmp_path):
-    """The mark is there before torch's classes know of it."""
+def test_accelerate_accepts_layers_marked_in_another_process(tmp_path):
+    """The unpickled layer is marked before this process has changed torch's classes."""
     path = tmp_path / "module"
     path.write_bytes(pickle.dumps((accelerated(nn.LSTM), torch.zeros(T, B, I))))
     code = (

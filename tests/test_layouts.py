@@ -1,4 +1,4 @@
-"""Wherever a tensor's values lie in memory: the right answer, and no byte beside it is read."""
+"""Memory layouts: strided tensors give the right results, and no byte out of bounds is read."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.mark.parametrize("cell", fastrnn.CELLS)
-def test_odd_layouts_give_right_answers(cell):
+def test_odd_layouts(cell):
     """Expanded, overlapping, transposed and sliced tensors, and batch_sizes with strides."""
     cell, x, h0, c0, weights, _, bias, *_ = sample(cell)
     x = torch.randn(5).expand(4, 3, 5)
@@ -37,7 +37,7 @@ def test_odd_layouts_give_right_answers(cell):
 
 
 def spread(t):
-    """The same values in every other place of a larger tensor, between ones that would show."""
+    """The same values at stride 2 in a larger tensor, with NaN or 7 between them."""
     if t.numel() == 0:
         return t
     between = float("nan") if t.is_floating_point() else 7
@@ -47,7 +47,7 @@ def spread(t):
 
 
 def each(arguments, change):
-    """The call with every tensor changed."""
+    """The arguments with `change` applied to every tensor."""
 
     def changed(a):
         if isinstance(a, list):
@@ -58,13 +58,13 @@ def each(arguments, change):
 
 
 def both_ways(arguments):
-    """A call of forward, and one of backward from what it keeps."""
+    """(operator, arguments) for a forward call and for the backward call of its saved tensors."""
     return [(ops.forward, [*arguments, True]), (ops.backward, backward_arguments(arguments))]
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("cell", fastrnn.CELLS)
-def test_strides_change_nothing(cell, packed):
+def test_strides_do_not_change_results(cell, packed):
     P = 3 if fastrnn.CELLS[cell]["allows_projection"] else 0
     for operator, arguments in both_ways(
         sample(cell, packed=packed, L=2, D=2, P=P, dropout=0.5, train=True)
@@ -94,17 +94,17 @@ PAGE = mmap.PAGESIZE
 maps = []
 
 def guarded(t, at_end):
-    "A copy that ends where memory ends, or begins where it begins."
+    "A copy that ends at the guard page after it, or starts at the one before it."
     n = t.numel() * t.element_size()
     if n == 0:
         return t
-    room = -(-n // PAGE) * PAGE
+    size = -(-n // PAGE) * PAGE
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    start = libc.mmap(None, room + 2 * PAGE, 0, flags, -1, 0)
-    maps.append((start, room + 2 * PAGE))
-    assert libc.mprotect(start + PAGE, room, mmap.PROT_READ | mmap.PROT_WRITE) == 0
-    place = start + PAGE + (room - n if at_end else 0)
-    copy = torch.frombuffer((ctypes.c_char * n).from_address(place), dtype=t.dtype).view(t.shape)
+    start = libc.mmap(None, size + 2 * PAGE, 0, flags, -1, 0)
+    maps.append((start, size + 2 * PAGE))
+    assert libc.mprotect(start + PAGE, size, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    address = start + PAGE + (size - n if at_end else 0)
+    copy = torch.frombuffer((ctypes.c_char * n).from_address(address), dtype=t.dtype).view(t.shape)
     return copy.copy_(t)
 
 for cell in fastrnn.CELLS:
@@ -114,23 +114,23 @@ for cell in fastrnn.CELLS:
                 arguments = sample(
                     cell, packed=packed, L=2, D=2, P=P, dropout=0.5, train=True, dtype=dtype
                 )
-                for operator, given in both_ways(arguments):
+                for operator, args in both_ways(arguments):
                     for at_end in [False, True]:
-                        operator(*each(given, lambda t: guarded(t, at_end)))
+                        operator(*each(args, lambda t: guarded(t, at_end)))
                         while maps:
                             libc.munmap(*maps.pop())
-print("all read within bounds", flush=True)  # what is buffered dies with the process
+print("all read within bounds", flush=True)  # the process may crash next
 if "overrun" in sys.argv:
     ctypes.string_at(guarded(torch.zeros(3), True).data_ptr(), 13)
 """
 
 
-@pytest.mark.cpu("reads past the end show on the virtual GPU by themselves")
-@pytest.mark.skipif(sys.platform != "linux", reason="maps memory by Linux's own calls")
-def test_no_byte_beside_a_tensor_is_read():
-    """Every tensor lies against a page that can't be read: one step too far ends the process."""
+@pytest.mark.cpu("the virtual GPU detects out-of-bounds reads itself")
+@pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's mmap flags")
+def test_no_out_of_bounds_reads():
+    """Every tensor borders an unreadable page, so an out-of-bounds read is a segmentation fault."""
     command = [sys.executable, "-c", GUARDED, "overrun"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [FOLDER.parent, FOLDER]))}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert "all read within bounds" in result.stdout, (result.returncode, result.stderr[-2000:])
-    assert result.returncode == -signal.SIGSEGV  # the guard works: it stopped the last line
+    assert result.returncode == -signal.SIGSEGV  # the guard page caught the last line

@@ -1,4 +1,4 @@
-"""What is kept for backward: no more than torch's layers keep. No leaks. Memory that runs out."""
+"""Memory saved for backward, no more than torch's layers save; leaks; out of memory."""
 
 import itertools
 import subprocess
@@ -25,37 +25,37 @@ import fastrnn
 def test_saved_bytes(kind, options, dtype):
     ours, theirs = pair(kind, 32, 64, dtype=dtype, **options)
     x = torch.randn(20, 16, 32, dtype=dtype)
-    kept = saved_bytes(ours, x)
-    assert kept >= 20 * 16 * 64 * dtype.itemsize  # at least the output: the count counts
-    assert kept <= saved_bytes(theirs, x)
+    saved = saved_bytes(ours, x)
+    assert saved >= 20 * 16 * 64 * dtype.itemsize  # at least the output, so the count works
+    assert saved <= saved_bytes(theirs, x)
 
 
 @pytest.mark.once
-def test_nothing_is_kept_without_grad():
+def test_nothing_is_saved_without_grad():
     ours, _ = pair("lstm", 32, 64)
     with torch.no_grad():
         assert saved_bytes(ours, torch.randn(20, 16, 32)) == 0
 
 
 @pytest.mark.once
-@pytest.mark.cpu("malloc's memory")
-def test_what_is_kept_is_one_piece():
-    """Each part lives on without the others, and knows of its own memory alone."""
+@pytest.mark.cpu("about the CPU allocator")
+def test_saved_tensors_share_one_allocation():
+    """Each saved tensor outlives the others, and its storage is its own part of the memory."""
     layer = fastrnn.LSTM(5, 17, 2)
     x, h, c = torch.randn(4, 3, 5), torch.randn(2, 3, 17), torch.randn(2, 3, 17)
 
-    def kept():
+    def saved_tensors():
         arguments = ("lstm", x, h, c, layer._flat_weights, None, True, 2, False, 0.0, True, True)
         with torch.no_grad():
             return list(torch.ops.fastrnn.forward(*arguments)[3:6])
 
-    parts = kept()
+    parts = saved_tensors()
     for part, after in itertools.pairwise(parts):
         assert after.data_ptr() == part.data_ptr() + (part.nbytes + 63) // 64 * 64
         assert part.untyped_storage().nbytes() == part.nbytes
     expected = [part.clone() for part in parts]
     for i in range(3):
-        part = kept()[i]  # the other two are gone
+        part = saved_tensors()[i]  # the other two are freed
         others = [torch.full_like(part, torch.nan) for part in expected for _ in range(9)]
         assert torch.equal(part, expected[i])
         del others
@@ -73,8 +73,8 @@ def run_script(script):
 
 @pytest.mark.slow
 @pytest.mark.once
-@pytest.mark.cpu("the process's memory")
-def test_ten_thousand_steps_take_no_memory():
+@pytest.mark.cpu("about the process's memory")
+def test_ten_thousand_steps_do_not_leak():
     done = run_script(
         """
         import resource, torch, fastrnn
@@ -95,17 +95,17 @@ def test_ten_thousand_steps_take_no_memory():
         before = pages()
         train(10_000)
         grown = (pages() - before) * resource.getpagesize()
-        assert grown < 1 << 20, grown  # a hundred bytes a step
+        assert grown < 1 << 20, grown  # 100 bytes a step
         """
     )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.once
-@pytest.mark.cpu("the process's memory")
+@pytest.mark.cpu("about the process's memory")
 @pytest.mark.parametrize("what", ["output", "scratch"])
-def test_memory_that_is_not_there(what):
-    """A RuntimeError, and the next call works."""
+def test_out_of_memory(what):
+    """Raises RuntimeError, and the next call works."""
     done = run_script(
         f"""
         import resource, torch, fastrnn
@@ -125,7 +125,7 @@ def test_memory_that_is_not_there(what):
                 except RuntimeError as error:
                     assert "allocate" in str(error), error
                 else:
-                    raise AssertionError("there was memory")
+                    raise AssertionError("the allocation succeeded")
                 assert torch.equal(small(x)[0], expected)
         """
     )
@@ -133,9 +133,9 @@ def test_memory_that_is_not_there(what):
 
 
 @pytest.mark.once
-@pytest.mark.cpu("the process's memory")
+@pytest.mark.cpu("about the process's memory")
 def test_scratch_memory_that_stays():
-    """At most 64 MB a thread: a layer that needs more gives all of it back."""
+    """A thread keeps at most 64 MB of workspace; a larger one is freed after the call."""
     done = run_script(
         """
         import resource, torch, fastrnn
@@ -151,18 +151,18 @@ def test_scratch_memory_that_stays():
             layer = fastrnn.LSTM(2000, 2000)  # 128 MB, packed
             before = megabytes()
             layer(x)
-            assert megabytes() - before < 16, "that is kept"
+            assert megabytes() - before < 16, "128 MB must be freed"
             fastrnn.LSTM(2000, 700)(x)  # 30 MB
-            assert 16 < megabytes() - before < 64, "that is not"
+            assert 16 < megabytes() - before < 64, "30 MB must be kept"
         """
     )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.once
-@pytest.mark.cpu("the process's memory")
+@pytest.mark.cpu("about the process's memory")
 def test_memory_of_a_step_is_used_again():
-    """Of 32 to 256 MB, one piece, once backward is done with it; what is larger is given back."""
+    """One freed block of 32 to 256 MB of saved tensors is cached for reuse; larger ones are not."""
     done = run_script(
         """
         import resource, torch, fastrnn
@@ -173,27 +173,27 @@ def test_memory_of_a_step_is_used_again():
             pages = int(open("/proc/self/statm").read().split()[1])
             return pages * resource.getpagesize() / 2**20
 
-        def kept(steps):
+        def saved_tensors(steps):
             x, state = torch.ones(steps, 1, 16), torch.zeros(1, 1, 256)
             arguments = ("lstm", x, state, state, layer._flat_weights, None, True, 1)
             with torch.no_grad():
                 return torch.ops.fastrnn.forward(*arguments, False, 0.0, True, True)[3]
 
-        kept(10)
+        saved_tensors(10)
         before = megabytes()
-        first = kept(7000)  # 43 MB
+        first = saved_tensors(7000)  # 43 MB
         at, values = first.data_ptr(), first.clone()
-        second = kept(7000)  # while the first is in use
+        second = saved_tensors(7000)  # while the first is in use
         assert second.data_ptr() != at and torch.equal(second, values)
         del first
-        third = kept(6000)  # less than there is
+        third = saved_tensors(6000)  # fits the cached block
         assert third.data_ptr() == at and torch.equal(third, values[:, :6000])
         del second, third, values
-        assert 32 < megabytes() - before < 64 + 16, "one piece is kept"
-        large = kept(44000)  # 270 MB
+        assert 32 < megabytes() - before < 64 + 16, "one block is cached"
+        large = saved_tensors(44000)  # 270 MB
         assert megabytes() - before > 260
         del large
-        assert 32 < megabytes() - before < 64 + 16, "that is not"
+        assert 32 < megabytes() - before < 64 + 16, "the large block must be freed"
         """
     )
     assert done.returncode == 0, done.stderr

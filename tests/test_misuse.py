@@ -1,4 +1,4 @@
-"""Misuse of the classes: torch's exception types and texts, from both given the same."""
+"""Wrong arguments raise the same exception types and messages as torch's classes."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 import fastrnn
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
 
 
@@ -52,7 +52,7 @@ BAD_CONSTRUCTIONS = [
 
 
 def assert_same_error(ours, theirs):
-    """Both raise, the same type with the same message."""
+    """Both raise the same exception type with the same message."""
     with pytest.raises(Exception) as their_error:
         theirs()
     with pytest.raises(their_error.type) as our_error:
@@ -71,7 +71,7 @@ def test_construction_errors(name, misuse):
 
 
 def states(module, *batch, H=H, dtype=torch.float32, rows=None):
-    """States of the given sizes as the module takes them, one tensor or two."""
+    """States of the given sizes for the module: (h, c) for an LSTM, else h."""
     lstm = isinstance(module, nn.LSTM | nn.LSTMCell)
     if isinstance(module, nn.RNNBase):
         rows = module.num_layers * (1 + module.bidirectional) if rows is None else rows
@@ -148,7 +148,7 @@ BAD_CALLS = [
 def test_call_errors(case, misuse):
     ours, theirs = build(fastrnn, case).float(), build(nn, case).float()
     if device() == "cuda" and misuse is BAD_LAYER_CALLS["state_batch_packed"]:
-        # torch's ends the process's use of the GPU with an assertion.
+        # torch's layer fails a device-side assertion, which ends the CUDA context.
         with pytest.raises(
             RuntimeError, match=r"Expected hidden size \(., 2, .\), got \[., 1, .\]"
         ):

@@ -1,4 +1,4 @@
-"""The weights of today: however a module's weights are changed, forward uses what they are now."""
+"""However a module's weights are changed, the next forward uses the new ones."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import fastrnn
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
 
 
@@ -53,7 +53,7 @@ def change_in_no_grad(module):
             p.copy_(p * 2)
 
 
-def put_into_the_dict(module):
+def write_to_parameters_dict(module):
     for name, p in list(module.named_parameters()):
         module._parameters[name] = nn.Parameter(p.detach() * 2)
 
@@ -64,7 +64,7 @@ def delete_and_register(module):
         module.register_parameter(name, nn.Parameter(p.detach() * 2))
 
 
-def swap_in_one(module):
+def replace_one(module):
     name = weight_names(module)[0]
     setattr(module, name, nn.Parameter(getattr(module, name).detach() * 2))
 
@@ -117,12 +117,12 @@ def old_weight_norm_removed(module):
 CHANGES = [
     set_data,
     change_data_in_place,
-    pytest.param(change_numpy_view, marks=pytest.mark.cpu("numpy is for the CPU")),
+    pytest.param(change_numpy_view, marks=pytest.mark.cpu("numpy arrays are on the CPU")),
     change_in_no_grad,
     set_new_parameters,
-    put_into_the_dict,
+    write_to_parameters_dict,
     delete_and_register,
-    swap_in_one,
+    replace_one,
     train_a_step,
     parametrize_new,
     parametrize_and_change,
@@ -142,15 +142,15 @@ def test_changed_weights_are_used(case, change):
     for module in (ours, theirs):
         torch.manual_seed(3)
         change(module)
-    got = result(ours, x)
-    assert_close(got, result(theirs, x))
-    assert not torch.allclose(got[0], before[0])
+    found = result(ours, x)
+    assert_close(found, result(theirs, x))
+    assert not torch.allclose(found[0], before[0])
 
-    # And torch's class may be behind with the weights itself: one that never had others is not.
+    # torch's own layer may use stale weights, so also compare with a newly built one.
     names = build(nn, case).state_dict()
     fresh = build(nn, case, seed=4)
     fresh.load_state_dict({name: getattr(ours, name).detach() for name in names})
-    assert_close(got, result(fresh, x))
+    assert_close(found, result(fresh, x))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
@@ -163,9 +163,9 @@ def test_gradients_reach_the_originals(case, how):
         for name in weight_names(module):
             how(module, name)
         args = (an_input(module),)
-        if case in CELLS:  # from a state of zeros weight_hh would have no gradient
+        if case in CELLS:  # with a zero state weight_hh would have no gradient
             args += (cell_state(module, B),)
-        for _ in range(2):  # the second call must not run through the first one's graph
+        for _ in range(2):  # the second backward must not need the first call's graph
             module.zero_grad()
             sum(t.square().sum() for t in result(module, *args)).backward()
         grads.append({name: p.grad for name, p in module.named_parameters()})
@@ -174,7 +174,7 @@ def test_gradients_reach_the_originals(case, how):
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_a_parametrization_is_evaluated_once_a_call(case):
+def test_parametrization_is_evaluated_once_per_call(case):
     ours = build(fastrnn, case)
     scaled = [Scaled(2.0) for _ in weight_names(ours)]
     for name, one in zip(weight_names(ours), scaled, strict=True):
@@ -193,23 +193,23 @@ def test_functional_call(case):
     before = result(ours, x)
     other = {name: (p.detach() * 2).requires_grad_() for name, p in ours.named_parameters()}
     torch.manual_seed(2)
-    got = flat(functional_call(ours, other, (x,)))
+    found = flat(functional_call(ours, other, (x,)))
     torch.manual_seed(2)
-    want = flat(functional_call(theirs, other, (x,)))
-    assert_close(got, want)
-    assert not torch.allclose(got[0], before[0])
+    expected = flat(functional_call(theirs, other, (x,)))
+    assert_close(found, expected)
+    assert not torch.allclose(found[0], before[0])
 
     inputs = list(other.values())
     assert_close(
-        torch.autograd.grad(sum(t.sum() for t in got), inputs),
-        torch.autograd.grad(sum(t.sum() for t in want), inputs),
+        torch.autograd.grad(sum(t.sum() for t in found), inputs),
+        torch.autograd.grad(sum(t.sum() for t in expected), inputs),
     )
     assert_close(result(ours, x), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("case", ALL)
 def test_replica_of_data_parallel(case):
-    # What torch.nn.parallel.replicate does, which has no CPU devices to do it for.
+    # As torch.nn.parallel.replicate does, which does not support the CPU.
     results = []
     for library in (fastrnn, nn):
         module = build(library, case)

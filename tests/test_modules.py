@@ -1,4 +1,4 @@
-"""The classes: torch's in everything but the computation. The numbers are in test_layers.py."""
+"""The classes behave like torch's. test_layers.py compares the numerical results."""
 
 import copy
 import inspect
@@ -28,17 +28,17 @@ from torch.testing import assert_close
 import fastrnn
 from fastrnn import functional, modules
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
 
-# ---- what is inherited --------------------------------------------------------------------------
+# ---- inherited behaviour ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_class(name):
     ours, theirs = getattr(fastrnn, name), getattr(nn, name)
     assert ours.__bases__ == (theirs,)
-    # A layer's takes one option of its own.
+    # A layer's __init__ is wrapped to take the option `recompute`.
     assert getattr(ours.__init__, "__wrapped__", ours.__init__) is theirs.__init__
     assert inspect.signature(ours) == inspect.signature(theirs)
     assert inspect.signature(ours.forward) == inspect.signature(theirs.forward)
@@ -84,19 +84,19 @@ def test_state_dict_both_ways(case):
     assert_same_values(ours, theirs)
 
 
-# ---- what is replaced ---------------------------------------------------------------------------
+# ---- forward ------------------------------------------------------------------------------------
 
 
 def function_of(module):
-    """The name, in torch._VF and in fastrnn.functional, of what the module calls."""
+    """The name of the function that forward calls, in torch._VF and in fastrnn.functional."""
     name = type(module).__name__
     kind = name.removesuffix("Cell").lower()
     cell = "_cell" if name.endswith("Cell") else ""
     return f"rnn_{module.nonlinearity}{cell}" if kind == "rnn" else kind + cell
 
 
-def spied(monkeypatch, owner, name):
-    """The list of (args, kwargs) with which owner.name is called from now on."""
+def record_calls(monkeypatch, owner, name):
+    """A list that gets the (args, kwargs) of every later call of owner.name."""
     calls, function = [], getattr(owner, name)
 
     def spy(*args, **kwargs):
@@ -113,7 +113,7 @@ def spied(monkeypatch, owner, name):
     [(case, kind) for case in ALL for kind in ("batched", "unbatched", "states")]
     + [(case, "packed") for case in LAYERS],
 )
-def test_functional_gets_what_torch_gives_its_own(
+def test_functional_gets_the_arguments_that_torch_passes(
     case, training, kind, monkeypatch, without_direct_calls
 ):
     ours, theirs = build(fastrnn, case).train(training), build(nn, case).train(training)
@@ -128,10 +128,10 @@ def test_functional_gets_what_torch_gives_its_own(
         args = (x, returned[1] if case in LAYERS else returned)
 
     name = function_of(ours)
-    stand_in = types.SimpleNamespace(**{name: getattr(torch._VF, name)})
-    monkeypatch.setattr(nn.modules.rnn, "_VF", stand_in)
-    our_calls = spied(monkeypatch, functional, name)
-    their_calls = spied(monkeypatch, stand_in, name)
+    fake_vf = types.SimpleNamespace(**{name: getattr(torch._VF, name)})
+    monkeypatch.setattr(nn.modules.rnn, "_VF", fake_vf)
+    our_calls = record_calls(monkeypatch, functional, name)
+    their_calls = record_calls(monkeypatch, fake_vf, name)
     our_result = result(ours, *args)
     assert (len(our_calls), len(their_calls)) == (1, 0)
     their_result = result(theirs, *args)
@@ -142,15 +142,15 @@ def test_functional_gets_what_torch_gives_its_own(
 
 
 @pytest.mark.parametrize("case", ALL)
-def test_packed_padded_and_unbatched_give_torchs_structure(case):
+def test_output_structure_is_torchs(case):
     ours, theirs = build(fastrnn, case), build(nn, case)
     x = an_input(ours)
     inputs = [x, x[0]] + ([ragged([2, 4, 3], I)] if case in LAYERS else [])
-    for given in inputs:
+    for x in inputs:
         torch.manual_seed(2)
-        our = ours(given)
+        our = ours(x)
         torch.manual_seed(2)
-        their = theirs(given)
+        their = theirs(x)
         assert type(our) is type(their)
         if case in LAYERS:
             assert [type(part) for part in our] == [type(part) for part in their]
@@ -175,12 +175,12 @@ def test_hooks(case):
     ours.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
     ours.register_forward_hook(lambda module, args, output: seen.append(output))
     x = an_input(ours)
-    got = result(ours, x)
-    assert_close(got, result(build(nn, case), x * 2))
-    assert [t is s for t, s in zip(got, flat(seen), strict=True)] == [True] * len(got)
+    found = result(ours, x)
+    assert_close(found, result(build(nn, case), x * 2))
+    assert [t is s for t, s in zip(found, flat(seen), strict=True)] == [True] * len(found)
 
 
-def test_a_torch_that_computes_otherwise_is_refused():
+def test_unknown_forward_of_torch_is_rejected():
     def forward(self, input):
         return input
 
@@ -188,7 +188,7 @@ def test_a_torch_that_computes_otherwise_is_refused():
         modules._on_fastrnn(forward)
 
 
-def test_names_in_a_later_torchs_forward_are_found():
+def test_globals_of_a_later_torchs_forward_resolve():
     source = "def forward(self, input):\n    return _VF, only_in_a_later_torch\n"
     theirs = {"_VF": torch._VF, "only_in_a_later_torch": 1, "__name__": "later"}
     exec(source, theirs)
@@ -201,7 +201,7 @@ def test_names_in_a_later_torchs_forward_are_found():
 # ---- copies -------------------------------------------------------------------------------------
 
 
-def saved(module):
+def save_and_load(module):
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
@@ -212,7 +212,7 @@ COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
     "pickle0": lambda m: pickle.loads(pickle.dumps(m, protocol=0)),
-    "save": saved,
+    "save": save_and_load,
 }
 
 
@@ -257,7 +257,7 @@ def test_share_memory(case):
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_flatten_parameters_is_harmless(case):
+def test_flatten_parameters_changes_nothing(case):
     ours = build(fastrnn, case)
     params = list(ours.parameters())
     pointers = [p.data_ptr() for p in params]
@@ -285,12 +285,12 @@ def test_script_compiles_torchs_layer(case, caplog):
     x = an_input(model)
     if case in CELLS:
         x = x[0]
-    want = result(model, x)
+    expected = result(model, x)
     params = list(model.parameters())
     scripted = torch.jit.script(model)
-    assert_close(result(scripted, x), want)
+    assert_close(result(scripted, x), expected)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
-    # It is the model that keeps torch's layer, on the parameters that it had.
+    # Scripting replaced the model's layer by torch's, with the same parameters.
     assert type(model[0]) is getattr(nn, ALL[case][0])
     assert all(a is b for a, b in zip(params, model.parameters(), strict=True))
 
@@ -299,9 +299,9 @@ def test_script_compiles_torchs_layer(case, caplog):
 def test_compile_with_the_eager_backend(case):
     ours = build(fastrnn, case)
     x = an_input(ours)
-    want = result(ours, x)
+    expected = result(ours, x)
     torch._dynamo.reset()
     compiled = torch.compile(ours, backend="eager")
-    assert_close(result(compiled, x), want)
+    assert_close(result(compiled, x), expected)
     set_new_parameters(ours)
     assert_close(result(compiled, x), result(ours, x))
