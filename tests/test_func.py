@@ -231,7 +231,7 @@ def test_ensemble(kind, shared, packed):
 @pytest.mark.parametrize("models", [1, 2, 3])
 @pytest.mark.parametrize("hidden", [1, 64, 300])
 def test_ensemble_on_threads(hidden, models):
-    """Models run in parallel if their weights fit a core's cache, else in turn: equal bits."""
+    """Models run in parallel if their weights fit a core's cache, else sequentially."""
     layers = [fastrnn.LSTM(33, hidden) for _ in range(models)]
     states, call = ensemble(layers)
     x = torch.randn(20, 17, 33)

@@ -38,7 +38,7 @@ DTYPES = [torch.float32, torch.float64, *LOW]
 STRIDES = ["plain", "transposed", "every second", "one row for all", "an offset"]
 
 sizes = st.integers(1, 70)
-projected_sizes = st.integers(2, 70)  # a projection is smaller
+projected_sizes = st.integers(2, 70)  # proj_size must be smaller
 flags = st.booleans()
 
 
@@ -56,7 +56,7 @@ class Case:
     bidirectional: bool = False
     bias: bool = True
     batch_first: bool = False
-    lengths: tuple[int, ...] = ()  # of a packed input
+    lengths: tuple[int, ...] = ()  # of the sequences, if the input is packed
     state: bool = True
     strides: str = "plain"
     requires_grad: int = -1  # one bit for each of the input, the states and the weights

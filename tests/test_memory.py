@@ -103,7 +103,7 @@ def test_ten_thousand_steps_do_not_leak():
 
 @pytest.mark.once
 @pytest.mark.cpu("about the process's memory")
-@pytest.mark.parametrize("what", ["output", "scratch"])
+@pytest.mark.parametrize("what", ["output", "workspace"])
 def test_out_of_memory(what):
     """Raises RuntimeError, and the next call works."""
     done = run_script(
