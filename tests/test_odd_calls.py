@@ -1,6 +1,6 @@
-"""What other people's code does to a layer: it works as with torch's, or fails with torch's error.
+"""Unusual uses of layers give the same results, or raise the same error, as with torch's layers.
 
-Each test names its sisters: the classes, dtypes and forms of call that could fail likewise.
+Each test is parametrized over every class, dtype and kind of call that could fail the same way.
 """
 
 import itertools
@@ -21,7 +21,7 @@ KINDS = [*LAYERS, *(f"{kind}_cell" for kind in CELLS)]
 
 
 def both(kind, *sizes, **options):
-    """A layer or cell of ours and torch's."""
+    """Our layer or cell and torch's, with equal weights."""
     if kind in LAYERS:
         return pair(kind, *sizes, **options)
     return cell_pair(kind.removesuffix("_cell"), *sizes, **options)
@@ -35,8 +35,8 @@ def states(module):
     return random_state(module, 2) if isinstance(module, nn.RNNBase) else cell_state(module, 2)
 
 
-def torchs_error(call):
-    """What a call raises, or None."""
+def error_of(call):
+    """The exception that the call raises, or None."""
     try:
         call()
     except Exception as error:
@@ -50,13 +50,13 @@ def assert_same(ours, theirs, **tolerances):
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    """fallbacks() from nothing on."""
+def fallbacks(monkeypatch):
+    """fastrnn.fallbacks, counting from zero."""
     monkeypatch.setattr(functional, "_fallbacks", type(functional._fallbacks)())
     return fastrnn.fallbacks
 
 
-# ---- weights that are written into the list ------------------------------------------------------
+# ---- weights written to _flat_weights ------------------------------------------------------------
 
 
 def one_entry(layer, weights):
@@ -71,8 +71,8 @@ def whole_list(layer, weights):
 @pytest.mark.parametrize("write", [one_entry, whole_list])
 @pytest.mark.parametrize("swap", ["built", "accelerated", "subclass"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_weights_written_into_the_list_are_used(kind, swap, write, packed):
-    """Weight drop and parameter generators write `_flat_weights`, which torch's layers use."""
+def test_weights_written_to_flat_weights_are_used(kind, swap, write, packed):
+    """Weight drop and hypernetworks write to `_flat_weights`, which torch's forward reads."""
     ours, theirs = pair(kind, 3, 4, num_layers=2, bidirectional=True)
     if swap == "accelerated":
         ours = pair(kind, 3, 4, num_layers=2, bidirectional=True)[1]
@@ -89,7 +89,7 @@ def test_weights_written_into_the_list_are_used(kind, swap, write, packed):
     kept = [list(layer._flat_weights) for layer in (ours, theirs)]
     for layer in (ours, theirs):
         write(layer, written)
-    for _ in range(2):  # the next call has them still
+    for _ in range(2):  # the next call still uses them
         found, expected = ours(x), theirs(x)
         assert_same(found, expected)
     count = 1 if write is one_entry else len(written)
@@ -104,7 +104,7 @@ def test_weights_written_into_the_list_are_used(kind, swap, write, packed):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_new_parameter_replaces_what_was_written_into_the_list(kind):
+def test_new_parameter_replaces_written_flat_weights(kind):
     ours, theirs = pair(kind, 3, 4)
     x, new = torch.randn(5, 2, 3), torch.randn_like(theirs.weight_hh_l0)
     for layer in (ours, theirs):
@@ -123,45 +123,45 @@ def test_a_new_parameter_replaces_what_was_written_into_the_list(kind):
 @pytest.mark.cpu("torch has no complex layers on a GPU")
 @pytest.mark.parametrize("kind", [k for k in KINDS if "relu" not in k])
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-def test_complex_numbers(kind, dtype, counted):
+def test_complex_dtypes(kind, dtype, fallbacks):
     ours, theirs = both(kind, 3, 4, dtype=dtype)
     x = inputs(kind, dtype=dtype).requires_grad_()
     found, expected = ours(x), theirs(x)
     assert_same(found, expected)
     assert_same(*(torch.autograd.grad(flat(r)[0].abs().sum(), x) for r in (found, expected)))
-    assert list(counted().values()) == [1]
-    assert str(dtype) in next(iter(counted()))
+    assert list(fallbacks().values()) == [1]
+    assert str(dtype) in next(iter(fallbacks()))
 
 
 @pytest.mark.cpu("torch has no complex layers on a GPU")
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_complex_numbers_packed_and_patched(kind, counted):
+def test_complex_dtypes_packed_and_patched(kind, fallbacks):
     theirs = pair(kind, 3, 4, dtype=torch.complex64)[1]
     with fastrnn.patch():
         ours = type(theirs)(3, 4, dtype=torch.complex64)
     ours.load_state_dict(theirs.state_dict())
     x = pack_padded_sequence(torch.randn(5, 2, 3, dtype=torch.complex64), [5, 3])
     assert_same(ours(x), theirs(x))
-    assert sum(counted().values()) == 1
+    assert sum(fallbacks().values()) == 1
 
 
 @pytest.mark.cpu("the virtual GPU has no sparse tensors")
 @pytest.mark.parametrize("kind", CELLS)
-def test_sparse_input_of_a_cell(kind, counted):
+def test_sparse_input_of_a_cell(kind, fallbacks):
     ours, theirs = cell_pair(kind, 3, 4)
     x = torch.randn(2, 3).relu().to_sparse()
     hx = states(ours)
     assert_same(ours(x, hx), theirs(x, hx))
-    assert sum(counted().values()) == 1
+    assert sum(fallbacks().values()) == 1
 
 
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("sizes", [(5, 0), (0, 4), (0, 0)])
-def test_cells_of_size_0(kind, sizes, counted):
+def test_cells_of_size_0(kind, sizes, fallbacks):
     ours, theirs = cell_pair(kind, *sizes)
     for x in (torch.ones(3, sizes[0]), torch.ones(0, sizes[0])):
         assert_same(ours(x), theirs(x))
-    assert sum(counted().values()) == 2
+    assert sum(fallbacks().values()) == 2
 
 
 # ---- views ---------------------------------------------------------------------------------------
@@ -171,8 +171,8 @@ def test_cells_of_size_0(kind, sizes, counted):
     ("kind", "compiled", "grad"),
     [*itertools.product(LAYERS, [False], [False, True]), ("gru", True, False)],
 )
-def test_the_output_can_be_detached_in_place(kind, compiled, grad):
-    """As that of torch's GRU and RNN: it is no view, batch_first or not."""
+def test_output_can_be_detached_in_place(kind, compiled, grad):
+    """The output is not a view, with batch_first or without; as with torch's GRU and RNN."""
     for batch_first, layers in itertools.product([False, True], [1, 2]):
         layer = pair(kind, 3, 4, num_layers=layers, batch_first=batch_first)[0]
         call = torch.compile(layer, backend="eager") if compiled else layer
@@ -209,7 +209,7 @@ ODD_STATES = {
 def test_odd_states_raise_as_torch_does(kind, odd):
     ours, theirs = both(kind, 3, 4)
     x, hx = inputs(kind), ODD_STATES[odd](torch.zeros(*([1] if kind in LAYERS else []), 2, 4))
-    error = torchs_error(lambda: theirs(x, hx))
+    error = error_of(lambda: theirs(x, hx))
     if error is None:
         assert_same(ours(x, hx), theirs(x, hx))
     else:
@@ -217,11 +217,11 @@ def test_odd_states_raise_as_torch_does(kind, odd):
             ours(x, hx)
 
 
-# ---- tensors that no gradient needs --------------------------------------------------------------
+# ---- tensors not needed by backward --------------------------------------------------------------
 
 
-def overwritten(layer, x, hx, name, grads_of):
-    """Gradients after the tensor of that name has been overwritten between forward and backward."""
+def gradients_after_overwriting(layer, x, hx, name, grads_of):
+    """The gradients if the named tensor is zeroed between forward and backward."""
     for p in layer.parameters():
         p.requires_grad_(False)
     x = x.clone().requires_grad_(grads_of == "input")
@@ -235,8 +235,8 @@ def overwritten(layer, x, hx, name, grads_of):
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if "lstm" not in k])
 @pytest.mark.parametrize("direct", [True, False])
-def test_a_tensor_that_no_gradient_needs_may_be_overwritten(kind, direct, request):
-    """With frozen weights: the input where a state's gradient is wanted, a bias always."""
+def test_tensor_not_needed_by_backward_may_be_overwritten(kind, direct, request):
+    """With frozen weights: the input if only a state requires grad, and a bias always."""
     if not direct:
         request.getfixturevalue("without_direct_calls")
     x, hx = inputs(kind), states(both(kind, 3, 4)[0])
@@ -245,24 +245,24 @@ def test_a_tensor_that_no_gradient_needs_may_be_overwritten(kind, direct, reques
         "state": ["input", f"weight_ih{suffix}", f"bias_ih{suffix}", f"bias_hh{suffix}"],
         "input": [f"bias_ih{suffix}", *(["h"] if kind.startswith("rnn") else [])],
     }
-    for grads_of, those in names.items():
-        for name in those:
+    for grads_of, overwritable in names.items():
+        for name in overwritable:
             ours, theirs = both(kind, 3, 4)
-            found = overwritten(ours, x, hx, name, grads_of)
-            assert_same(found, overwritten(theirs, x, hx, name, grads_of))
+            found = gradients_after_overwriting(ours, x, hx, name, grads_of)
+            assert_same(found, gradients_after_overwriting(theirs, x, hx, name, grads_of))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tensor_that_a_gradient_needs_may_not(kind):
+def test_overwriting_a_tensor_needed_by_backward_raises(kind):
     layer, _ = both(kind, 3, 4)
     x = inputs(kind)
     hx = states(layer)
     suffix = "_l0" if kind in LAYERS else ""
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        overwritten(layer, x, hx, f"weight_hh{suffix}", "state")
+        gradients_after_overwriting(layer, x, hx, f"weight_hh{suffix}", "state")
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        overwritten(layer, x, hx, f"weight_ih{suffix}", "input")
-    # The weights' gradients need the input, and gradients of gradients everything.
+        gradients_after_overwriting(layer, x, hx, f"weight_ih{suffix}", "input")
+    # The weights' gradients need the input, and second derivatives need every tensor.
     for p in layer.parameters():
         p.requires_grad_(True)
     result = flat(layer(x, hx))[0]
@@ -277,7 +277,7 @@ def test_a_tensor_that_a_gradient_needs_may_not(kind):
         torch.autograd.grad(result.sum(), h, create_graph=True)
 
 
-# ---- calls that torch's code and fastrnn.functional see ------------------------------------------
+# ---- calls seen by function modes, autocast and parametrizations ---------------------------------
 
 
 class Recorder(TorchFunctionMode):
@@ -291,8 +291,8 @@ class Recorder(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_function_mode_sees_one_call_of_ours_for_one_of_torchs(kind):
-    """And no parts of it, which would make it slower than torch's."""
+def test_function_mode_sees_the_same_calls_as_with_torch(kind):
+    """One call of fastrnn.functional for one of torch._VF, and no calls inside it."""
     ours, theirs = both(kind, 3, 4)
     x = inputs(kind)
     seen = []
@@ -311,8 +311,8 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_parametrized_weights_and_autocast_need_no_operator(kind, monkeypatch):
-    """They reach the kernels by fastrnn._C, past the dispatcher, with the operator's results."""
+def test_parametrized_weights_and_autocast_use_the_fast_path(kind, monkeypatch):
+    """They call the kernels through fastrnn._C, without the operator, and give torch's results."""
     suffix = "_l0" if kind in LAYERS else ""
     for scaled, autocast in [(True, False), (False, True), (True, True)]:
         ours, theirs = both(kind, 3, 4)
@@ -324,5 +324,5 @@ def test_parametrized_weights_and_autocast_need_no_operator(kind, monkeypatch):
             with monkeypatch.context() as patched:
                 patched.setattr(functional, "run", None)
                 found = ours(x)
-        low = {"rtol": 0.02, "atol": 0.02} if autocast else {}  # bfloat16 has 8 bits
+        low = {"rtol": 0.02, "atol": 0.02} if autocast else {}  # bfloat16 has 8 bits of precision
         assert_same(found, expected, **low)

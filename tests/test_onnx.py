@@ -1,4 +1,4 @@
-"""torch.onnx.export: ONNX's own nodes for fastrnn's layers, for any T and B, with equal results."""
+"""torch.onnx.export of fastrnn's layers: standard ONNX nodes, dynamic T and B, equal results."""
 
 import copy
 import inspect
@@ -38,7 +38,7 @@ reference = pytest.importorskip("onnx.reference")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.once,
-    pytest.mark.cpu("ONNX Runtime computes there"),
+    pytest.mark.cpu("ONNX Runtime runs on the CPU"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning"),
@@ -48,51 +48,51 @@ pytestmark = [
 ]
 
 NODES = ["LSTM", "GRU", "RNN"]
-SIZES = [(4, 3), (1, 1), (9, 1), (1, 6), (7, 17)]  # of T and B; the first is what is exported
+SIZES = [(4, 3), (1, 1), (9, 1), (1, 6), (7, 17)]  # (T, B); the first is exported
 T_AND_B = {0: "T", 1: "B"}
 
 
-class Beside(nn.Module):
-    """Modules beside each other, each with arguments of its own: one export takes a second."""
+class Parallel(nn.Module):
+    """Modules in parallel, each with its own arguments, as every export takes a second."""
 
     def __init__(self, modules):
         super().__init__()
         self.all = nn.ModuleList(modules)
 
     def forward(self, *args):
-        return [flat(module(*given)) for module, given in zip(self.all, args, strict=True)]
+        return [flat(module(*own)) for module, own in zip(self.all, args, strict=True)]
 
 
 def exported(model, args, **options):
-    """The model in ONNX, found sound by its checker."""
+    """The model in ONNX, validated by onnx.checker."""
     proto = torch.onnx.export(model, args, verbose=False, **options).model_proto
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
 
 def nodes(proto):
-    """How many nodes there are of each of LSTM, GRU and RNN; all are of the standard domain."""
+    """The number of LSTM, GRU and RNN nodes; every node is of the standard domain."""
     assert {opset.domain for opset in proto.opset_import} == {""}
     assert not proto.functions
     return Counter(n.op_type for n in proto.graph.node if n.op_type in NODES)
 
 
-def in_runtime(proto):
-    """ONNX Runtime's results, as a function of the model's arguments."""
+def runtime_of(proto):
+    """A function that runs the model in ONNX Runtime."""
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
     def run(*args):
-        given = [t.numpy() for t in flat(args)]
+        arrays = [t.numpy() for t in flat(args)]
         names = [i.name for i in session.get_inputs()]
-        found = session.run(None, dict(zip(names, given, strict=True)))
+        found = session.run(None, dict(zip(names, arrays, strict=True)))
         return [torch.from_numpy(array) for array in found]
 
     return run
 
 
-#: Options, and whether states are given; every pair of values is in some case.
+#: (options, whether states are passed), covering every pair of option values.
 CASES = [
     ({}, False),
     ({"bidirectional": True, "bias": False, "batch_first": True}, True),
@@ -109,8 +109,8 @@ def arguments(layer, with_states, T, B):
     return (x, random_state(layer, B)) if with_states else (x,)
 
 
-def free(layer, with_states):
-    """The dimensions of the arguments that are free."""
+def dynamic_dims(layer, with_states):
+    """The dimensions of the arguments that are dynamic."""
     of_x = {0: "B", 1: "T"} if layer.batch_first else T_AND_B
     of_states = ({1: "B"},) * 2 if is_lstm(layer) else {1: "B"}
     return (of_x, of_states) if with_states else (of_x,)
@@ -121,43 +121,43 @@ def free(layer, with_states):
     [("LSTM", ["lstm"]), ("GRU", ["gru"]), ("RNN", ["rnn_tanh", "rnn_relu"])],
     ids=NODES,
 )
-def test_every_option_at_sizes_that_were_not_exported(node, kinds):
+def test_options_and_dynamic_sizes(node, kinds):
     sizes = itertools.cycle([(1, 17), (17, 33), (33, 1), (17, 17), (33, 33)])  # of I and H
     layers = [
         (pair(kind, *next(sizes), **options)[0], with_states)
         for kind, (options, with_states) in itertools.product(kinds, CASES)
     ]
-    model = Beside([layer for layer, _ in layers]).eval()
+    model = Parallel([layer for layer, _ in layers]).eval()
     args = [arguments(*layer, *SIZES[0]) for layer in layers]
-    shapes = tuple(free(*layer) for layer in layers)
+    shapes = tuple(dynamic_dims(*layer) for layer in layers)
     proto = exported(model, tuple(args), dynamic_shapes=(shapes,))
     assert nodes(proto) == {node: 12 * len(kinds)}
     output = proto.graph.output[0].type.tensor_type.shape.dim
     assert [d.dim_param for d in output[:2]] == ["T", "B"]
-    run = in_runtime(proto)
+    run = runtime_of(proto)
     for T, B in SIZES:
         args = [arguments(*layer, T, B) for layer in layers]
         with torch.no_grad():
             assert_close(run(*args), flat(model(*args)))
 
 
-def test_cells_unbatched_input_and_a_single_layer_in_training_mode():
+def test_cells_unbatched_input_and_training_mode():
     cells = [cell_pair(kind, 5, 17)[0] for kind in CELLS]
     unbatched = fastrnn.LSTM(5, 17), fastrnn.GRU(5, 17)
-    model = Beside([*cells, *unbatched, fastrnn.RNN(5, 17, dropout=0.5, recompute=True)])
+    model = Parallel([*cells, *unbatched, fastrnn.RNN(5, 17, dropout=0.5, recompute=True)])
 
-    def given(T, B):
+    def inputs(T, B):
         x = torch.randn(T, B, 5)
         of_cells = [(x[0], cell_state(cell, B)) for cell in cells]
         return [*of_cells, (x[:, 0],), (x[:, 0], random_state(unbatched[1])), (x,)]
 
     of_cells = [({0: "B"}, ({0: "B"},) * 2 if is_lstm(cell) else {0: "B"}) for cell in cells]
     shapes = (*of_cells, ({0: "T"},), ({0: "T"}, None), (T_AND_B,))
-    proto = exported(model, tuple(given(4, 3)), dynamic_shapes=(shapes,))
+    proto = exported(model, tuple(inputs(4, 3)), dynamic_shapes=(shapes,))
     assert nodes(proto) == {"LSTM": 2, "GRU": 2, "RNN": 3}
-    run = in_runtime(proto)
+    run = runtime_of(proto)
     for T, B in SIZES:
-        args = given(T, B)
+        args = inputs(T, B)
         with torch.no_grad():
             assert_close(run(*args), flat(model(*args)))
 
@@ -175,34 +175,34 @@ class Tagger(nn.Module):
 
 
 def tagger(hidden_size):
-    """A model, its arguments and their free dimensions."""
+    """A model, its arguments and their dynamic dimensions."""
     model = fastrnn.accelerate(Tagger(hidden_size)).eval()
     return model, (torch.randint(11, (3, 4)),), ({0: "B", 1: "T"},)
 
 
-def assert_tags_alike(proto, model):
-    run = in_runtime(proto)
+def assert_same_tags(proto, model):
+    run = runtime_of(proto)
     for T, B in SIZES:
         x = torch.randint(11, (B, T))
         with torch.no_grad():
             assert_close(run(x), [model(x)])
 
 
-def test_an_exported_program():
+def test_exported_program():
     model, args, _ = tagger(17)
     shapes = ({0: Dim("B"), 1: Dim("T")},)
     proto = exported(export(model, args, dynamic_shapes=shapes), ())
     assert nodes(proto) == {"LSTM": 2}
-    assert_tags_alike(proto, model)
+    assert_same_tags(proto, model)
 
 
-def test_weights_become_constants_when_a_file_is_loaded(tmp_path):
-    """No call puts gates into another order."""
-    model, args, shapes = tagger(200)  # too large for the exporter to do it
+def test_weights_are_folded_to_constants_on_load(tmp_path):
+    """ONNX Runtime reorders the gates once, on load, not in every call."""
+    model, args, shapes = tagger(200)  # too large for the exporter's own constant folding
     torch.onnx.export(model, args, tmp_path / "model.onnx", dynamic_shapes=shapes, verbose=False)
     proto = onnx.load(tmp_path / "model.onnx")
     assert nodes(proto) == {"LSTM": 2}
-    assert_tags_alike(proto, model)
+    assert_same_tags(proto, model)
     assert "Split" in {n.op_type for n in proto.graph.node}
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -215,50 +215,50 @@ def test_weights_become_constants_when_a_file_is_loaded(tmp_path):
     assert "Split" not in {n.op_type for n in graph.node}
 
 
-OF_EACH_NODE = ["lstm", "gru", "rnn_tanh"]
+ONE_PER_NODE = ["lstm", "gru", "rnn_tanh"]
 
 
 def test_float16():
-    """ONNX Runtime has no kernels of 16 bits: it computes in float32 and rounds the results."""
-    model = Beside([pair(kind, 17, 33, dtype=torch.float16)[0] for kind in OF_EACH_NODE])
-    args = [(torch.randn(4, 3, 17, dtype=torch.float16),) for _ in OF_EACH_NODE]
-    run = in_runtime(exported(model, tuple(args)))
+    """ONNX Runtime has no float16 kernels: it computes in float32 and rounds the results."""
+    model = Parallel([pair(kind, 17, 33, dtype=torch.float16)[0] for kind in ONE_PER_NODE])
+    args = [(torch.randn(4, 3, 17, dtype=torch.float16),) for _ in ONE_PER_NODE]
+    run = runtime_of(exported(model, tuple(args)))
     with torch.no_grad():
         assert_same(run(*args), model(*args), in_double(model, *args), strides=False)
 
 
-def test_dtypes_that_onnx_runtime_has_no_kernels_for():
-    kinds = itertools.product([torch.float64, torch.bfloat16], OF_EACH_NODE)
+def test_dtypes_without_onnx_runtime_kernels():
+    kinds = itertools.product([torch.float64, torch.bfloat16], ONE_PER_NODE)
     layers = [pair(kind, 5, 17, dtype=dtype)[0] for dtype, kind in kinds]
-    model = Beside(layers)
+    model = Parallel(layers)
     args = [(torch.randn(4, 3, 5, dtype=layer.weight_ih_l0.dtype),) for layer in layers]
     proto = exported(model, tuple(args), opset_version=22)
     assert nodes(proto) == {"LSTM": 2, "GRU": 2, "RNN": 2}
     with torch.no_grad():
         expected, exact = model(*args), in_double(model, *args)
-    assert_same(run_by_definition(proto, args), expected, exact, strides=False)
+    assert_same(run_reference_evaluator(proto, args), expected, exact, strides=False)
 
 
-def run_by_definition(proto, args):
-    """The results of onnx's own evaluator, each in the dtype of the model's."""
+def run_reference_evaluator(proto, args):
+    """The results of onnx.reference.ReferenceEvaluator, in the model's dtypes."""
     names = [i.name for i in proto.graph.input]
-    given = [onnx.numpy_helper.to_array(tensor_of(t)) for t in flat(args)]
-    found = reference.ReferenceEvaluator(proto).run(None, dict(zip(names, given, strict=True)))
-    # numpy's bfloat16 is none that torch would take: float64 holds its numbers.
+    arrays = [onnx.numpy_helper.to_array(tensor_of(t)) for t in flat(args)]
+    found = reference.ReferenceEvaluator(proto).run(None, dict(zip(names, arrays, strict=True)))
+    # torch does not accept ml_dtypes.bfloat16, so convert through float64, which is exact.
     return [torch.from_numpy(a.astype("float64")).to(getattr(torch, str(a.dtype))) for a in found]
 
 
 def tensor_of(t):
-    """onnx's tensor of the same bits."""
+    """An ONNX TensorProto with the tensor's bytes."""
     kind = {torch.float64: onnx.TensorProto.DOUBLE, torch.bfloat16: onnx.TensorProto.BFLOAT16}
     data = t.contiguous().view(torch.uint8).numpy().tobytes()
     return onnx.helper.make_tensor("", kind[t.dtype], t.shape, data, raw=True)
 
 
-# ---- what ONNX's nodes can't express ------------------------------------------------------------
+# ---- what ONNX's nodes do not support -----------------------------------------------------------
 
 
-class OfPacked(nn.Module):
+class PackedModel(nn.Module):
     def __init__(self):
         super().__init__()
         self.rnn = fastrnn.GRU(5, 17)
@@ -267,8 +267,8 @@ class OfPacked(nn.Module):
         return self.rnn(PackedSequence(data, batch_sizes))[0].data
 
 
-class OfCell(nn.Module):
-    """A network of a cell that is registered beside torch's."""
+class CustomCellModel(nn.Module):
+    """A network of a registered cell that torch does not have."""
 
     def forward(self, x, h, w_ih, w_hh):
         return fastrnn.functional.rnn(
@@ -291,12 +291,12 @@ REFUSED = {
         "before the export",
     ),
     "packed": (
-        OfPacked, tuple(ragged([4, 2, 1], 5)[:2]),
+        PackedModel, tuple(ragged([4, 2, 1], 5)[:2]),
         "fastrnn: ONNX's GRU takes no PackedSequence, expected a padded tensor; else "
         "fastrnn.restore(model), which torch.onnx.export(dynamo=False) takes",
     ),
     "cell": (
-        OfCell, (X, torch.randn(1, 3, 17), torch.randn(34, 5), torch.randn(34, 17)),
+        CustomCellModel, (X, torch.randn(1, 3, 17), torch.randn(34, 5), torch.randn(34, 17)),
         "fastrnn: ONNX has no node for the cell 'mgu', expected one of: lstm, gru, rnn_tanh, "
         "rnn_relu" + UNROLLED,
     ),
@@ -309,12 +309,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_has_no_node_is_an_error_that_says_so(case, monkeypatch):
+def test_unsupported_features_raise(case, monkeypatch):
     monkeypatch.setitem(fastrnn.CELLS, "mgu", {**fastrnn.CELLS["gru"], "gates": 2})
     build, args, text = REFUSED[case]
     with pytest.raises(torch.onnx.OnnxExporterError) as error:
         torch.onnx.export(build(), args, verbose=False)
-    # First in the exporter's summary, and what its own errors came from.
+    # The error is in the exporter's summary, and it is the root cause of the exporter's own errors.
     assert f"## Exception summary\n\n<class 'NotImplementedError'>: {text}\n" in str(error.value)
     cause = error.value
     while cause.__cause__ is not None:
@@ -324,7 +324,7 @@ def test_what_has_no_node_is_an_error_that_says_so(case, monkeypatch):
 
 
 class Unrolled(nn.Module):
-    """What these errors say of networks that have no node."""
+    """The workaround that these errors name: fastrnn.reference.run, unrolled by the exporter."""
 
     def __init__(self, layer):
         super().__init__()
@@ -337,7 +337,7 @@ class Unrolled(nn.Module):
         )  # fmt: skip
 
 
-def test_a_projection_step_by_step():
+def test_unrolled_projection():
     layer = fastrnn.LSTM(5, 17, proj_size=3)
     model = Unrolled(layer)
     shapes = ({1: "B"}, {1: "B"}, {1: "B"})
@@ -345,7 +345,7 @@ def test_a_projection_step_by_step():
     for B in [1, 6]:
         x, states = torch.randn(2, B, 5), random_state(layer, B)
         with torch.no_grad():
-            assert_close(in_runtime(proto)(x, *states), flat(layer(x, states)))
+            assert_close(runtime_of(proto)(x, *states), flat(layer(x, states)))
 
 
 class Padded(nn.Module):
@@ -358,7 +358,7 @@ class Padded(nn.Module):
         return pad_packed_sequence(output)[0], last
 
 
-def by_torchscript(model, args):
+def export_torchscript(model, args):
     buffer = io.BytesIO()
     torch.onnx.export(
         model, args, buffer, dynamo=False, input_names=["x", "lengths"],
@@ -367,16 +367,16 @@ def by_torchscript(model, args):
     return onnx.load_from_string(buffer.getvalue())
 
 
-def test_the_exporter_of_torchscript_takes_restored_layers():
+def test_torchscript_exporter_takes_restored_layers():
     model = Padded().eval()
     args = torch.randn(4, 3, 5), torch.tensor([4, 1, 2])
     with pytest.raises(torch.onnx.errors.UnsupportedOperatorError, match="fastrnn::forward"):
-        by_torchscript(model, args)
-    proto = by_torchscript(fastrnn.restore(copy.deepcopy(model)), args)
+        export_torchscript(model, args)
+    proto = export_torchscript(fastrnn.restore(copy.deepcopy(model)), args)
     assert nodes(proto) == {"LSTM": 1}
     x, lengths = torch.randn(6, 2, 5), torch.tensor([3, 6])
     with torch.no_grad():
-        assert_close(in_runtime(proto)(x, lengths), flat(model(x, lengths)))
+        assert_close(runtime_of(proto)(x, lengths), flat(model(x, lengths)))
 
 
 # ---- when the translation is registered ---------------------------------------------------------
@@ -389,7 +389,7 @@ assert "fastrnn::forward" in default_registry
 """
 
 
-def test_fastrnn_imports_nothing_of_onnx():
+def test_import_does_not_import_onnx():
     found = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
 
@@ -402,7 +402,7 @@ def test_when_imported(tmp_path, monkeypatch):
     when_imported("a_module_of_a_test", lambda module: found.append(module.value))
     assert found == []
     import a_module_of_a_test
-    import another_module_of_a_test  # of the same loader, by pytest's rules
+    import another_module_of_a_test  # found by the same loader, pytest's
 
     assert found == [17]
     when_imported("a_module_of_a_test", lambda module: found.append(module.value + 1))

@@ -1,4 +1,4 @@
-"""The operators as torch.library sees them: schemas, fake kernels, tracing."""
+"""The operators in torch.library: schemas, fake kernels, opcheck, tracing."""
 
 import itertools
 
@@ -14,7 +14,7 @@ FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def sample(cell, *, packed=False, L=1, D=1, P=0, bias=True, dropout=0.0, train=False, dtype=None):
-    """The arguments of forward, without `keep`."""
+    """Arguments of the operator `forward`, without the last one, `keep`."""
     T, B, I, H = 4, 3, 5, 17
     G, R = CELLS[cell]["gates"], P or H
     sizes = host_tensor([3, 3, 2, 1]) if packed else None
@@ -32,8 +32,8 @@ def sample(cell, *, packed=False, L=1, D=1, P=0, bias=True, dropout=0.0, train=F
     return cell, x, h0, c0, weights, sizes, bias, L, D == 2, dropout, train
 
 
-def of_models(arguments, models=2):
-    """The same for so many models."""
+def stack_models(arguments, models=2):
+    """The same arguments stacked for several models, as under vmap."""
     stacked = [
         [torch.stack([t] * models) for t in a] if isinstance(a, list)
         else torch.stack([a] * models) if isinstance(a, torch.Tensor) and a.dtype != torch.int64
@@ -51,8 +51,8 @@ def samples():
         yield sample(cell, packed=packed, dtype=torch.float64)
         if CELLS[cell]["allows_projection"]:
             yield sample(cell, packed=packed, L=2, D=2, P=3)
-        yield of_models(sample(cell, packed=packed, L=2, D=2, dropout=0.5, train=True))
-        yield of_models(sample(cell, packed=packed, bias=False, dtype=torch.bfloat16))
+        yield stack_models(sample(cell, packed=packed, L=2, D=2, dropout=0.5, train=True))
+        yield stack_models(sample(cell, packed=packed, bias=False, dtype=torch.bfloat16))
 
 
 def backward_arguments(arguments, wanted=True):
@@ -82,7 +82,7 @@ UTILITIES = [
     ],
 )
 def test_opcheck(cell, packed):
-    """Every utility on every sample, dropout's too: each run starts from the same seed."""
+    """All of opcheck's tests on all samples; with dropout each run starts from the same seed."""
     for arguments in samples():
         if arguments[0] == cell and (arguments[5] is not None) == packed:
             for keep in [False, True]:
@@ -108,7 +108,7 @@ def to_meta(arguments):
 
 @pytest.mark.once
 @pytest.mark.parametrize("wanted", [True, False])
-def test_fake_kernels_tell_shapes_dtypes_and_strides(wanted):
+def test_fake_kernels_return_shapes_dtypes_and_strides(wanted):
     for arguments in samples():
         for keep in [False, True]:
             real = ops.forward(*arguments, keep)
@@ -120,15 +120,15 @@ def test_fake_kernels_tell_shapes_dtypes_and_strides(wanted):
 
 @pytest.mark.once
 @pytest.mark.parametrize("i", [1, 2, 3, 13, 14, 15, 16])
-def test_backward_wants_gradients_and_what_was_kept_of_every_model(i):
-    given = of_models(sample("lstm", L=2, dropout=0.5, train=True), 3)
-    arguments = list(backward_arguments(given))
+def test_backward_checks_the_number_of_models(i):
+    args = stack_models(sample("lstm", L=2, dropout=0.5, train=True), 3)
+    arguments = list(backward_arguments(args))
     arguments[i] = arguments[i][1:]
     with pytest.raises(RuntimeError, match="of 3 models"):
         ops.backward(*arguments)
 
 
-#: what is wrong -> how to make it so, of the arguments by name
+#: what is wrong -> a function from the named arguments to the ones to replace
 WRONG = {
     "cell": lambda a: {"cell": "mgu"},
     "one state": lambda a: {"c0": None},
@@ -165,7 +165,7 @@ NAMES = ["cell", "input", "h0", "c0", "weights", "batch_sizes", "has_biases", "n
 NAMES += ["bidirectional", "dropout", "train"]
 
 
-#: and of those of three models
+#: The same for the arguments of three stacked models.
 WRONG_OF_MODELS = {
     "models of the input": lambda a: {"input": a["input"][1:]},
     "models of h0": lambda a: {"h0": a["h0"][0]},
@@ -181,21 +181,21 @@ WRONG |= WRONG_OF_MODELS
 
 @pytest.mark.once
 @pytest.mark.parametrize("wrong", WRONG)
-def test_fake_kernels_refuse_what_the_kernels_refuse(wrong):
-    """By the same type of error; and so does the backward's."""
-    given = sample("lstm", L=2, D=2)
-    given = of_models(given, 3) if wrong in WRONG_OF_MODELS else given
-    arguments = dict(zip(NAMES, given, strict=True))
+def test_fake_kernels_raise_as_the_kernels_do(wrong):
+    """The same exception type from the kernel, the fake kernel and backward's fake kernel."""
+    args = sample("lstm", L=2, D=2)
+    args = stack_models(args, 3) if wrong in WRONG_OF_MODELS else args
+    arguments = dict(zip(NAMES, args, strict=True))
     backward = backward_arguments(tuple(arguments.values()))
     arguments |= WRONG[wrong](arguments)
-    given = list(arguments.values())
+    args = list(arguments.values())
     raised = []
     for call in [
-        lambda: ops.forward(*given, False),
-        lambda: ops.forward(*to_meta(given), False),
+        lambda: ops.forward(*args, False),
+        lambda: ops.forward(*to_meta(args), False),
         lambda: ops.backward(
-            *to_meta([given[0], *backward[1:4], *given[1:-1], *backward[13:17]]),
-            [True] * (3 + len(given[4])),
+            *to_meta([args[0], *backward[1:4], *args[1:-1], *backward[13:17]]),
+            [True] * (3 + len(args[4])),
         ),
     ]:
         with pytest.raises((RuntimeError, ValueError)) as error:
@@ -206,7 +206,7 @@ def test_fake_kernels_refuse_what_the_kernels_refuse(wrong):
 
 @pytest.mark.once
 @pytest.mark.parametrize("wrong", ["grad_output", "grad_h_n", "grad_c_n", "dtype", "wanted"])
-def test_the_fake_backward_refuses_wrong_gradients(wrong):
+def test_fake_backward_rejects_wrong_gradients(wrong):
     arguments = list(backward_arguments(sample("lstm")))
     if wrong == "wanted":
         arguments[17] = arguments[17][1:]
@@ -215,14 +215,14 @@ def test_the_fake_backward_refuses_wrong_gradients(wrong):
     else:
         i = ["grad_output", "grad_h_n", "grad_c_n"].index(wrong) + 1
         arguments[i] = arguments[i][..., 1:]
-    for given in [arguments, to_meta(arguments)]:
+    for args in [arguments, to_meta(arguments)]:
         with pytest.raises((RuntimeError, ValueError), match=wrong if wrong != "dtype" else None):
-            ops.backward(*given)
+            ops.backward(*args)
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
-def test_a_layer_on_meta(name):
+def test_layer_on_meta(name):
     layer = getattr(fastrnn, name)(3, 4, num_layers=2, bidirectional=True, device="meta")
     output, _ = layer(torch.empty(5, 2, 3, device="meta"))
     assert output.is_meta
@@ -230,8 +230,8 @@ def test_a_layer_on_meta(name):
 
 
 @pytest.mark.parametrize("kind", ["lstm", "lstm_proj", "gru", "rnn_tanh", "rnn_relu"])
-def test_one_call_is_the_whole_network(kind):
-    """The operator called straight gives what the module gives; and the module calls it once."""
+def test_module_calls_the_operator_once(kind):
+    """A call of the operator returns what the module returns, and the module calls it once."""
     ours, _ = pair(kind, 5, 17, num_layers=3, bidirectional=True)
     x = torch.randn(4, 3, 5)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -250,8 +250,8 @@ def test_one_call_is_the_whole_network(kind):
 
 @pytest.mark.once
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell in LAYERS])
-def test_the_bare_operators_are_differentiable(cell):
-    """The same gradients as the module's, of which it is a call; and those of `backward`'s own."""
+def test_operators_are_differentiable(cell):
+    """First and second derivatives of the operator equal the module's."""
     ours, _ = pair(cell, 5, 17)
     x = torch.randn(4, 3, 5, requires_grad=True)
     h0 = torch.zeros(1, 3, 17)
@@ -263,8 +263,8 @@ def test_the_bare_operators_are_differentiable(cell):
             0
         ],
     ]:
-        wanted = [x, *ours.parameters()]
-        first = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
-        found.append([*first, *torch.autograd.grad(first[0].square().sum(), wanted)])
+        inputs = [x, *ours.parameters()]
+        first = torch.autograd.grad(output.square().sum(), inputs, create_graph=True)
+        found.append([*first, *torch.autograd.grad(first[0].square().sum(), inputs)])
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)

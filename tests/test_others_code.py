@@ -1,7 +1,7 @@
-"""Others' training code, unchanged, with fastrnn's layers in the place of torch's.
+"""Third-party training code, unchanged, with fastrnn's layers instead of torch's.
 
-Of PyTorch Lightning, skorch and sb3-contrib, and tools that look for torch's types, from the extra
-`others`: where one is not installed its test is left out.
+PyTorch Lightning, skorch and sb3-contrib, and tools that check for torch's exact types. The extra
+`others` installs them; a test is skipped if its package is missing.
 """
 
 import copy
@@ -12,11 +12,11 @@ from torch import nn
 
 import fastrnn
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("others' code, on the CPU")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("third-party code, run on the CPU")]
 
 
 class Tagger(nn.Module):
-    """The class of a sequence, by what stands in front of it."""
+    """A classifier of sequences: a GRU, its mean over time, a linear layer."""
 
     def __init__(self):
         super().__init__()
@@ -33,8 +33,8 @@ def data():
     return x, (x.mean((1, 2)) > 0).long()
 
 
-def made(build):
-    """What `build` makes with torch's layers and, under patch(), with ours, from the same seed."""
+def build_both(build):
+    """`build()` under patch() and without it, from the same seed: ours and theirs."""
     torch.manual_seed(0)
     theirs = build()
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def layers(module):
     return [type(m) for m in module.modules() if isinstance(m, nn.RNNBase)]
 
 
-def assert_trained_alike(ours, theirs, before):
+def assert_same_training(ours, theirs, before):
     for found, expected, first in zip(ours.parameters(), theirs.parameters(), before, strict=True):
         assert not torch.equal(found, first)
         torch.testing.assert_close(found, expected)
@@ -68,7 +68,7 @@ def test_lightning(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    models = made(Model)
+    models = build_both(Model)
     before = copy.deepcopy(list(models[0].parameters()))
     for model in models:
         trainer = lightning.Trainer(
@@ -79,7 +79,7 @@ def test_lightning(tmp_path):
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), 32)
         trainer.fit(model, loader)
     assert layers(models[0]) == [fastrnn.GRU]
-    assert_trained_alike(*models, before)
+    assert_same_training(*models, before)
 
 
 def test_skorch():
@@ -99,7 +99,7 @@ def test_skorch():
         ours = fitted()
     assert layers(ours.module_) == [fastrnn.GRU]
     torch.manual_seed(0)
-    assert_trained_alike(ours.module_, theirs.module_, list(Tagger().parameters()))
+    assert_same_training(ours.module_, theirs.module_, list(Tagger().parameters()))
     torch.testing.assert_close(ours.predict_proba(x), theirs.predict_proba(x))
 
 
@@ -113,21 +113,21 @@ def test_recurrent_ppo():
             policy_kwargs={"lstm_hidden_size": 17, "optimizer_class": torch.optim.SGD},
         )  # fmt: skip
 
-    ours, theirs = made(agent)
+    ours, theirs = build_both(agent)
     assert set(layers(ours.policy)) == {fastrnn.LSTM}
     before = copy.deepcopy(list(ours.policy.parameters()))
     for model in ours, theirs:
-        model.set_random_seed(0)  # numpy's, which orders the batch, among them
+        model.set_random_seed(0)  # numpy's seed too, which orders the batches
         model.learn(32)
-    # The actions are drawn by their probabilities: the same, unless one is a hair off.
-    assert_trained_alike(ours.policy, theirs.policy, before)
+    # Actions are sampled from their probabilities: equal unless rounding changes one.
+    assert_same_training(ours.policy, theirs.policy, before)
 
 
-# ---- code that goes by the exact types of layers: docs/swapping.md -------------------------------
+# ---- code that checks the exact types of layers: see docs/swapping.md ----------------------------
 
 
-def by_type(look):
-    """What is found of a model of torch's layers, of fastrnn's, and of those that keep types."""
+def for_each_type(look):
+    """look(model) for torch's layers, fastrnn's layers, and layers with keep_types=True."""
     models = [Tagger() for _ in range(3)]
     fastrnn.accelerate(models[1])
     fastrnn.accelerate(models[2], keep_types=True)
@@ -136,14 +136,14 @@ def by_type(look):
 
 def test_thop():
     thop = pytest.importorskip("thop")
-    theirs, ours, kept = by_type(lambda m: thop.profile(m, data()[:1], verbose=False)[0])
+    theirs, ours, kept = for_each_type(lambda m: thop.profile(m, data()[:1], verbose=False)[0])
     assert ours < theirs / 10
     assert kept == theirs
 
 
 def test_ptflops():
     ptflops = pytest.importorskip("ptflops")
-    theirs, ours, kept = by_type(
+    theirs, ours, kept = for_each_type(
         lambda m: ptflops.get_model_complexity_info(
             m, (9, 5), as_strings=False, print_per_layer_stat=False, backend="pytorch"
         )[0]
@@ -162,4 +162,4 @@ def test_opacus():
         return errors, type(validator.fix(model).rnn).__name__
 
     refused = ["ShouldReplaceModuleError"], "DPGRU"
-    assert by_type(look) == [refused, ([], "GRU"), refused]
+    assert for_each_type(look) == [refused, ([], "GRU"), refused]

@@ -1,6 +1,6 @@
-"""What others get: a wheel that runs where there is no compiler, a whole source distribution.
+"""The packages: a wheel that runs without a compiler, and a complete source distribution.
 
-That the source distribution builds is proved by adding_a_cell/run.py, which builds it.
+adding_a_cell/run.py tests that the source distribution builds.
 """
 
 import os
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("packages"), pytest.mark.slow]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("about packages"), pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
-# Beside torch's layer, in training.
+# Compares the gradients with those of torch's layer.
 USE = """
 import shutil, torch, fastrnn
 assert shutil.which("c++") is shutil.which("ninja") is None
@@ -33,12 +33,12 @@ print(fastrnn.__file__)
 
 
 def sources(*folders):
-    """Files of the tree, without what builds and runs have left."""
+    """The files in these folders, without compiled ones."""
     found = {p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()}
     return {str(p.relative_to(ROOT)) for p in found if p.suffix not in (".so", ".pyc")}
 
 
-def test_a_wheel_runs_without_a_compiler(tmp_path):
+def test_wheel_runs_without_a_compiler(tmp_path):
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     command += ["--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # ninja's
@@ -54,14 +54,15 @@ def test_a_wheel_runs_without_a_compiler(tmp_path):
     environment = tmp_path / "bare"
     venv.create(environment)
     python = environment / "bin/python"
-    # torch is this environment's; of a folder in PYTHONPATH no .pth file is read, ours among them.
+    # torch comes from this environment by PYTHONPATH. Python does not read .pth files there, so an
+    # editable install of fastrnn stays out.
     bare = {"PYTHONPATH": sysconfig.get_path("purelib"), "PATH": str(tmp_path / "nothing")}
     where = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
         env=bare, capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     zipfile.ZipFile(wheel).extractall(where)
-    # That folder comes before the environment's own, where another fastrnn may be installed.
+    # The wheel comes before this environment's packages, where another fastrnn may be installed.
     bare["PYTHONPATH"] = os.pathsep.join([where, bare["PYTHONPATH"]])
     result = subprocess.run(
         [str(python), "-c", USE],
@@ -75,7 +76,7 @@ def test_a_wheel_runs_without_a_compiler(tmp_path):
     assert Path(result.stdout.strip()).parent == Path(where) / "fastrnn"
 
 
-def test_the_source_distribution_is_whole(tmp_path):
+def test_source_distribution_is_complete(tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True)
     (archive,) = tmp_path.glob("fastrnn-*.tar.gz")

@@ -1,4 +1,4 @@
-"""patch(): what builds fastrnn's layers while it lasts, and what stays torch's."""
+"""patch(): which layers are built as fastrnn's while it is active, and which stay torch's."""
 
 import copy
 import functools
@@ -24,8 +24,8 @@ from torch.testing import assert_close
 
 import fastrnn
 
-# What is tested here comes before any kernel.
-pytestmark = [pytest.mark.once, pytest.mark.cpu("what is replaced does not depend on the device")]
+# Runs before any kernel, so one instruction set is enough.
+pytestmark = [pytest.mark.once, pytest.mark.cpu("replacement does not depend on the device")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +56,7 @@ def test_patch_reaches_names_imported_earlier_and_keeps_isinstance():
         assert nn.LSTM is IMPORTED_EARLIER
 
 
-def test_patch_on_its_own_until_undone():
+def test_patch_without_with_statement():
     patch = fastrnn.patch()
     try:
         assert type(nn.GRU(I, H)) is fastrnn.GRU
@@ -72,7 +72,7 @@ def test_patch_on_its_own_until_undone():
     assert type(nn.GRU(I, H)) is nn.GRU
 
 
-def test_patch_made_first_and_entered_later():
+def test_patch_created_before_with_statement():
     patch = fastrnn.patch()
     with patch:
         assert type(nn.GRU(I, H)) is fastrnn.GRU
@@ -94,7 +94,7 @@ def test_nested_patches():
     assert type(nn.GRU(I, H)) is nn.GRU
 
 
-def test_patch_ends_with_an_exception():
+def test_patch_ends_on_exception():
     with pytest.raises(ValueError, match="hidden_size"), fastrnn.patch():
         nn.GRU(I, 0)
     assert type(nn.GRU(I, H)) is nn.GRU
@@ -108,11 +108,11 @@ def test_patch_keeps_errors_and_warnings():
 
     with pytest.warns(UserWarning, match="dropout option adds") as theirs:
         nn.LSTM(I, H, dropout=0.5)
-    want = message()
+    expected = message()
     with fastrnn.patch():
         with pytest.warns(UserWarning, match="dropout option adds") as ours:
             nn.LSTM(I, H, dropout=0.5)
-        assert message() == want
+        assert message() == expected
     assert (ours[0].filename, ours[0].lineno) == (theirs[0].filename, theirs[0].lineno)
 
 
@@ -144,14 +144,14 @@ def test_patch_and_subclasses(reports):
 @pytest.mark.parametrize("name", NAMES)
 def test_pickles_across_a_patch(name):
     before = getattr(nn, name)(I, H)
-    want = result(before)
+    expected = result(before)
     data = pickle.dumps(before)
     with fastrnn.patch():
-        # torch's own layer saves, loads and copies as if there were no patch
+        # Pickling and copying torch's own layer is not affected by the patch.
         assert pickle.dumps(before) == data
         for twin in (pickle.loads(data), copy.deepcopy(before)):
             assert type(twin) is type(before)
-            assert_close(result(twin), want)
+            assert_close(result(twin), expected)
             assert type(fastrnn.accelerate(twin)) is getattr(fastrnn, name)
         ours = pickle.dumps(getattr(nn, name)(I, H))
     assert type(pickle.loads(ours)) is getattr(fastrnn, name)
@@ -161,11 +161,11 @@ def test_pickles_across_a_patch(name):
 def test_script_under_a_patch():
     with fastrnn.patch():
         model = nn.Sequential(nn.LSTM(I, H))
-        want = flat(model(an_input(model)))
-        assert_close(flat(torch.jit.script(model)(an_input(model))), want)
+        expected = flat(model(an_input(model)))
+        assert_close(flat(torch.jit.script(model)(an_input(model))), expected)
 
 
-def test_patch_wrapped_by_somebody_else():
+def test_patch_wrapped_by_other_code():
     patch = fastrnn.patch()
     ours = nn.GRU.__init__
     built = []
@@ -187,7 +187,7 @@ def test_patch_wrapped_by_somebody_else():
         nn.GRU.__init__ = inspect.unwrap(ours)
 
 
-def test_patch_holds_for_all_threads_and_counts_them_right():
+def test_patch_is_thread_safe():
     found = []
 
     def work():

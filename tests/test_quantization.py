@@ -1,4 +1,4 @@
-"""torch.ao's dynamic quantization, which goes by the exact types of layers."""
+"""torch.ao's dynamic quantization, which looks layers up by their exact type."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import fastrnn
 
 pytestmark = [
     pytest.mark.once,
-    pytest.mark.cpu("torch's quantized layers are the CPU's"),
+    pytest.mark.cpu("torch's quantized layers run on the CPU"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
 
@@ -22,8 +22,8 @@ NAMES = ["LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]  # torch has no quanti
 DTYPES = [torch.qint8, torch.float16]
 
 
-def two(name):
-    """The same model of fastrnn's layer and of torch's."""
+def build_both(name):
+    """The same model with fastrnn's layer and with torch's."""
     torch.manual_seed(0)
     theirs = nn.Sequential(getattr(nn, name)(I, H))
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ SPECS = {
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_with_a_qconfig(name, spec, dtype):
-    ours, theirs = two(name)
+    ours, theirs = build_both(name)
     before = type(ours[0])
     qconfig = {
         torch.qint8: quantization.default_dynamic_qconfig,
@@ -60,8 +60,8 @@ def test_layers_with_a_qconfig(name, spec, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hooks_stay(name):
-    ours, _ = two(name)
+def test_hooks_are_kept(name):
+    ours, _ = build_both(name)
     seen = []
     ours[0].register_forward_hook(lambda *_: seen.append("after"))
     result(quantization.quantize_dynamic(ours, {type(ours[0])}), name)
@@ -71,21 +71,22 @@ def test_hooks_stay(name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("how", ["class", "keep_types", "restore"])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_default_goes_by_torchs_types(name, how, dtype):
-    _, model = two(name)
+def test_default_spec_looks_for_torchs_types(name, how, dtype):
+    _, model = build_both(name)
     expected = quantization.quantize_dynamic(model, dtype=dtype)
     fastrnn.accelerate(model, keep_types=how == "keep_types")
     if how == "restore":
         fastrnn.restore(model)
     found = quantization.quantize_dynamic(model, dtype=dtype)
-    if how == "class":  # the list is in the function: what docs/swapping.md says
+    # quantize_dynamic's default list has only torch's types: see docs/swapping.md.
+    if how == "class":
         assert type(found[0]) is getattr(fastrnn, name)
     else:
         assert type(found[0]) is type(expected[0])
         assert_close(result(found, name), result(expected, name))
 
 
-def test_a_subclass_is_left_as_torchs_is():
+def test_subclass_is_not_quantized():
     model = nn.Sequential(Plain(I))
     found = quantization.quantize_dynamic(model, {"0": quantization.default_dynamic_qconfig})
     assert type(found[0]) is Plain
@@ -94,7 +95,7 @@ def test_a_subclass_is_left_as_torchs_is():
     assert type(found[0]) is type(model[0])
 
 
-def test_the_table_has_what_torchs_has():
+def test_mapping_has_the_same_layers_as_torchs():
     table = quantization.get_default_dynamic_quant_module_mappings()
     for name in [*NAMES, "RNN"]:
         assert (getattr(fastrnn, name) in table) == (getattr(nn, name) in table)
@@ -102,8 +103,8 @@ def test_the_table_has_what_torchs_has():
 
 @pytest.mark.parametrize("how", ["keep_types", "restore"])
 @pytest.mark.parametrize("name", NAMES)
-def test_by_a_graph(name, how):
-    _, model = two(name)
+def test_fx_graph_mode(name, how):
+    _, model = build_both(name)
     fastrnn.accelerate(model.eval(), keep_types=how == "keep_types")
     if how == "restore":
         fastrnn.restore(model)
@@ -112,6 +113,6 @@ def test_by_a_graph(name, how):
     assert type(quantize_fx.convert_fx(prepared).get_submodule("0")) is getattr(dynamic, name)
 
 
-def test_fastrnns_classes_are_no_leaves_for_a_graph():
+def test_fx_cannot_trace_a_bare_layer():
     with pytest.raises(torch.fx.proxy.TraceError):
         torch.fx.symbolic_trace(nn.Sequential(fastrnn.LSTM(I, H)))
