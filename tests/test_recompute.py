@@ -1,4 +1,4 @@
-"""Layers that keep their outputs alone and compute the gates again: the same gradients."""
+"""recompute=True saves only outputs and recomputes the gates in backward: equal gradients."""
 
 import copy
 import pickle
@@ -23,8 +23,8 @@ OPTIONS = {
 }
 
 
-def two(kind, **options):
-    """A layer that keeps its gates, and one of the same weights that does not."""
+def both(kind, **options):
+    """A layer that saves its gates, and one of equal weights that recomputes them."""
     keeping, _ = pair(kind, 5, 17, **options)
     recomputing = copy.deepcopy(keeping)
     recomputing.recompute = True
@@ -39,7 +39,7 @@ def results(layer, args):
 
 def assert_equal(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
-        # On CUDA a step's products are cuBLAS's, whose bits are not ours to promise.
+        # On CUDA the products are cuBLAS's, which need not be bitwise reproducible.
         if device() == "cuda":
             torch.testing.assert_close(a, b)
         else:
@@ -50,8 +50,8 @@ def assert_equal(ours, theirs):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_same_bits(kind, options, dtype, packed):
-    keeping, recomputing = two(kind, dtype=dtype, **OPTIONS[options])
+def test_bitwise_equal(kind, options, dtype, packed):
+    keeping, recomputing = both(kind, dtype=dtype, **OPTIONS[options])
     x = ragged([6, 2, 5], 5, dtype) if packed else torch.randn(6, 3, 5, dtype=dtype)
     args = leaves(x), leaves(random_state(keeping, 3))
     assert_equal(results(recomputing, args), results(keeping, args))
@@ -60,7 +60,7 @@ def test_the_same_bits(kind, options, dtype, packed):
 @pytest.mark.once
 @pytest.mark.parametrize("kind", LAYERS)
 def test_without_direct_calls(kind, without_direct_calls):
-    keeping, recomputing = two(kind, num_layers=2)
+    keeping, recomputing = both(kind, num_layers=2)
     args = leaves(torch.randn(6, 3, 5)), leaves(random_state(keeping, 3))
     assert_equal(results(recomputing, args), results(keeping, args))
     assert saved_bytes(recomputing, *args[:1]) <= saved_bytes(keeping, *args[:1])
@@ -70,23 +70,24 @@ def test_without_direct_calls(kind, without_direct_calls):
 @pytest.mark.parametrize(
     ("kind", "fewer"), [("lstm", 5), ("lstm_proj", 5), ("gru", 4), ("rnn_tanh", 1)]
 )
-def test_bytes_kept(kind, fewer):
-    """An LSTM keeps i, f, g, o, c and h, a GRU r, z, n, W_hn h + b_hn and h; now both h alone.
+def test_saved_bytes(kind, fewer):
+    """With recompute only h is saved.
 
-    Beside that there are the few bytes of the states.
+    Without it an LSTM saves i, f, g, o, c and h, a GRU r, z, n, W_hn h + b_hn and h. The few bytes
+    of the states come on top in both cases.
     """
     layer, _ = pair(kind, 32, 63)
     x = torch.randn(50, 16, 32)
-    kept = saved_bytes(layer, x)
+    saved = saved_bytes(layer, x)
     layer.recompute = True
-    assert saved_bytes(layer, x) * fewer <= kept
+    assert saved_bytes(layer, x) * fewer <= saved
     assert saved_bytes(layer, x) >= 50 * 16 * (layer.proj_size or 63) * 4
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("kind", LAYERS)
 def test_double_backward(kind):
-    _, layer = two(kind, dtype=torch.float64)
+    _, layer = both(kind, dtype=torch.float64)
     x = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], [x])
 
@@ -108,7 +109,7 @@ def test_functions():
 
 @pytest.mark.once
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
-def test_the_option(name):
+def test_option(name):
     layer = getattr(fastrnn, name)(3, 4, num_layers=2, recompute=True)
     assert layer.recompute
     assert repr(layer) == f"{name}(3, 4, num_layers=2, recompute=True)"
@@ -120,30 +121,32 @@ def test_the_option(name):
 
 
 @pytest.mark.once
-def test_a_layer_that_was_torchs():
-    """It has the option as those built as ours do."""
+def test_option_of_accelerated_layer():
+    """An accelerated layer has the option, too."""
     layer = nn.LSTM(3, 64)
     fastrnn.accelerate(layer)
     x = torch.randn(20, 4, 3)
-    kept = saved_bytes(layer, x)
+    saved = saved_bytes(layer, x)
     layer.recompute = True
-    assert saved_bytes(layer, x) < kept / 2
+    assert saved_bytes(layer, x) < saved / 2
     assert isinstance(fastrnn.restore(layer)(x)[0], torch.Tensor)
 
 
 @pytest.mark.once
-def test_operators_take_all_or_nothing():
-    """Gates without c, or c without gates, are no result of forward."""
+def test_operators_reject_gates_without_c():
+    """backward rejects saved gates without c, and c without gates."""
     layer, _ = pair("lstm", 3, 4)
     x, h = torch.randn(2, 1, 3), torch.zeros(1, 1, 4)
     weights = [p.detach() for p in layer.parameters()]
     network = (True, 1, False, 0.0)
     forward = torch.ops.fastrnn.forward
-    _, _, _, hidden, saved, c, noise = forward("lstm", x, h, h, weights, None, *network, True, True)
-    wanted = [True] * 7
+    _, _, _, hidden, saved, c, dropout_mask = forward(
+        "lstm", x, h, h, weights, None, *network, True, True
+    )
+    output_mask = [True] * 7
     for gates, cells in [(saved[:0, 0, 0, 0], c), (saved, c[:0, 0, 0, 0])]:
         with pytest.raises(RuntimeError, match=r"Expected .* size"):
             torch.ops.fastrnn.backward(
                 "lstm", torch.ones(2, 1, 4), None, None, x, h, h, weights, None, *network,
-                hidden, gates, cells, noise, wanted,
+                hidden, gates, cells, dropout_mask, output_mask,
             )  # fmt: skip

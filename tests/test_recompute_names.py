@@ -1,4 +1,4 @@
-"""The option `recompute` of a layer, and what users call by that name themselves."""
+"""The option `recompute` of a layer, and attributes of that name in users' own classes."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ import fastrnn
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 from memory import saved_bytes
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = [pytest.mark.once, pytest.mark.cpu("the option does not depend on the device")]
 
 LAYERS = ["RNN", "LSTM", "GRU"]
@@ -54,14 +54,14 @@ class ACell(nn.LSTMCell):
     recompute = True
 
 
-class Silent(nn.LSTM):
+class NoAttribute(nn.LSTM):
     pass
 
 
 USERS = [Method, ClassAttribute, InInit, AModule, AParameter, ACell]
 
 
-def fast(cls, how):
+def make(cls, how):
     if how == "patched":
         with fastrnn.patch():
             return cls(I, H)
@@ -72,8 +72,8 @@ def fast(cls, how):
     return fastrnn.accelerate(module)
 
 
-def kept(layer):
-    """What a training step keeps, in bytes."""
+def saved(layer):
+    """The bytes that a training step saves for backward."""
     return saved_bytes(layer, an_input(layer))
 
 
@@ -85,15 +85,15 @@ COPIES = {
 }
 
 
-MADE = [(how, copied) for how in HOWS for copied in COPIES]
-MADE.remove(("parametrized", "pickled"))  # torch refuses that
+HOWS_AND_COPIES = [(how, copied) for how in HOWS for copied in COPIES]
+HOWS_AND_COPIES.remove(("parametrized", "pickled"))  # torch does not support it
 
 
-@pytest.mark.parametrize(("how", "copied"), MADE)
+@pytest.mark.parametrize(("how", "copied"), HOWS_AND_COPIES)
 @pytest.mark.parametrize("cls", USERS)
-def test_what_is_the_users_stays_the_users(cls, how, copied):
+def test_users_attribute_is_kept(cls, how, copied):
     theirs = cls(I, H)
-    module = COPIES[copied](fast(cls, how))
+    module = COPIES[copied](make(cls, how))
     assert isinstance(module, getattr(fastrnn, cls.__base__.__name__))
     assert "recompute=True" not in repr(module)
     if cls is Method:
@@ -102,15 +102,15 @@ def test_what_is_the_users_stays_the_users(cls, how, copied):
         assert type(module.recompute) is type(theirs.recompute)
     if how != "parametrized":
         assert module.state_dict().keys() == theirs.state_dict().keys()
-        assert kept(module) == kept(getattr(fastrnn, cls.__base__.__name__)(I, H))
-    if cls not in (AModule, AParameter):  # which torch keeps elsewhere
+        assert saved(module) == saved(getattr(fastrnn, cls.__base__.__name__)(I, H))
+    if cls not in (AModule, AParameter):  # torch stores these in _modules and _parameters
         module.recompute = "new"
         assert vars(module)["recompute"] == "new"
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_a_name_the_user_does_not_use_is_no_attribute(how):
-    module = fast(Silent, how)
+def test_unused_name_is_no_attribute(how):
+    module = make(NoAttribute, how)
     assert not hasattr(module, "recompute")
     assert not hasattr(type(module), "recompute")
     with pytest.raises(AttributeError, match="no attribute 'recompute'"):
@@ -125,13 +125,13 @@ def test_a_name_the_user_does_not_use_is_no_attribute(how):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_an_attribute_given_to_torchs_layer(name):
+def test_attribute_set_on_torchs_layer(name):
     module = getattr(nn, name)(I, H)
     module.recompute = "the user's"
     fastrnn.accelerate(module)
     assert module.recompute == "the user's"
     assert "recompute" not in repr(module)
-    assert kept(module) == kept(getattr(fastrnn, name)(I, H))
+    assert saved(module) == saved(getattr(fastrnn, name)(I, H))
     module.recompute = "still"
     assert vars(fastrnn.restore(module))["recompute"] == "still"
 
@@ -141,17 +141,17 @@ class OnOurs(fastrnn.LSTM):
         return "the user's"
 
 
-def test_a_subclass_of_ours():
+def test_subclass_of_fastrnns_layer():
     keeping, recomputing = OnOurs(I, H), OnOurs(I, H, recompute=True)
     assert recomputing.recompute() == "the user's"
     assert "recompute=True" not in repr(keeping)
     assert "recompute=True" in repr(recomputing)
-    assert kept(recomputing) < kept(keeping)
+    assert saved(recomputing) < saved(keeping)
 
 
 @pytest.mark.parametrize("copied", COPIES)
-@pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU, *USERS[:5], Silent])
-def test_accelerate_turns_it_on(cls, copied):
+@pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU, *USERS[:5], NoAttribute])
+def test_accelerate_sets_recompute(cls, copied):
     module = cls(I, H)
     base = cls if cls.__module__.startswith("torch") else cls.__base__
     keeping = getattr(fastrnn, base.__name__)(I, H)
@@ -159,14 +159,14 @@ def test_accelerate_turns_it_on(cls, copied):
     assert model[0] is module
     module = COPIES[copied](model)[0]
     assert "recompute=True" in repr(module)
-    if base is not nn.RNN:  # which keeps nothing but its outputs anyway
-        assert kept(module) < kept(keeping)
-    want = flat(fastrnn.restore(copy.deepcopy(module))(an_input(module)))
-    torch.testing.assert_close(flat(module(an_input(module))), want)
+    if base is not nn.RNN:  # an RNN saves only its outputs anyway
+        assert saved(module) < saved(keeping)
+    expected = flat(fastrnn.restore(copy.deepcopy(module))(an_input(module)))
+    torch.testing.assert_close(flat(module(an_input(module))), expected)
     assert module.state_dict().keys() == cls(I, H).state_dict().keys()
 
 
-def test_accelerate_turns_it_on_in_layers_that_were_ours_and_in_no_cell():
+def test_accelerate_sets_recompute_of_fastrnns_layers_but_not_of_cells():
     model = nn.ModuleList([fastrnn.GRU(I, H), fastrnn.LSTMCell(I, H), nn.LSTMCell(I, H)])
     attributes = [set(vars(module)) for module in model]
     fastrnn.accelerate(model, recompute=True)
@@ -179,7 +179,7 @@ def test_accelerate_turns_it_on_in_layers_that_were_ours_and_in_no_cell():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_compiled_layers_see_a_change(name):
+def test_compiled_layer_sees_a_changed_option(name):
     layer = getattr(fastrnn, name)(I, H)
     graphs = []
 

@@ -1,4 +1,4 @@
-"""fastrnn.reference against torch's own layers, in float64: the oracle has to be right first."""
+"""fastrnn.reference, which other tests compare with, against torch's layers in float64."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fastrnn import reference
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("plain PyTorch, none of the kernels")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("plain PyTorch, without fastrnn's kernels")]
 
 F64 = torch.float64
 
@@ -53,8 +53,8 @@ def test_values_and_gradients(kind, bias, bidirectional, layers, packed):
     ours = present(run(theirs, kind, x, state))
     expected = flat(theirs(x, state))
     torch.testing.assert_close(ours, expected)
-    wanted = [*flat(x), *flat(state), *theirs.parameters()]
-    torch.testing.assert_close(gradients(ours, wanted), gradients(expected, wanted))
+    inputs = [*flat(x), *flat(state), *theirs.parameters()]
+    torch.testing.assert_close(gradients(ours, inputs), gradients(expected, inputs))
 
 
 @pytest.mark.parametrize("p", [0.3, 0.999, 1.0])
@@ -73,10 +73,10 @@ def test_dropout(kind, bidirectional, packed, p):
     torch.manual_seed(5)
     N, width = x.data.numel() // 5, D * (theirs.proj_size or theirs.hidden_size)
     dropout_mask = torch.zeros(L - 1, N, width, dtype=F64)
-    if p < 1:  # torch draws nothing where nothing is kept
-        for mask in dropout_mask:
-            mask.bernoulli_(1 - p)
-    if packed:  # the layer reorders the states of an unsorted batch, here and back
+    if p < 1:  # torch draws no random numbers for p = 1
+        for layer_mask in dropout_mask:
+            layer_mask.bernoulli_(1 - p)
+    if packed:  # the layer sorts the states of an unsorted batch, and restores their order after
         state = theirs.permute_hidden(state, x.sorted_indices)
     ours = present(run(theirs, kind, x, state, dropout_mask.bool()))
     if packed:
@@ -100,10 +100,10 @@ def test_empty_batch_and_empty_sequence():
             run(theirs, kind, torch.randn(0, 3, 5, dtype=F64), random_state(theirs, 3))
 
 
-# torch's own derivatives of some operators are still scripts
+# Some of torch's decompositions still use torch.jit.script.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("kind", LAYERS)
-def test_differentiable_twice_and_forward(kind):
+def test_second_derivatives_and_forward_mode(kind):
     _, theirs = pair(kind, 2, 3, num_layers=2, bidirectional=True, dtype=F64)
     x = leaves(ragged([3, 1], 2, F64))
     state = leaves(random_state(theirs, 2))
@@ -126,14 +126,14 @@ def test_differentiable_twice_and_forward(kind):
     assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
 
 
-def test_nothing_is_changed_in_place():
-    """Leaves that require no grad are not protected by autograd: compare them with copies."""
+def test_inputs_are_not_modified():
+    """Autograd does not protect tensors that require no grad, so compare them with copies."""
     for kind, dtype in itertools.product(LAYERS, [torch.float32, torch.bfloat16]):
         _, theirs = pair(kind, 5, 6, num_layers=2, bidirectional=True, dtype=dtype)
         x, state = ragged([3, 2], 5, dtype), random_state(theirs, 2)
-        given = [x.data, x.batch_sizes, *flat(state), *theirs._flat_weights]
-        before = [t.clone() for t in given]
+        inputs = [x.data, x.batch_sizes, *flat(state), *theirs._flat_weights]
+        before = [t.clone() for t in inputs]
         with torch.no_grad():
             result = present(run(theirs, kind, x, state))
-        assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
         assert {t.dtype for t in result} == {dtype}

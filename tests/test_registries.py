@@ -1,7 +1,7 @@
-"""Torch's tools that have a registry of operators: they know ours.
+"""torch's tools with a registry of operators know fastrnn's operators.
 
-The numbers of operations are those of the reference in plain PyTorch, each sequence by itself,
-whose products FlopCounterMode counts one by one.
+FLOPs are compared with those of fastrnn.reference, run for each sequence alone: FlopCounterMode
+counts each matrix product of it.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastrnn
 from fastrnn import reference
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
 
 BOTH = [False, True]
@@ -28,23 +28,23 @@ I, H, T = 5, 7, 4
 LENGTHS = [4, 2, 4, 1]
 
 
-def operations(run):
-    """What FlopCounterMode counts."""
+def flops(run):
+    """The FLOPs that FlopCounterMode counts."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def sequences(x):
-    """Those of a batch, [T, 1, I] each."""
+    """The sequences of a batch, each [T, 1, I]."""
     if not isinstance(x, PackedSequence):
         return [x[:, [b]] for b in range(x.size(1))]
     padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(x)
     return [padded[:length, [b]] for b, length in enumerate(lengths)]
 
 
-def by_definition(kind, layer, x, state):
-    """Those of forward and of backward, by the reference, of each sequence alone."""
+def flops_of_reference(kind, layer, x, state):
+    """FLOPs of forward and of backward in fastrnn.reference, summed over single sequences."""
     forward = backward = 0
     for b, sequence in enumerate(sequences(x)):
         own = [t[:, [b]].detach().requires_grad_(t.requires_grad) for t in flat(state)]
@@ -60,31 +60,31 @@ def by_definition(kind, layer, x, state):
                 )
             )  # fmt: skip
 
-        forward += operations(run)
+        forward += flops(run)
         found = [t for t in found if t is not None]
         if found[0].requires_grad:
-            backward += operations(lambda found=found: sum(t.sum() for t in found).backward())
+            backward += flops(lambda found=found: sum(t.sum() for t in found).backward())
     return forward, backward
 
 
-def counted(layer, x, state):
+def flops_of(layer, x, state):
     found = []
-    forward = operations(lambda: found.extend(flat(layer(x, state))))
+    forward = flops(lambda: found.extend(flat(layer(x, state))))
     if not found[0].requires_grad:
         return forward, 0
-    return forward, operations(lambda: sum(t.sum() for t in found).backward())
+    return forward, flops(lambda: sum(t.sum() for t in found).backward())
 
 
-def want(layer, x, state, wanted):
-    """Has gradients of these alone: parameters by a part of their names, `x`, `h0` and `c0`."""
+def set_requires_grad(layer, x, state, names):
+    """Only these require grad: parameters by a part of their names, and `x`, `h0`, `c0`."""
     for name, p in layer.named_parameters():
-        p.requires_grad_(any(part in name for part in wanted))
-    flat(x)[0].requires_grad_("x" in wanted)
+        p.requires_grad_(any(part in name for part in names))
+    flat(x)[0].requires_grad_("x" in names)
     for name, t in zip(["h0", "c0"], flat(state), strict=False):
-        t.requires_grad_(name in wanted)
+        t.requires_grad_(name in names)
 
 
-WANTED = {
+REQUIRES_GRAD = {
     "nothing": [],
     "all": ["weight", "bias", "x", "h0", "c0"],
     "parameters": ["weight", "bias"],
@@ -100,43 +100,43 @@ WANTED = {
     "reverse": ["_l0_reverse", "_l1_reverse"],
 }
 
-# Those for which every direction has a backward pass, and its forward again with recompute=True.
+# Subsets whose backward visits every layer and direction; recompute=True adds one forward then.
 REACHES_ALL = ["all", "parameters", "input", "h0", "weight_ih", "weight_hh"]
 
 
-@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("subset", REQUIRES_GRAD)
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_operations(kind, packed, wanted):
+def test_flops(kind, packed, subset):
     for layers, bidirectional, bias in itertools.product([1, 2], BOTH, BOTH):
         layer, _ = pair(kind, I, H, num_layers=layers, bidirectional=bidirectional, bias=bias)
         x = ragged(LENGTHS, I) if packed else torch.randn(T, len(LENGTHS), I)
         state = random_state(layer, len(LENGTHS))
-        want(layer, x, state, WANTED[wanted])
-        forward, backward = by_definition(kind, layer, x, state)
-        assert counted(layer, x, state) == (forward, backward)
+        set_requires_grad(layer, x, state, REQUIRES_GRAD[subset])
+        forward, backward = flops_of_reference(kind, layer, x, state)
+        assert flops_of(layer, x, state) == (forward, backward)
         layer.recompute = True
-        again = forward if wanted in REACHES_ALL else 0
+        again = forward if subset in REACHES_ALL else 0
         if again or not backward:
-            assert counted(layer, x, state) == (forward, backward + again)
+            assert flops_of(layer, x, state) == (forward, backward + again)
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_operations_of_cells(kind):
+def test_flops_of_cells(kind):
     for bias in BOTH:
         cell, theirs = cell_pair(kind, I, H, bias=bias)
         x, state = torch.randn(3, I), cell_state(cell, 3)
-        assert counted(cell, x, state) == counted(theirs, x, state)
+        assert flops_of(cell, x, state) == flops_of(theirs, x, state)
 
 
-def test_operations_of_a_layer():
-    """The number that the definition gives by hand: 2 T B G H (I + H)."""
+def test_flops_of_a_layer():
+    """The closed form: 2 T B G H (I + H)."""
     layer = fastrnn.GRU(16, 32)
-    assert operations(lambda: layer(torch.ones(10, 4, 16))) == 2 * 10 * 4 * 3 * 32 * (16 + 32)
+    assert flops(lambda: layer(torch.ones(10, 4, 16))) == 2 * 10 * 4 * 3 * 32 * (16 + 32)
 
 
-def test_operations_of_models():
-    """As many times those of one."""
+def test_flops_of_stacked_models():
+    """vmap over three models counts three times the FLOPs of one."""
     layers = [fastrnn.LSTM(I, H, num_layers=2, proj_size=3, bidirectional=True) for _ in range(3)]
     parameters, _ = torch.func.stack_module_state(layers)
     x = torch.randn(T, 2, I)
@@ -149,23 +149,23 @@ def test_operations_of_models():
 
     one = {name: p.detach() for name, p in layers[0].named_parameters()}
     for function in [loss, gradients]:
-        expected = operations(lambda function=function: function(one))
-        found = operations(lambda function=function: torch.vmap(function)(parameters))
+        expected = flops(lambda function=function: function(one))
+        found = flops(lambda function=function: torch.vmap(function)(parameters))
         assert found == 3 * expected > 0
 
 
-def test_operations_of_tensors_without_values():
+def test_flops_on_meta():
     with torch.device("meta"):
         layer = fastrnn.LSTM(I, H, num_layers=2)
         x = torch.randn(T, 2, I)
-    assert counted(layer, x, None) == counted(
+    assert flops_of(layer, x, None) == flops_of(
         layer.to_empty(device="cpu"), torch.randn(T, 2, I), None
     )
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-def test_partitioner_keeps_what_forward_computed(name):
-    """That of torch.compile recomputes what is cheap in backward, and the operator is not."""
+def test_partitioner_saves_the_operators_results(name):
+    """torch.compile's partitioner recomputes cheap operations in backward, not this operator."""
     found = {}
 
     def compiler(which):
@@ -182,7 +182,7 @@ def test_partitioner_keeps_what_forward_computed(name):
     layer = getattr(fastrnn, name)(I, H, num_layers=2)
     call = torch.compile(lambda x: layer(x)[0].sin().cos(), backend=backend, fullgraph=True)
     call(torch.randn(T, 2, I, requires_grad=True)).sum().backward()
-    assert "aten.sin.default" in found["backward"]  # recomputed, for the cosine of it
+    assert "aten.sin.default" in found["backward"]  # recomputed for the gradient of cos
     assert "fastrnn.forward.default" in found["forward"]
     assert "fastrnn.forward.default" not in found["backward"]
 

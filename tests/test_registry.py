@@ -1,4 +1,4 @@
-"""Every cell of the registry against its definition in reference.py, torch's layer or not."""
+"""Every registered cell, torch's or not, against its definition in fastrnn/reference.py."""
 
 import inspect
 
@@ -14,7 +14,7 @@ F64 = torch.float64
 
 
 def tensors(cell, L, D, T, B, I, H, *, bias=True, lengths=None, dtype=F64):
-    """input, h0, c0, weights and batch_sizes of a network of the cell, all requiring grad."""
+    """input, h0, c0, weights and batch_sizes of a network; the floating tensors require grad."""
     G, states = CELLS[cell]["gates"], CELLS[cell]["states"]
     batch_sizes, shape = None, (T, B, I)
     if lengths:
@@ -41,13 +41,14 @@ def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64):
         cell, L, D, *sizes, bias=bias, lengths=lengths, dtype=dtype
     )
     options = {"has_biases": bias, "num_layers": L, "bidirectional": D == 2, "dropout": dropout}
-    wanted = [t for t in (x, h0, c0, *weights) if t is not None]
+    inputs = [t for t in (x, h0, c0, *weights) if t is not None]
     dropout_mask = None
     torch.manual_seed(9)
     if dropout:
         ones = torch.ones(x.numel() // x.size(-1), D * h0.size(-1), dtype=dtype)
-        # As torch draws them: a layer at a time, and whichever way it does on the device.
-        dropout_mask = torch.stack([torch.dropout(ones, dropout, True) != 0 for _ in range(L - 1)])
+        # Drawn as torch draws them on this device, one layer at a time.
+        masks = [torch.dropout(ones, dropout, True) != 0 for _ in range(L - 1)]
+        dropout_mask = torch.stack(masks)
     torch.manual_seed(9)
     found = functional.rnn(cell, x, h0, c0, weights, batch_sizes, train=True, **options)
     exact = reference.run(
@@ -59,7 +60,7 @@ def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64):
     results = []
     for result in [found, exact]:
         present = [t for t in result if t is not None]
-        results.append([*present, *gradients(present, wanted)])
+        results.append([*present, *gradients(present, inputs)])
         with torch.no_grad():
             torch.manual_seed(9)
             without = functional.rnn(cell, x, h0, c0, weights, batch_sizes, train=True, **options)
@@ -128,7 +129,7 @@ def test_gradcheck(cell, lengths):
 
     inputs = [x, *states, *weights]
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-    if not VIRTUAL:  # slow at reference.py's operators: test_gradients.py has a few cases
+    if not VIRTUAL:  # too slow; test_gradients.py has a few cases
         assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 

@@ -1,4 +1,4 @@
-"""What setup.py decides before anything is compiled."""
+"""setup.py's decisions before anything is compiled."""
 
 import importlib.util
 import itertools
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("no device at all")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("needs no device")]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def setup():
 
 @pytest.fixture
 def cuda_home(tmp_path):
-    """A folder with an nvcc that says it is 13.0."""
+    """A folder with an nvcc that reports version 13.0."""
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
@@ -37,19 +37,22 @@ def test_nvcc_version(setup, cuda_home, tmp_path, monkeypatch):
     assert setup.nvcc_version(str(tmp_path / "nowhere")) is None
     monkeypatch.setenv("PATH", str(cuda_home / "bin"), prepend=":")
     assert setup.nvcc_version(None) == "13.0"
-    assert setup.nvcc_version(str(tmp_path / "nowhere")) is None  # CUDA_HOME says where to look
+    # With CUDA_HOME, PATH is not searched.
+    assert setup.nvcc_version(str(tmp_path / "nowhere")) is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert setup.nvcc_version(None) is None
 
 
 @pytest.fixture
-def no_named_toolkit(monkeypatch):
+def no_cuda_variables(monkeypatch):
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
 
 
-def test_the_toolkit_is_where_nvcc_says(setup, cuda_home, tmp_path, monkeypatch, no_named_toolkit):
-    """In PATH stands a script that runs the nvcc of another folder."""
+def test_toolkit_is_the_one_that_nvcc_reports(
+    setup, cuda_home, tmp_path, monkeypatch, no_cuda_variables
+):
+    """The nvcc in PATH is a script that runs the nvcc of another folder."""
     script = tmp_path / "local" / "bin" / "nvcc"
     script.parent.mkdir(parents=True)
     script.write_text(f"#!/bin/sh\nexec {cuda_home}/bin/nvcc\n")
@@ -57,7 +60,7 @@ def test_the_toolkit_is_where_nvcc_says(setup, cuda_home, tmp_path, monkeypatch,
     (cuda_home / "bin" / "nvcc").write_text(f"#!/bin/sh\necho '#$ TOP={cuda_home}/bin/..' >&2\n")
     monkeypatch.setenv("PATH", str(script.parent))
     assert setup.cuda_toolkit() == str(cuda_home.resolve())
-    (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\n")  # which says nothing
+    (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\n")  # reports nothing
     assert setup.cuda_toolkit() == str((tmp_path / "local").resolve())
     monkeypatch.setenv("CUDA_PATH", "/named")
     assert setup.cuda_toolkit() == "/named"
@@ -65,14 +68,14 @@ def test_the_toolkit_is_where_nvcc_says(setup, cuda_home, tmp_path, monkeypatch,
     assert setup.cuda_toolkit() == "/named/first"
 
 
-def test_without_nvcc_in_path_the_toolkit_is_torchs(setup, tmp_path, monkeypatch, no_named_toolkit):
+def test_toolkit_is_torchs_without_nvcc_in_path(setup, tmp_path, monkeypatch, no_cuda_variables):
     monkeypatch.setenv("PATH", str(tmp_path))
     for found in [None, "/usr/local/cuda"]:
         monkeypatch.setattr(setup.cpp_extension, "CUDA_HOME", found)
         assert setup.cuda_toolkit() == found
 
 
-def test_the_extension_is_built_with_that_toolkit(setup, cuda_home, monkeypatch):
+def test_extension_is_built_with_that_toolkit(setup, cuda_home, monkeypatch):
     monkeypatch.setattr(setup.cpp_extension, "CUDA_HOME", "/somewhere/else")
     monkeypatch.setattr(setup.torch.version, "cuda", "13.0")
     monkeypatch.setenv("CUDA_HOME", str(cuda_home))
@@ -82,12 +85,12 @@ def test_the_extension_is_built_with_that_toolkit(setup, cuda_home, monkeypatch)
     assert str(cuda_home / "include") in setup.extension().include_dirs
 
 
-def test_nvcc_that_names_no_release(setup, cuda_home):
+def test_nvcc_without_release(setup, cuda_home):
     (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\necho 'no licence'\n")
     assert setup.nvcc_version(str(cuda_home)) is None
 
 
-def test_nvcc_that_can_not_be_run_is_none(setup, cuda_home):
+def test_nvcc_that_is_not_executable(setup, cuda_home):
     (cuda_home / "bin" / "nvcc").chmod(0o644)
     assert setup.nvcc_version(str(cuda_home)) is None
 
@@ -120,7 +123,7 @@ def test_whether_cuda_is_built(setup, forced):
             assert reason in setup.why_no_cuda(forced, nvcc, torch_cuda)
 
 
-def test_an_unknown_value_is_refused(setup):
+def test_unknown_value_is_rejected(setup):
     for forced, nvcc, torch_cuda in itertools.product(
         ["yes", "2", "01", "1 ", "true"], [None, "13.0"], [None, "13.0"]
     ):
@@ -140,7 +143,7 @@ def macros(extension):
         ("0", "turned off by FASTRNN_CUDA=0"),
     ],
 )
-def test_the_extension_says_why_it_has_no_cuda(setup, monkeypatch, capsys, forced, reason):
+def test_extension_records_why_it_has_no_cuda(setup, monkeypatch, capsys, forced, reason):
     monkeypatch.setattr(setup, "nvcc_version", lambda home: None)
     monkeypatch.delenv("FASTRNN_CUDA", raising=False)
     if forced is not None:
@@ -160,8 +163,8 @@ def test_cuda_forced_without_nvcc_stops_the_build(setup, monkeypatch):
     assert str(error.value) == "fastrnn: FASTRNN_CUDA=1, but no nvcc was found (set CUDA_HOME)"
 
 
-def test_kernels_are_left_to_the_builder(setup, monkeypatch):
-    """They are compiled once an instruction set, and all else once."""
+def test_kernels_are_compiled_by_build_ext(setup, monkeypatch):
+    """Kernels are compiled once for each instruction set, all other sources once."""
     monkeypatch.setenv("FASTRNN_CUDA", "0")
     names = {Path(source).name for source in setup.extension().sources}
     assert {"ops.cpp", "check.cpp", "dispatch.cpp"} <= names
@@ -182,13 +185,13 @@ def test_cuda_archs(setup, monkeypatch):
     assert setup.cuda_archs(None, gpu=False) == "8.0;9.0+PTX"  # torch without CUDA lists none
 
 
-def test_an_nvcc_that_fails_is_none(setup, cuda_home):
+def test_nvcc_that_fails(setup, cuda_home):
     (cuda_home / "bin" / "nvcc").write_text("#!/bin/sh\necho 'release 13.0, V13.0.88'\nexit 1\n")
     assert setup.nvcc_version(str(cuda_home)) is None
 
 
 def test_headers_of_torchs_nvidia_packages(setup, tmp_path, monkeypatch):
-    """torch's CUDA wheels bring the headers that its own include, in nvidia/*/include."""
+    """The headers that torch's CUDA headers include come with the wheels, in nvidia/*/include."""
     packages = tmp_path / "site-packages"
     for name in ["torch", "nvidia/cu13/include", "nvidia/cusparselt/include", "nvidia/nccl/lib"]:
         (packages / name).mkdir(parents=True)
@@ -200,7 +203,7 @@ def test_headers_of_torchs_nvidia_packages(setup, tmp_path, monkeypatch):
 
 
 def test_metadata(tmp_path):
-    """The licence, its file and the README go into a package."""
+    """The package's metadata has the licence, its file and the README."""
     root = Path(__file__).parent.parent
     command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
     subprocess.run(command, cwd=root, env={**os.environ, "FASTRNN_CUDA": "0"}, check=True)

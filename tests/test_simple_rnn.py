@@ -1,4 +1,4 @@
-"""examples/simple_rnn.py, and what the examples share: checkpoints, errors of one line."""
+"""examples/simple_rnn.py, and what the examples share: checkpoints and one-line errors."""
 
 import functools
 
@@ -10,8 +10,8 @@ from torch import nn
 
 import fastrnn
 
-pytest.importorskip("statsmodels", reason="the sunspots come with the extra 'demo'")
-pytest.importorskip("matplotlib", reason="the picture needs the extra 'demo'")
+pytest.importorskip("statsmodels", reason="the sunspot data comes with the extra 'demo'")
+pytest.importorskip("matplotlib", reason="the plot needs the extra 'demo'")
 pytest.importorskip("rich", reason="the table needs the extra 'demo'")
 
 from examples import common, simple_rnn
@@ -19,7 +19,7 @@ from examples import common, simple_rnn
 pytestmark = [pytest.mark.cpu("the examples run on the CPU"), pytest.mark.once]
 
 
-def test_the_series_and_its_windows():
+def test_series_and_windows():
     years, values = simple_rnn.sunspots()
     assert (years[0], years[-1], len(values)) == (1700, 2008, 309)
     x, y = simple_rnn.windows(np.arange(10.0), 3)
@@ -28,14 +28,14 @@ def test_the_series_and_its_windows():
     assert y.tolist() == [3, 4, 5, 6, 7, 8, 9]
 
 
-def test_the_autoregression_finds_one_and_sees_no_future():
+def test_autoregression_fits_and_sees_no_future():
     values = [1.0, 2.0]
     for _ in range(60):
         values.append(1.5 * values[-1] - 0.9 * values[-2] + 1)
     series = np.array(values)
     found = simple_rnn.autoregression(series, 40, order=2)
     np.testing.assert_allclose(found, series[40:], rtol=1e-6)
-    series[50:] = 0  # what it is fitted to ends before
+    series[50:] = 0  # after the values it is fitted to
     np.testing.assert_allclose(simple_rnn.autoregression(series, 40, 2)[:10], found[:10])
 
 
@@ -51,7 +51,7 @@ def run(tmp_path, *arguments):
     simple_rnn.main(["--hidden", "8", "--out", str(tmp_path / "a.png"), *arguments])
 
 
-def test_a_run_and_the_same_in_two_parts(tmp_path, capsys):
+def test_training_resumes_identically(tmp_path, capsys):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     run(tmp_path, "--epochs", "6", "--checkpoint", str(whole), "--both-times")
     printed = capsys.readouterr().out
@@ -67,28 +67,30 @@ def test_a_run_and_the_same_in_two_parts(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "parts.pt", "whole.pt"]
 
 
-says = functools.partial(end_in_one_line, run)
+error_of = functools.partial(end_in_one_line, run)
 
 
-def test_wrong_arguments_end_in_one_line(tmp_path, capsys):
-    assert "'0' is not a whole number from 1 up" in says(capsys, tmp_path, "--epochs", "0")
-    assert "--window: 500 years are more than" in says(capsys, tmp_path, "--window", "500")
-    assert "no name for a picture" in says(capsys, tmp_path, "--out", "a.txt")
-    assert "invalid choice: 'keras'" in says(capsys, tmp_path, "--layer", "keras")
+def test_argument_errors_are_one_line(tmp_path, capsys):
+    assert "'0' is not a whole number from 1 up" in error_of(capsys, tmp_path, "--epochs", "0")
+    assert "--window: 500 years are more than" in error_of(capsys, tmp_path, "--window", "500")
+    assert "no name for a picture" in error_of(capsys, tmp_path, "--out", "a.txt")
+    assert "invalid choice: 'keras'" in error_of(capsys, tmp_path, "--layer", "keras")
 
 
-def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path, capsys):
+def test_damaged_checkpoint_is_rejected_and_kept(tmp_path, capsys):
     path = tmp_path / "state.pt"
     for content in [b"", b"no checkpoint", b"PK\x03\x04"]:
         path.write_bytes(content)
-        assert f"--checkpoint: {path} is none" in says(capsys, tmp_path, "--checkpoint", str(path))
+        assert f"--checkpoint: {path} is none" in error_of(
+            capsys, tmp_path, "--checkpoint", str(path)
+        )
         assert path.read_bytes() == content
     common.save_checkpoint(path, {"options": {"layer": "torch"}})
-    found = says(capsys, tmp_path, "--checkpoint", str(path))
+    found = error_of(capsys, tmp_path, "--checkpoint", str(path))
     assert "has layer torch, not fastrnn" in found
 
 
-def test_what_fails_halfway_leaves_the_old_file(tmp_path):
+def test_failed_save_keeps_the_old_checkpoint(tmp_path):
     path = tmp_path / "state.pt"
     common.save_checkpoint(path, {"options": {}})
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Users' subclasses whose forward calls super().forward: what it finds is fastrnn's."""
+"""Users' subclasses whose forward calls super().forward get fastrnn's forward there."""
 
 import abc
 import copy
@@ -16,8 +16,8 @@ from torch.testing import assert_close
 
 import fastrnn
 
-# What is tested here comes before any kernel.
-pytestmark = [pytest.mark.once, pytest.mark.cpu("what is replaced does not depend on the device")]
+# Runs before any kernel, so one instruction set is enough.
+pytestmark = [pytest.mark.once, pytest.mark.cpu("replacement does not depend on the device")]
 
 
 class Reversed(nn.LSTM):
@@ -58,35 +58,35 @@ class InAFunction(nn.LSTM):
         return torch.cat([run(part) for part in input.split(2)])
 
 
-class RNNBaseOfVariableLengths(abc.ABC, nn.RNNBase):
-    """As in pytorch-forecasting: not written on any of torch's six classes itself."""
+class VariableLengthRNNBase(abc.ABC, nn.RNNBase):
+    """As in pytorch-forecasting: derives from RNNBase, not from one of torch's six classes."""
 
     @abc.abstractmethod
-    def first_state(self, x):
+    def initial_state(self, x):
         pass
 
     def forward(self, x, hx=None, lengths=None, enforce_sorted=True):
         if isinstance(x, PackedSequence) or lengths is None:
             return super().forward(x, hx=hx)
         if lengths.max() == 0:
-            return torch.zeros(*x.shape[:2], self.hidden_size), self.first_state(x)
+            return torch.zeros(*x.shape[:2], self.hidden_size), self.initial_state(x)
         packed = pack_padded_sequence(x, lengths.clip(1), enforce_sorted=enforce_sorted)
         packed, hidden = super().forward(packed, hx=hx)
         return pad_packed_sequence(packed)[0], hidden
 
 
-class VariableGRU(RNNBaseOfVariableLengths, nn.GRU):
-    def first_state(self, x):
+class VariableGRU(VariableLengthRNNBase, nn.GRU):
+    def initial_state(self, x):
         return torch.zeros(self.num_layers, x.size(1), self.hidden_size)
 
 
-class VariableLSTM(RNNBaseOfVariableLengths, nn.LSTM):
-    def first_state(self, x):
+class VariableLSTM(VariableLengthRNNBase, nn.LSTM):
+    def initial_state(self, x):
         return (torch.zeros(self.num_layers, x.size(1), self.hidden_size),) * 2
 
 
 class Scored(abc.ABC):  # noqa: B024
-    """A mixin that has nothing to do with modules."""
+    """A mixin unrelated to modules."""
 
     def score(self):
         return sum(p.numel() for p in self.parameters())
@@ -141,7 +141,7 @@ HOWS = {
     "parametrized": parametrized,
     "deepcopy": lambda cls: copy.deepcopy(accelerated(cls)),
     "pickled": lambda cls: pickle.loads(pickle.dumps(accelerated(cls))),
-    "again": lambda cls: fastrnn.accelerate(fastrnn.restore(accelerated(cls))),
+    "restored and accelerated": lambda cls: fastrnn.accelerate(fastrnn.restore(accelerated(cls))),
 }
 
 
@@ -152,20 +152,20 @@ def pair(how, cls):
 
 
 def inputs(module):
-    """The arguments of a few calls."""
+    """Arguments of a few calls."""
     if isinstance(module, nn.RNNCellBase):
         return [(torch.randn(B, I),)]
     calls = [(torch.randn(T, B, I),)]
-    if isinstance(module, RNNBaseOfVariableLengths):
+    if isinstance(module, VariableLengthRNNBase):
         x = torch.randn(T, 3, I)
-        state = mapped(module.first_state(x), torch.randn_like)
+        state = mapped(module.initial_state(x), torch.randn_like)
         calls += [(x, state, torch.tensor([5, 0, 3]), False), (x, state, torch.tensor([0, 0, 0]))]
     return calls
 
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("cls", CLASSES)
-def test_made_fast(cls, how, reports):
+def test_forward_is_fastrnns(cls, how, reports):
     ours, theirs = pair(how, cls)
     assert isinstance(ours, cls)
     assert isinstance(ours, fastrnn.replace._OURS)
@@ -200,33 +200,33 @@ def test_compiled(cls):
     torch._dynamo.reset()
 
 
-def test_an_abstract_class_still_knows_its_own():
+def test_abstract_classes_and_virtual_subclasses():
     module = accelerated(VariableLSTM)
-    assert isinstance(module, RNNBaseOfVariableLengths)
+    assert isinstance(module, VariableLengthRNNBase)
     assert isinstance(module, abc.ABC)
     Scored.register(Reversed)
     assert isinstance(accelerated(Reversed), Scored)
     with pytest.raises(TypeError, match="abstract"), fastrnn.patch():
-        RNNBaseOfVariableLengths("LSTM", I, H)
+        VariableLengthRNNBase("LSTM", I, H)
 
 
-class StepsOfItsOwn(VariableGRU):
-    """A method that torch's forward calls, and a direct call of the kernels does not."""
+class OverridesCheck(VariableGRU):
+    """Overrides a method that torch's forward calls and the fast path does not."""
 
     def check_forward_args(self, input, hidden, batch_sizes):
         raise NotImplementedError("the user's")
 
 
 @pytest.mark.parametrize("how", ["accelerated", "patched"])
-def test_steps_of_its_own_are_taken(how):
-    module = HOWS[how](StepsOfItsOwn)
+def test_overridden_methods_are_called(how):
+    module = HOWS[how](OverridesCheck)
     assert isinstance(module, fastrnn.GRU)
     with pytest.raises(NotImplementedError, match="the user's"):
         module(torch.randn(T, B, I))
 
 
-class HalfWay(OnReversed):
-    """The last in a row of forwards breaks it."""
+class BreaksTheChain(OnReversed):
+    """The last of a chain of forwards does not call super().forward."""
 
     def forward(self, input):
         return input
@@ -259,8 +259,8 @@ class WithOtherMeta(nn.RNNCell, metaclass=OtherMeta):
 
 
 NO_SUPER = "overrides forward and does not call super().forward"
-LEFT_ALONE = {
-    HalfWay: NO_SUPER,
+SKIPPED = {
+    BreaksTheChain: NO_SUPER,
     OwnClass: NO_SUPER,
     OtherMethod: NO_SUPER,
     Partial: NO_SUPER,
@@ -270,9 +270,9 @@ LEFT_ALONE = {
 }
 
 
-@pytest.mark.parametrize("cls", LEFT_ALONE)
-def test_left_alone(cls, reports):
-    message = f"is left alone: it {LEFT_ALONE[cls]}"
+@pytest.mark.parametrize("cls", SKIPPED)
+def test_skipped_classes_are_reported(cls, reports):
+    message = f"is left alone: it {SKIPPED[cls]}"
     module = accelerated(cls)
     assert type(module) is cls
     assert reports() == [f"the model ({cls.__name__}) {message}"]
@@ -286,7 +286,7 @@ class PlainCell(nn.GRUCell):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_script_of_a_subclass():
-    """torch.jit.script compiles torch's forward, where it takes a subclass at all."""
+    """torch.jit.script compiles torch's forward, for the subclasses that it supports."""
     module = accelerated(PlainCell)
     x = torch.randn(B, I)
     assert_close(torch.jit.script(module)(x), module(x))

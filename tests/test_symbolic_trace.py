@@ -1,6 +1,6 @@
-"""torch.fx.symbolic_trace and tools on it: a layer, a cell or a function is one node, as torch's.
+"""torch.fx.symbolic_trace and tools based on it: a layer, cell or function is one node, as torch's.
 
-Accelerated layers of users' classes are too, where torch's tracer refuses the class itself.
+So are accelerated layers of users' subclasses, which torch's tracer rejects before acceleration.
 """
 
 import copy
@@ -27,34 +27,34 @@ from training_cases import CASES, H, I, two
 import fastrnn
 from fastrnn import functional
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
 
 BOTH = [False, True]
 
 
 class Zeros(nn.Module):
-    """A model of a layer or a cell, whose states are not given."""
+    """A model of a layer or cell that is called without states."""
 
     def __init__(self, module):
         super().__init__()
         self.module = module
 
     def forward(self, x):
-        return self.end(self.module(x * 2))
+        return self.finish(self.module(x * 2))
 
-    def end(self, result):
+    def finish(self, result):
         return (result[0] + 1, result[1]) if isinstance(self.module, nn.RNNBase) else result
 
 
 class OneState(Zeros):
     def forward(self, x, h):
-        return self.end(self.module(x * 2, h))
+        return self.finish(self.module(x * 2, h))
 
 
 class TwoStates(Zeros):
     def forward(self, x, h, c):
-        return self.end(self.module(x * 2, hx=(h, c)))
+        return self.finish(self.module(x * 2, hx=(h, c)))
 
 
 def operations(graph_module):
@@ -66,7 +66,7 @@ def model_of(module, args):
 
 
 def traced(module, args):
-    """The graph of a model of the module, for so many arguments."""
+    """The traced model of the module, with as many inputs as there are arguments."""
     return fx.symbolic_trace(model_of(module, args))
 
 
@@ -79,7 +79,7 @@ def arguments(case, state):
 @pytest.mark.parametrize("state", BOTH, ids=["zeros", "state"])
 @pytest.mark.parametrize("case", CASES)
 def test_one_node(case, state, how):
-    """The graph is that of torch's, and so are its results, its gradients and its own trace."""
+    """Graph, results and gradients are those of torch's; the traced graph can be traced again."""
     ours, theirs, args = arguments(case, state)
     if how == "accelerated":
         ours = fastrnn.accelerate(copy.deepcopy(theirs))
@@ -90,37 +90,37 @@ def test_one_node(case, state, how):
     assert ("call_module", "module") in operations(found)
     assert found.module is ours
 
-    results, wanted = flat(found(*args)), flat(expected(*args))
-    assert_close(results, wanted)
+    results, torchs_results = flat(found(*args)), flat(expected(*args))
+    assert_close(results, torchs_results)
     assert_close(
         gradients(results, [*args, *ours.parameters()]),
-        gradients(wanted, [*args, *theirs.parameters()]),
+        gradients(torchs_results, [*args, *theirs.parameters()]),
     )
 
     again = fx.symbolic_trace(found)
     assert operations(again) == operations(found)
-    assert_close(flat(again(*args)), wanted)
-    assert_close(flat(fx.Transformer(found).transform()(*args)), wanted)
+    assert_close(flat(again(*args)), torchs_results)
+    assert_close(flat(fx.Transformer(found).transform()(*args)), torchs_results)
     ShapeProp(found).propagate(*args)
     shapes = [n.meta["tensor_meta"] for n in found.graph.nodes if n.op == "call_module"]
     assert [t.shape for t in flat_meta(shapes)] == [t.shape for t in flat(ours(*call(args)))]
 
 
 def flat_meta(nested):
-    """The descriptions of tensors in ShapeProp's."""
+    """The TensorMetadata in ShapeProp's nested result."""
     if hasattr(nested, "memory_format"):
         return [nested]
     return [part for inner in nested for part in flat_meta(inner)]
 
 
 def call(args):
-    """x and hx, of x and the states one by one."""
+    """(x, hx) from x and the single states."""
     return args if len(args) < 3 else (args[0], tuple(args[1:]))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_any_tracer(case):
-    """One with a rule of its own, a leaf for one, and a part of a model."""
+    """Tracers with their own is_leaf_module, and a layer deep in a model."""
 
     class Calls(fx.Tracer):
         def is_leaf_module(self, m, name):
@@ -151,7 +151,7 @@ fx.wrap("pad")
 
 
 class Packing(nn.Module):
-    """Sequences that are packed and padded in a node each."""
+    """Packing and padding, each as one node, around a layer."""
 
     def __init__(self, layer):
         super().__init__()
@@ -165,7 +165,7 @@ class Packing(nn.Module):
 @pytest.mark.parametrize("state", BOTH, ids=["zeros", "state"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_packed(kind, state):
-    """And arguments that are constants to the trace, by concrete_args."""
+    """PackedSequences, and arguments fixed by concrete_args."""
     ours, theirs = pair(kind, I, H, num_layers=2, bidirectional=True)
     args = [torch.randn(4, 3, I), torch.tensor([2, 4, 1], device="cpu")]
     args += flat(random_state(theirs, 3)) if state else []
@@ -176,7 +176,7 @@ def test_packed(kind, state):
 
 
 def test_users_subclasses():
-    """Those that keep our forward are nodes; torch's forward refuses those with their own."""
+    """Subclasses with fastrnn's forward are nodes; those with their own forward do not trace."""
     x = torch.randn(5, 2, 3)
     for module in [fastrnn.accelerate(Plain(3)), OnOurs(3, 4)]:
         found = fx.symbolic_trace(nn.Sequential(module))
@@ -202,27 +202,27 @@ def test_users_subclasses():
 
 
 @pytest.mark.parametrize("library", [fastrnn, nn])
-def test_a_layer_alone_is_no_node(library):
+def test_bare_layer_does_not_trace(library):
     for name in ["GRU", "LSTMCell"]:
         with pytest.raises(fx.proxy.TraceError, match="control flow"):
             fx.symbolic_trace(getattr(library, name)(3, 4))
 
 
-@pytest.mark.filterwarnings("ignore:For backward hooks to be called:UserWarning")  # of a Proxy
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called:UserWarning")  # for a Proxy
 @pytest.mark.parametrize("case", CASES)
 def test_hooks(case):
-    """Of backward: they run once. Of forward: a tracer would record them, and run them again."""
+    """Backward hooks run once. Forward hooks raise: they would be traced and then run again."""
     ours, _, args = arguments(case, state=True)
     calls = []
     ours.register_full_backward_hook(lambda *_: calls.append("backward"))
     gradients(traced(ours, args)(*args), args)
     assert calls == ["backward"]
-    everywhere = nn.modules.module
+    global_hooks = nn.modules.module
     for register in [
         ours.register_forward_hook,
         ours.register_forward_pre_hook,
-        everywhere.register_module_forward_hook,
-        everywhere.register_module_forward_pre_hook,
+        global_hooks.register_module_forward_hook,
+        global_hooks.register_module_forward_pre_hook,
     ]:
         handle = register(lambda *_: None)
         with pytest.raises(fx.proxy.TraceError, match=r"the forward hooks of .* can't be traced"):
@@ -250,7 +250,7 @@ def test_parametrized(case):
 
 
 class Calling(nn.Module):
-    """A function of torch's or ours on a layer's or a cell's parameters."""
+    """Calls a function of torch or fastrnn with a layer's or a cell's parameters."""
 
     def __init__(self, module, function, *options):
         super().__init__()
@@ -304,12 +304,12 @@ def test_function_of_any_cell():
 # ---- quantization --------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated, and says so in several ways
-@pytest.mark.cpu("torch.ao's kernels")
+@pytest.mark.filterwarnings("ignore")  # torch.ao's deprecation warnings
+@pytest.mark.cpu("torch.ao's kernels run on the CPU")
 @pytest.mark.parametrize("dynamic", BOTH, ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
 def test_quantization(name, dynamic):
-    """What is around the layer is quantized, and the layer stays as it is."""
+    """The modules around the layer are quantized, the layer is not."""
     from torch.ao import quantization
     from torch.ao.quantization import quantize_fx
 
