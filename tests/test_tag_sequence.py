@@ -1,4 +1,4 @@
-"""examples/tag_sequence.py: its corpus, its model, its loss and its baseline."""
+"""examples/tag_sequence.py: corpus, model, loss and baseline."""
 
 import functools
 
@@ -11,7 +11,7 @@ from torch import nn
 import fastrnn
 
 pytest.importorskip("pycantonese", reason="the corpus comes with the extra 'demo'")
-pytest.importorskip("matplotlib", reason="the picture needs the extra 'demo'")
+pytest.importorskip("matplotlib", reason="the plot needs the extra 'demo'")
 pytest.importorskip("rich", reason="the table needs the extra 'demo'")
 
 from examples import common, tag_sequence
@@ -25,7 +25,7 @@ def sentence(text, tags, talk="talk"):
     return Sentence(words, ["" if tag == "." else tag for tag in tags.split()], words, talk)
 
 
-def test_the_corpus():
+def test_corpus():
     sentences = tag_sequence.corpus()
     assert len(sentences) > 10_000
     first = sentences[0]
@@ -40,12 +40,12 @@ def test_the_corpus():
     assert not any(character.isalnum() for word in untagged for character in word)
 
 
-def test_the_split_keeps_talks_together():
+def test_split_keeps_talks_together():
     sentences = tag_sequence.corpus()
     parts = tag_sequence.split(sentences)
     talks = {name: {found.talk for found in part} for name, part in parts.items()}
     assert sum(map(len, talks.values())) == len({found.talk for found in sentences})
-    assert "FC-005" in talks["training"]  # of two files, a and b
+    assert "FC-005" in talks["training"]  # one talk in two files, a and b
     assert talks["validation"] == {"FC-056", "FC-107"}  # in every run, on every machine
     for name, part in tag_sequence.split(sentences[::40]).items():
         assert {found.talk for found in part} <= talks[name]
@@ -56,9 +56,9 @@ def numbers():
     return tag_sequence.Numbers(training, ["X", "Y"])
 
 
-def test_words_as_numbers():
+def test_word_indices():
     found = numbers()
-    assert found.words == {"ab": 2, "c": 3}  # those that are there twice
+    assert found.words == {"ab": 2, "c": 3}  # words that occur twice
     assert found.characters == {"!": 2, "a": 3, "b": 4, "c": 5}
     words, characters, tags = found.of(sentence("c abz !", "X Y ."))
     assert words.tolist() == [3, 1, 1]
@@ -66,7 +66,7 @@ def test_words_as_numbers():
     assert tags.tolist() == [0, 1, NO_TAG]
 
 
-def test_a_batch_is_padded():
+def test_batch_is_padded():
     found = numbers()
     batch = tag_sequence.collate([found.of(sentence("c", "X")), found.of(sentence("ab c", "Y X"))])
     assert batch.words.tolist() == [[3, 0], [2, 3]]
@@ -94,61 +94,63 @@ def test_both_layers_give_the_same_logits_and_gradients():
     ours, theirs = (tagger(library, hidden=17).eval() for library in (fastrnn, nn))
     assert isinstance(ours.gru, fastrnn.GRU)
     ours.load_state_dict(theirs.state_dict())
-    some = batch(1, 17, 5, 33)
-    logits = [model(some.words, some.characters, some.lengths) for model in (ours, theirs)]
+    sample = batch(1, 17, 5, 33)
+    logits = [model(sample.words, sample.characters, sample.lengths) for model in (ours, theirs)]
     torch.testing.assert_close(*logits)
     for found in logits:
-        tag_sequence.loss(found, some.tags).backward()
+        tag_sequence.loss(found, sample.tags).backward()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("library", common.LIBRARIES)
-def test_padding_counts_for_nothing(library):
-    """Neither in what is told, nor in the loss, nor in its gradient."""
+def test_padding_has_no_effect(library):
+    """Neither on the logits, nor on the loss or its gradient."""
     model = tagger(common.LIBRARIES[library], hidden=8).eval()
-    some = batch(2, 9, 1, 4)
+    sample = batch(2, 9, 1, 4)
     pad = nn.functional.pad
     wider = tag_sequence.Batch(
-        pad(some.words, (0, 5), value=7),  # whatever stands there
-        pad(pad(some.characters, (0, 2)), (0, 0, 0, 5), value=7),  # words are padded too
-        pad(some.tags, (0, 5), value=NO_TAG),
-        some.lengths,
+        pad(sample.words, (0, 5), value=7),  # any value
+        pad(pad(sample.characters, (0, 2)), (0, 0, 0, 5), value=7),  # words are padded too
+        pad(sample.tags, (0, 5), value=NO_TAG),
+        sample.lengths,
     )
     losses, gradients = [], []
-    for found in (some, wider):
+    for found in (sample, wider):
         logits = model(found.words, found.characters, found.lengths)
         losses.append(tag_sequence.loss(logits, found.tags))
         gradients.append(torch.autograd.grad(losses[-1], [*model.gru.parameters()]))
         assert logits.shape == (4, found.words.size(1), 5)
-    assert torch.equal(logits[:, :9], model(some.words, some.characters, some.lengths))
+    assert torch.equal(logits[:, :9], model(sample.words, sample.characters, sample.lengths))
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*gradients)
 
     one_by_one = []
-    for row, length in enumerate(some.lengths):
+    for row, length in enumerate(sample.lengths):
         only = slice(row, row + 1), slice(length)
-        alone = model(some.words[only], some.characters[only], some.lengths[row : row + 1])
+        alone = model(sample.words[only], sample.characters[only], sample.lengths[row : row + 1])
         torch.testing.assert_close(alone[0], logits[row, :length])
-        one_by_one.append(nn.functional.cross_entropy(alone[0], some.tags[only][0]) * length)
-    torch.testing.assert_close(losses[0], sum(one_by_one) / some.lengths.sum())
+        one_by_one.append(nn.functional.cross_entropy(alone[0], sample.tags[only][0]) * length)
+    torch.testing.assert_close(losses[0], sum(one_by_one) / sample.lengths.sum())
 
 
-def test_words_without_a_tag_are_read_but_not_judged():
+def test_words_without_a_tag_do_not_count_in_the_loss():
     model = tagger(nn, hidden=8).eval()
-    some = batch(3, 3, 3, 3)
-    logits = model(some.words, some.characters, some.lengths)
+    sample = batch(3, 3, 3, 3)
+    logits = model(sample.words, sample.characters, sample.lengths)
     logits.retain_grad()
-    some.tags[:, 1] = NO_TAG
-    tag_sequence.loss(logits, some.tags).backward()
+    sample.tags[:, 1] = NO_TAG
+    tag_sequence.loss(logits, sample.tags).backward()
     assert not logits.grad[:, 1].any()
     assert logits.grad[:, 0].any()
-    told, tags = tag_sequence.predict(model, [(w, c, t) for w, c, t, _ in zip(*some, strict=True)])
-    assert torch.equal(tags, some.tags[:, [0, 2]].flatten())
-    torch.testing.assert_close(told, logits[:, [0, 2]].flatten(0, 1))
+    predicted, tags = tag_sequence.predict(
+        model, [(w, c, t) for w, c, t, _ in zip(*sample, strict=True)]
+    )
+    assert torch.equal(tags, sample.tags[:, [0, 2]].flatten())
+    torch.testing.assert_close(predicted, logits[:, [0, 2]].flatten(0, 1))
 
 
-def test_the_baseline():
+def test_baseline():
     training = tag_sequence.tagged_words(
         [
             sentence("a b , a", "N V . N"),
@@ -157,7 +159,7 @@ def test_the_baseline():
     )
     assert training[:3] == [("a", "N"), ("b", "V"), ("a", "N")]
     assert tag_sequence.most_frequent_tags(training, ["a", "c", "new"]) == ["N", "N", "V"]
-    # Where all are there several times, those.
+    # Without rare words all words count.
     assert tag_sequence.most_frequent_tags([("a", "N")] * 2, ["new"]) == ["N"]
 
 
@@ -167,7 +169,7 @@ def run(tmp_path, *arguments):
 
 
 @pytest.mark.parametrize("layer", common.LIBRARIES)
-def test_a_run_and_the_same_in_two_parts(tmp_path, capsys, layer):
+def test_training_resumes_identically(tmp_path, capsys, layer):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     run(tmp_path, "--layer", layer, "--epochs", "3", "--checkpoint", str(whole))
     printed = capsys.readouterr().out
@@ -188,34 +190,34 @@ def test_a_run_and_the_same_in_two_parts(tmp_path, capsys, layer):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "parts.pt", "whole.pt"]
 
 
-def test_it_learns(tmp_path, capsys):
+def test_training_learns(tmp_path, capsys):
     run(tmp_path, "--every", "20", "--epochs", "6", "--both-times")
     printed = capsys.readouterr().out
     assert "A training step of 64 sentences: torch" in printed
     (row,) = (row.split("│") for row in printed.splitlines() if "GRU" in row)
     parts = tag_sequence.split(tag_sequence.corpus()[::20])
     tags = [tag for _, tag in tag_sequence.tagged_words(parts["test"])]
-    always_one = max(np.unique(tags, return_counts=True)[1]) / len(tags)
-    assert float(row[2][:-2]) > 100 * 2 * always_one
+    most_frequent = max(np.unique(tags, return_counts=True)[1]) / len(tags)
+    assert float(row[2][:-2]) > 100 * 2 * most_frequent
 
 
-says = functools.partial(end_in_one_line, run)
+error_of = functools.partial(end_in_one_line, run)
 
 
-def test_wrong_arguments_end_in_one_line(tmp_path, capsys):
-    assert "'0' is not a whole number from 1 up" in says(capsys, tmp_path, "--every", "0")
-    found = says(capsys, tmp_path, "--every", "100000")
+def test_argument_errors_are_one_line(tmp_path, capsys):
+    assert "'0' is not a whole number from 1 up" in error_of(capsys, tmp_path, "--every", "0")
+    found = error_of(capsys, tmp_path, "--every", "100000")
     assert "--every: 100000 leaves no sentence for the" in found
-    assert "no name for a picture" in says(capsys, tmp_path, "--out", "a.txt")
+    assert "no name for a picture" in error_of(capsys, tmp_path, "--out", "a.txt")
     file = tmp_path / "file"
     file.write_text("kept")
-    assert "--checkpoint: " in says(capsys, tmp_path, "--checkpoint", str(file / "a.pt"))
-    assert "--out: " in says(capsys, tmp_path, "--out", str(file / "a.png"))
-    assert f"--checkpoint: {file} is none" in says(capsys, tmp_path, "--checkpoint", str(file))
+    assert "--checkpoint: " in error_of(capsys, tmp_path, "--checkpoint", str(file / "a.pt"))
+    assert "--out: " in error_of(capsys, tmp_path, "--out", str(file / "a.png"))
+    assert f"--checkpoint: {file} is none" in error_of(capsys, tmp_path, "--checkpoint", str(file))
     assert file.read_text() == "kept"
 
 
-def test_a_checkpoint_of_another_run_is_left_alone(tmp_path, capsys):
+def test_checkpoint_of_another_run_is_kept(tmp_path, capsys):
     path = tmp_path / "state.pt"
     run(tmp_path, "--epochs", "1", "--checkpoint", str(path))
     before = path.read_bytes()
@@ -224,11 +226,11 @@ def test_a_checkpoint_of_another_run_is_left_alone(tmp_path, capsys):
         (["--layer", "torch"], "layer fastrnn"),
         (["--every", "61"], "every"),
     ]:
-        found = says(capsys, tmp_path, "--checkpoint", str(path), *arguments)
+        found = error_of(capsys, tmp_path, "--checkpoint", str(path), *arguments)
         assert f"--checkpoint: {path} has {reason}" in found
     state = torch.load(path, weights_only=True)
     common.save_checkpoint(path, state | {"optimizer": {}})
     damaged = path.read_bytes()
-    found = says(capsys, tmp_path, "--checkpoint", str(path))
+    found = error_of(capsys, tmp_path, "--checkpoint", str(path))
     assert f"--checkpoint: {path} is of another model" in found
     assert path.read_bytes() == damaged != before

@@ -1,4 +1,4 @@
-"""Threads and processes: many of them, forked, interrupted, told to be others between calls."""
+"""Threads and processes: many threads, forks, interrupts, a changing number of threads."""
 
 import concurrent.futures
 import faulthandler
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import fastrnn
 
-pytestmark = [pytest.mark.cpu("threads and processes"), pytest.mark.once]
+pytestmark = [pytest.mark.cpu("about CPU threads and processes"), pytest.mark.once]
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,13 +29,13 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_module_used_from_sixteen_threads(kind):
+def test_module_called_from_sixteen_threads(kind):
     layer, _ = pair(kind, 33, 33, num_layers=2, bidirectional=True)
     inputs = [torch.randn(9, 1 + i % 5, 33) for i in range(16)]
 
     def results(x):
         for parameter in layer.parameters():
-            assert parameter.grad is None  # nobody calls backward() on the shared ones
+            assert parameter.grad is None  # autograd.grad does not write to .grad
         output = layer(x)
         loss = sum(t.square().sum() for t in flat(output))
         return *flat(output), *torch.autograd.grad(loss, list(layer.parameters()))
@@ -48,7 +48,7 @@ def test_a_module_used_from_sixteen_threads(kind):
 
 
 class Encoded(Dataset):
-    """Items made by a layer, as in a preprocessing that runs in the workers."""
+    """Items computed by a layer, as in preprocessing in the workers."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -63,9 +63,10 @@ class Encoded(Dataset):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_in_the_workers_of_a_data_loader(method):
+def test_in_data_loader_workers(method):
     data = Encoded()
-    expected = torch.stack([data[i] for i in range(len(data))])  # and so the parent has used it
+    # The parent has used the layer, too.
+    expected = torch.stack([data[i] for i in range(len(data))])
     loader = DataLoader(data, 2, num_workers=2, multiprocessing_context=method, timeout=100)
     assert torch.equal(torch.cat(list(loader)), expected)
 
@@ -81,14 +82,14 @@ def run_script(script, **options):
     )
 
 
-# What a parent has used threads for before it forks.
-USED_BY = {
+# What the parent has run on several threads before it forks.
+BEFORE_FORK = {
     "fastrnn": "fastrnn.LSTM(128, 256)(torch.randn(20, 16, 128))",
     "torch": "torch.randn(1000, 1000).exp()",
     "a product": "torch.randn(1000, 1000) @ torch.randn(1000, 1000)",
 }
-# What a child does first: each hangs in one that asks OpenMP for its parent's threads.
-FIRST = {
+# What the child runs first. Each hangs if OpenMP waits for the threads of the parent.
+IN_CHILD = {
     "a layer": "",
     "torch": "torch.randn(1000, 1000).exp()",
     "a product": "torch.randn(1000, 1000) @ torch.randn(1000, 1000)",
@@ -99,7 +100,7 @@ CHILD = """
 import os, signal, sys, torch, fastrnn
 
 def train(first=""):
-    signal.alarm(60)  # ends it if it hangs
+    signal.alarm(60)  # ends the process if it hangs
     exec(first)
     torch.manual_seed(0)
     found = []
@@ -116,21 +117,24 @@ def train(first=""):
 
 @pytest.mark.parametrize(
     ("used_by", "first"),
-    [*((used, "a layer") for used in USED_BY), *(("torch", first) for first in list(FIRST)[1:])],
+    [
+        *((used, "a layer") for used in BEFORE_FORK),
+        *(("torch", first) for first in list(IN_CHILD)[1:]),
+    ],
 )
-def test_in_a_child_of_a_process_that_has_threads(used_by, first):
-    """OpenMP in the child would wait for threads that only its parent has."""
+def test_in_fork_of_a_process_with_threads(used_by, first):
+    """In the child OpenMP would wait for threads that only the parent has."""
     done = run_script(
         CHILD
         + f"""
 torch.set_num_threads(2)
 expected = train()
-{USED_BY[used_by]}
+{BEFORE_FORK[used_by]}
 read, write = os.pipe()
 child = os.fork()
 if not child:
     threads = torch.get_num_threads()
-    os.write(write, repr((threads, train({FIRST[first]!r}))).encode())
+    os.write(write, repr((threads, train({IN_CHILD[first]!r}))).encode())
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 threads, found = eval(os.read(read, 1000))
@@ -143,15 +147,15 @@ assert found == expected
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_in_a_process_of_multiprocessing(method, tmp_path):
-    """A child that was spawned has its own number of threads."""
+def test_in_multiprocessing(method, tmp_path):
+    """A forked child has one thread, a spawned one the default number."""
     script = tmp_path / "script.py"
     script.write_text(
         CHILD
         + f"""
 def child(queue):
     threads = torch.get_num_threads()
-    queue.put((threads, train({FIRST["torch"]!r})))
+    queue.put((threads, train({IN_CHILD["torch"]!r})))
 
 if __name__ == "__main__":
     import multiprocessing
@@ -174,7 +178,7 @@ if __name__ == "__main__":
     assert done.returncode == 0, done.stderr
 
 
-def test_a_child_of_a_process_with_one_thread_keeps_its_number():
+def test_fork_of_a_process_with_one_thread_keeps_the_number_of_threads():
     done = run_script(
         CHILD
         + """
@@ -191,7 +195,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
 
 
 class Built(Dataset):
-    """Items made by a layer that the worker builds."""
+    """Items computed by a layer that the worker builds."""
 
     def __len__(self):
         return 6
@@ -204,7 +208,7 @@ class Built(Dataset):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_built_in_the_workers_of_a_data_loader(method):
+def test_layer_built_in_data_loader_workers(method):
     data = Built()
     torch.randn(1000, 1000).exp()
     expected = torch.stack([data[i] for i in range(len(data))])
@@ -212,24 +216,24 @@ def test_built_in_the_workers_of_a_data_loader(method):
     assert torch.equal(torch.cat(list(loader)), expected)
 
 
-def test_other_threads_of_python_run_during_a_long_call():
+def test_other_python_threads_run_during_a_call():
     layer, x = fastrnn.LSTM(64, 256), torch.randn(200, 32, 64)
-    turns, during, done = [0], [], threading.Event()
+    ticks, during, done = [0], [], threading.Event()
 
     def calls():
         for _ in range(3):
-            before = turns[0]
+            before = ticks[0]
             layer(x)
-            during.append(turns[0] - before)
+            during.append(ticks[0] - before)
         done.set()
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1000)  # nobody gives Python's lock away but in a call
+    sys.setswitchinterval(1000)  # only a call releases the GIL
     try:
         thread = threading.Thread(target=calls)
         thread.start()
         while not done.is_set():
-            turns[0] += 1
+            ticks[0] += 1
             time.sleep(1e-4)
         thread.join()
     finally:
@@ -237,7 +241,7 @@ def test_other_threads_of_python_run_during_a_long_call():
     assert min(during) > 0
 
 
-def test_another_number_of_threads_between_calls():
+def test_number_of_threads_changed_between_calls():
     layer, _ = pair("lstm", 64, 200)
     x = torch.randn(5, 7, 64)
     expected = layer(x)
@@ -247,8 +251,8 @@ def test_another_number_of_threads_between_calls():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_inside_torchs_own_threads():
-    """A future of torch.jit.fork runs in torch's inter-op pool."""
+def test_in_torchs_inter_op_threads():
+    """torch.jit.fork runs its function in torch's inter-op thread pool."""
     layer, _ = pair("gru", 33, 64)
     x = torch.randn(7, 3, 33)
     expected = layer(x)
@@ -258,8 +262,8 @@ def test_inside_torchs_own_threads():
 
 
 @pytest.mark.parametrize("first", ["pass", "import fastrnn"])
-def test_a_subinterpreter_imports_nothing(first):
-    """torch's own import hangs there, or ends the process, so that ours must not come to it."""
+def test_import_in_a_subinterpreter_raises(first):
+    """`import torch` hangs or crashes there, so fastrnn must raise before it imports torch."""
     done = run_script(
         f"""
         try:
@@ -290,10 +294,10 @@ def test_a_subinterpreter_imports_nothing(first):
     assert done.stdout == f"{message}\n" * 2
 
 
-def test_an_interrupt_in_a_long_call_leaves_the_process_usable():
+def test_process_is_usable_after_keyboard_interrupt():
     script = """
         import signal, torch, fastrnn
-        # What a job in the background ignores, so do its children.
+        # A background job ignores SIGINT, and its children inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         layer = fastrnn.LSTM(256, 512)
         x = torch.randn(400, 32, 256)
@@ -324,8 +328,8 @@ def test_an_interrupt_in_a_long_call_leaves_the_process_usable():
     assert (process.returncode, out) == (0, "usable\n")
 
 
-def test_more_threads_than_cores_end():
-    """Time and again, of layers whose threads meet at every step."""
+def test_more_threads_than_cores_finish():
+    """Many calls of a layer whose threads wait at a barrier in every step."""
     done = run_script(
         """
         import torch, fastrnn
@@ -342,10 +346,9 @@ def test_more_threads_than_cores_end():
 
 
 def test_soak(pytestconfig):
-    """Layers of any size with 8 threads, for as long as --soak says: none hangs, and the bits are
-    those of one thread."""
+    """Random layers for --soak seconds: 8 threads do not hang and give 1 thread's exact results."""
     seconds, draw = pytestconfig.getoption("soak"), random.Random(0)
-    faulthandler.dump_traceback_later(seconds + 100, exit=True)  # should one wait for ever
+    faulthandler.dump_traceback_later(seconds + 100, exit=True)  # in case of a deadlock
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:

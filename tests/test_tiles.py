@@ -1,7 +1,7 @@
-"""Every remainder that the kernels can meet.
+"""Every remainder of the CPU kernels' blocking.
 
-Of rows in a tile, of units in a vector and in a panel, of the depth of a product in a sum.
-test_isa.py runs this under each instruction set.
+Rows of a register tile, units of a vector and of a packed panel, depth of a k block. test_isa.py
+runs these tests under each instruction set.
 """
 
 import copy
@@ -12,19 +12,19 @@ from helpers import FULL, LOW, assert_pool_no_worse, pair
 
 import fastrnn
 
-pytestmark = pytest.mark.cpu("the tiles of the CPU kernels")
+pytestmark = pytest.mark.cpu("about the CPU kernels' tiles")
 
-#: A tile has at most 9 rows (AMX's: below); 19 are two tiles and one row, or three of 7, 6 and 6.
+#: A register tile has at most 9 rows (AMX: see below). 19 rows are tiles of 9, 9, 1 or of 7, 6, 6.
 MOST_ROWS = 19
-#: A vector holds 2 to 16 units, a panel up to 4 vectors: of an RNN's 65 units are a panel and one
-#: more, and 128 two whole panels, which few rows are multiplied with at once.
+#: A vector holds 2 to 16 units, a panel up to 4 vectors. An RNN's 65 units are one panel and one
+#: unit; 128 are two full panels, which a product of few rows takes together.
 UNITS = [*range(1, 19), 31, 32, 33, 47, 48, 49, 63, 64, 65, 128, 129]
 KINDS = ["lstm", "lstm_proj", "gru", "rnn_tanh"]
 
 
 def tolerance(dtype):
-    # h is rounded once a step, to 2^-9 or 2^-12 of its size (at most 1), and three steps add up to
-    # a few roundings. What is looked for here is a wrong or missing value, off by far more.
+    # h, at most 1, is rounded once a step, with a relative error of 2^-9 or 2^-12. Three steps add
+    # a few roundings. The bugs to detect, wrong or missing values, give far larger errors.
     return {
         torch.bfloat16: {"rtol": 0, "atol": 0.03},
         torch.float16: {"rtol": 0, "atol": 0.004},
@@ -49,8 +49,8 @@ def test_rows_and_units(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_large_weights_of_16_bits(dtype):
-    """Up to 8 rows they stay so: the same bits as beside a ninth, for which they are widened."""
+def test_large_16_bit_weights(dtype):
+    """Up to 8 rows read 16-bit weights, 9 rows read widened ones: bitwise equal results."""
     layer = fastrnn.RNN(5, 721).to(dtype)  # more than 500,000 values
     x = torch.randn(3, 9, 5, dtype=dtype)
     with torch.no_grad():
@@ -61,9 +61,11 @@ def test_large_weights_of_16_bits(dtype):
 
 @pytest.mark.parametrize("dtype", FULL + LOW, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_of_many_rows(kind, dtype):
-    """Weights as they lie: from 28 rows on a lane is a row, 96 rows at a time, but for a few of the
-    last. One row has the same bits."""
+def test_one_step_of_many_rows(kind, dtype):
+    """Unpacked weights: from 28 rows on each lane is a row, in blocks of 96 rows and a remainder.
+
+    A single row gives bitwise equal results.
+    """
     few = [(401, 33, 20), (1700, 16, 18)]
     for I, H, B in [*few, (401, 33, 28), (1001, 17, 33), (15, 16, 42), (1, 5, 96), (33, 17, 260)]:
         layer, _ = pair(kind, I, H, dtype=dtype)
@@ -115,7 +117,7 @@ def check(kind, I, H, T, B):
 @pytest.mark.parametrize("depth", [127, 129, 255, 256, 257, 384, 385, 513])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_depth(kind, depth):
-    """Sums are cut at 128 or 256 products, and at 384 rows of data."""
+    """k blocks are 128 or 256 long; weight gradients sum over blocks of 384 rows."""
     for I, H, T, B in [(depth, 17, 2, 3), (5, depth, 2, 3), (5, 17, depth, 1), (5, 17, 1, depth)]:
         check(kind, I, H, T, B)
 
@@ -129,9 +131,11 @@ def test_depth(kind, depth):
     ids=str,
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_tiles_of_bfloat16(kind, size):
-    """AMX: up to 32 rows in two halves of 16, 32 products at a time, 512 in a part; gradients of
-    weights are sums over up to 384 rows."""
+def test_bfloat16_tiles(kind, size):
+    """AMX tiles: up to 32 rows as two tiles of 16, 32 products an instruction, k blocks of 512.
+
+    Weight gradients sum over blocks of up to 384 rows.
+    """
     T, B, I, H = size
     ours, theirs = pair(kind, I, H, dtype=torch.bfloat16)
     x = torch.randn(T, B, I).bfloat16()
@@ -146,13 +150,13 @@ def test_tiles_of_bfloat16(kind, size):
         output, _ = module(leaf)
         grads = torch.autograd.grad(output, [leaf, *module.parameters()], g.to(leaf.dtype))
         results.append([output.detach(), *grads])
-    for of_one in zip(*results, strict=True):
-        assert_pool_no_worse([of_one], 2)
+    for values in zip(*results, strict=True):
+        assert_pool_no_worse([values], 2)
 
 
 @pytest.mark.parametrize("B", [9, 19, 70, 130])
 @pytest.mark.parametrize("kind", ["lstm_proj", "gru"])
-def test_parts(kind, B):
-    """More than 1024 products of several tiles are made in parts, of 64 rows at most."""
+def test_row_blocks(kind, B):
+    """Products of several tiles with a depth over 1024 are computed in blocks of up to 64 rows."""
     for I, H, T in [(1100, 17, 2), (5, 347, 2), (5, 1041, 1)]:
         check(kind, I, H, T, B)

@@ -1,4 +1,4 @@
-"""What docs/pytorch.md says of torch's layers on the CPU: a row that no longer holds is to go."""
+"""docs/pytorch.md's statements on torch's own layers on the CPU: delete a row that fails here."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 pytestmark = [
     pytest.mark.once,
-    pytest.mark.cpu("torch's layers there"),
+    pytest.mark.cpu("about torch's layers on the CPU"),
     pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning"),
 ]
 
@@ -37,7 +37,8 @@ def test_onnx_freezes_the_number_of_steps(name):
         session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
         session.run(None, {"input": torch.randn(7, 3, 5).numpy()})
 
-    # Of an LSTM or GRU there is a file, unless torch.export was asked for one before.
+    # An LSTM's or GRU's export succeeds, unless torch.export ran before, but the file takes 4 steps
+    # only.
     with pytest.raises(Exception, match=r"inferred a static shape of 4|cannot be reshaped"):
         export_and_run()
 
@@ -83,7 +84,7 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_parametrization_is_evaluated_several_times_a_call(name):
+def test_parametrization_is_evaluated_several_times_per_call(name):
     layer, counted = getattr(nn, name)(5, 17), Counted()
     parametrize.register_parametrization(layer, "weight_hh_l0", counted)
     counted.count = 0

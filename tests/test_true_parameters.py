@@ -1,6 +1,6 @@
-"""Weights that are computed: what they are computed from is trained, as under torch's layers.
+"""Parametrized weights: the original parameters are trained, as with torch's layers.
 
-test_module_weights.py and test_weights_fresh.py change such parameters by hand.
+test_module_weights.py and test_weights_fresh.py change such parameters without an optimizer.
 """
 
 import pytest
@@ -11,12 +11,12 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 from training_cases import CASES, squares, two
 
-# What is tested here comes before any kernel.
+# Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
 
 
 class LowRank(nn.Module):
-    """W + B A: what is trained is A and B, of rank 2."""
+    """W + B A, where only A and B are trained; their rank is 2."""
 
     def __init__(self, weight):
         super().__init__()
@@ -38,8 +38,8 @@ def unstructured(module, name):
     prune.l1_unstructured(module, name, amount=0.4)
 
 
-#: how -> the true parameters that come of a weight, by the end of their names
-COMPUTED = {
+#: parametrization -> how the names of a weight's original parameters end
+ORIGINALS = {
     parametrizations.weight_norm: ["original0", "original1"],
     parametrizations.spectral_norm: ["original"],
     parametrizations.orthogonal: ["original"],
@@ -52,10 +52,10 @@ COMPUTED = {
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    "how", COMPUTED, ids=lambda f: f"{f.__module__.split('.')[-1]}.{f.__name__}"
+    "how", ORIGINALS, ids=lambda f: f"{f.__module__.split('.')[-1]}.{f.__name__}"
 )
 @pytest.mark.parametrize("case", CASES)
-def test_true_parameters_are_trained(case, how):
+def test_original_parameters_are_trained(case, how):
     ours, theirs, args = two(case)
     name = "weight_hh_l0" if case in LAYERS else "weight_hh"
     losses = []
@@ -63,14 +63,14 @@ def test_true_parameters_are_trained(case, how):
         torch.manual_seed(1)
         how(module, name)
         names = [n for n, p in module.named_parameters() if p.requires_grad]
-        true = [next(n for n in names if n.endswith(end)) for end in COMPUTED[how]]
+        originals = [next(n for n in names if n.endswith(end)) for end in ORIGINALS[how]]
         assert name not in names
         before = {n: p.detach().clone() for n, p in module.named_parameters()}
         optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)
         for _ in range(3):
             optimizer.zero_grad()
-            # Once a call: torch's layers evaluate it several times, and spectral_norm, which takes
-            # a step of its own each time, is then further on.
+            # cached() evaluates once per call. torch's layers evaluate several times otherwise, and
+            # spectral_norm does a power iteration in each evaluation.
             with parametrize.cached():
                 loss = squares(module(*args))
             loss.backward()
@@ -79,13 +79,13 @@ def test_true_parameters_are_trained(case, how):
         after = dict(module.named_parameters())
         moved = [n for n in before if not torch.equal(before[n], after[n])]
         assert moved == names
-        assert set(true) <= set(moved)
-        assert all(after[n].grad.any() for n in true)
-    assert len(set(map(float, losses[:3]))) == 3  # each step is seen by the next call
+        assert set(originals) <= set(moved)
+        assert all(after[n].grad.any() for n in originals)
+    assert len(set(map(float, losses[:3]))) == 3  # each call uses the step before it
     assert_close(losses[:3], losses[3:])
     assert_close(ours.state_dict(), theirs.state_dict())
 
-    # What was trained is a plain layer's in the end.
+    # A plain layer with the trained weights gives the same results.
     for module in [ours, theirs]:
         module.eval()
     results = flat(ours(*args))

@@ -1,4 +1,4 @@
-"""No stale copy of a weight is ever used, however the weights were changed between two calls."""
+"""No stale copy of a weight is used, however the weights were changed between two calls."""
 
 import copy
 import ctypes
@@ -20,14 +20,14 @@ from helpers import (
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-# Which weights a call sees is decided in Python, the same way for every device.
-pytestmark = pytest.mark.cpu("which weights are seen does not depend on the device")
+# Python code chooses the weights of a call, in the same way on every device.
+pytestmark = pytest.mark.cpu("which weights are used does not depend on the device")
 
 F64 = torch.float64
 
 
 def every(change):
-    """Apply a change to each parameter."""
+    """Applies a change to each parameter."""
 
     def apply(module):
         for p in list(module.parameters()):
@@ -107,7 +107,7 @@ def by_vector(module):
 
 
 def by_reset(module):
-    torch.manual_seed(hash(next(module.parameters()).sum().item()))  # not twice the same
+    torch.manual_seed(hash(next(module.parameters()).sum().item()))  # a new seed in each call
     module.reset_parameters()
 
 
@@ -152,14 +152,14 @@ CHANGES = {
 }  # fmt: skip
 
 
-def ways(module, args):
-    """The values in each way of calling: recorded, without grad, in inference mode."""
-    recorded = flat(module(*args))
+def results_in_all_modes(module, args):
+    """The results with grad mode, under no_grad and in inference mode."""
+    with_grad = flat(module(*args))
     with torch.no_grad():
-        without = flat(module(*args))
+        without_grad = flat(module(*args))
     with torch.inference_mode():
         inference = flat(module(*args))
-    return [recorded, without, inference]
+    return [with_grad, without_grad, inference]
 
 
 def equal(ours, theirs):
@@ -167,16 +167,16 @@ def equal(ours, theirs):
 
 
 def check_change(ours, theirs, args, change):
-    """Both changed alike, after calls that would have filled any cache, must still agree."""
+    """The layers still agree after the same change, made after calls that would fill any cache."""
     for _ in range(2):
-        before = ways(ours, args)
-        torch.testing.assert_close(before, ways(theirs, args))
+        before = results_in_all_modes(ours, args)
+        torch.testing.assert_close(before, results_in_all_modes(theirs, args))
         change(ours)
         change(theirs)
-        after = ways(ours, args)
+        after = results_in_all_modes(ours, args)
         assert not any(equal(a, b) for a, b in zip(before, after, strict=True))
-        torch.testing.assert_close(after, ways(theirs, args))
-        # The backward has its own layout of the weights.
+        torch.testing.assert_close(after, results_in_all_modes(theirs, args))
+        # Backward uses its own layout of the weights.
         torch.testing.assert_close(
             gradients(ours(*args), [*flat(args), *ours.parameters()]),
             gradients(theirs(*args), [*flat(args), *theirs.parameters()]),
@@ -210,25 +210,27 @@ def test_one_weight_alone(kind, name):
     def change(layer):
         getattr(layer, name).data.neg_()
 
-    torch.testing.assert_close(ways(ours, args), ways(theirs, args))
+    torch.testing.assert_close(results_in_all_modes(ours, args), results_in_all_modes(theirs, args))
     change(ours)
     change(theirs)
-    torch.testing.assert_close(ways(ours, args), ways(theirs, args))
+    torch.testing.assert_close(results_in_all_modes(ours, args), results_in_all_modes(theirs, args))
 
 
 def test_another_layer_at_the_same_address():
-    """Memory is given out again: an address says nothing of what is there."""
+    """Freed memory is reused, so an address does not identify a weight."""
     for seed in range(5):
         torch.manual_seed(seed)
         ours, theirs = pair("lstm", 5, 17, dtype=F64)
         args = torch.randn(4, 3, 5, dtype=F64), random_state(theirs, 3)
-        torch.testing.assert_close(ways(ours, args), ways(theirs, args))
+        torch.testing.assert_close(
+            results_in_all_modes(ours, args), results_in_all_modes(theirs, args)
+        )
         del ours, theirs
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_training(kind):
-    """Twenty steps of Adam from the same start end at the same weights."""
+    """Twenty steps of Adam from equal weights end at equal weights."""
     ours, theirs = pair(kind, 5, 17, num_layers=2, dropout=0.3, dtype=F64)
     x, y = torch.randn(6, 8, 5, dtype=F64), torch.randn(6, 8, 1, dtype=F64)
     losses = []
@@ -257,24 +259,28 @@ def test_parametrizations(kind, parametrized):
     for layer in [ours, theirs]:
         torch.manual_seed(1)
         parametrized(layer, "weight_hh_l0")
-        layer.eval()  # spectral_norm takes a step of its own at each call in training
+        layer.eval()  # in training mode spectral_norm does a power iteration in each call
     for _ in range(2):
         found, expected = (
             gradients(layer(*args), [*flat(args), *layer.parameters()]) for layer in [ours, theirs]
         )
         torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(ways(ours, args), ways(theirs, args))
+        torch.testing.assert_close(
+            results_in_all_modes(ours, args), results_in_all_modes(theirs, args)
+        )
         for layer in [ours, theirs]:
             with torch.no_grad():
                 for p in layer.parametrizations.weight_hh_l0.parameters():
                     p.mul_(0.7).add_(0.01)
     with parametrize.cached():
-        torch.testing.assert_close(ways(ours, args), ways(theirs, args))
+        torch.testing.assert_close(
+            results_in_all_modes(ours, args), results_in_all_modes(theirs, args)
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_old_weight_norm(kind):
+def test_hook_based_weight_norm(kind):
     """A hook that makes weight_hh_l0 a new tensor, not a Parameter, before each call."""
     ours, theirs = pair(kind, 5, 17, dtype=F64)
     x = torch.randn(4, 3, 5, dtype=F64)
@@ -299,7 +305,7 @@ def test_functional_call(kind):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_copies_go_their_own_way(kind):
+def test_copies_are_independent(kind):
     ours, theirs = pair(kind, 5, 17, dtype=F64)
     x = torch.randn(4, 3, 5, dtype=F64)
     own = flat(ours(x))
