@@ -1,9 +1,9 @@
-"""Proves docs/adding-a-cell.md: makes its three edits in a copy, builds it, runs the cell's tests.
+"""Tests docs/adding-a-cell.md: makes its three edits in a copy, builds it, runs the cell's tests.
 
     python tests/adding_a_cell/run.py
 
-Takes as long as a build from nothing: of what the source distribution holds, which is so proved to
-build. The files beside this one are the edits; the page must quote them as they are.
+The copy is the source distribution, so this also tests that it builds. Takes as long as a build
+from scratch. The other files of this folder are the edits; the page must quote them verbatim.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LINE = "    X(mgu, ::fastrnn::Mgu)"
-# Those of the cell, and those that run over all cells within one test.
+# The tests of the cell, and tests that loop over all cells.
 TESTS = "mgu or same_cells or fake_kernels"
 
 
 def insert_after(path: Path, marker: str, text: str) -> None:
-    """Put `text` after the line that contains `marker`."""
+    """Inserts `text` after the line that contains `marker`."""
     lines = path.read_text().splitlines()
     place = next(i for i, line in enumerate(lines) if marker in line)
     path.write_text(
@@ -33,7 +33,7 @@ def insert_after(path: Path, marker: str, text: str) -> None:
 
 
 def check_quotes() -> None:
-    """The page shows the files of this folder, not an older version of them."""
+    """The page quotes the current files of this folder."""
     page = (ROOT / "docs/adding-a-cell.md").read_text()
     header = (HERE / "mgu.h").read_text()
     struct = header[header.index("struct Mgu") : header.index("}  // namespace")].strip()
@@ -43,11 +43,11 @@ def check_quotes() -> None:
         ("LINE of run.py", LINE),
     ]:
         if text not in page:
-            raise SystemExit(f"docs/adding-a-cell.md does not quote {name} as it is")
+            raise SystemExit(f"docs/adding-a-cell.md does not quote {name} verbatim")
 
 
 def source_distribution(folder: Path) -> Path:
-    """Made in the folder and unpacked there: the top folder of what it holds."""
+    """Builds and unpacks the source distribution in the folder; returns its top folder."""
     command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True)
     (archive,) = folder.glob("fastrnn-*.tar.gz")
@@ -56,7 +56,7 @@ def source_distribution(folder: Path) -> Path:
 
 
 def edit(copy: Path) -> None:
-    """The three edits."""
+    """Makes the three edits."""
     shutil.copy(HERE / "mgu.h", copy / "csrc/cells")
     registry = copy / "csrc/cells/registry.h"
     insert_after(registry, '#include "lstm.h"', '#include "mgu.h"')
@@ -72,11 +72,11 @@ def main() -> None:
     check_quotes()
     with tempfile.TemporaryDirectory() as folder:
         copy = source_distribution(Path(folder).resolve())
-        # Which holds no tests.
+        # The source distribution has no tests.
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignore, dirs_exist_ok=True)
         edit(copy)
-        # The copy comes before the installed package; ninja stands beside the interpreter.
+        # The copy comes before the installed package. ninja is next to the interpreter.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = {**os.environ, "PYTHONPATH": str(copy), "PATH": path}
 
@@ -89,15 +89,15 @@ def main() -> None:
                 raise SystemExit(f"{done.stdout}\n{' '.join(arguments)} failed")
             return done.stdout
 
-        # Sooner built, and what is proved here is the same.
+        # Without optimization the build is quicker, and the test is the same.
         setup = copy / "setup.py"
         setup.write_text(setup.read_text().replace('"-O2"', '"-O0"'))
-        # egg_info: fastrnn.__version__ is then the copy's own, whether or not it is installed.
+        # egg_info: fastrnn.__version__ is then the copy's, whether or not fastrnn is installed.
         run("setup.py", "--quiet", "egg_info", "build_ext", "--inplace")
         where = run("-c", "import fastrnn; print(fastrnn.__file__, 'mgu' in fastrnn.CELLS)").split()
         if not where[0].startswith(str(copy)) or where[1] != "True":
-            raise SystemExit(f"the copy was not what was imported: {where}")
-        # Of those that differ in products of bfloat16 alone, the best.
+            raise SystemExit(f"another fastrnn than the copy was imported: {where}")
+        # The best set stands for all sets that differ only in products of bfloat16.
         sets = run("-c", "import fastrnn; print(*fastrnn.build_info()['isa_supported'])").split()
         for isa in [*(s for s in sets[:-1] if s in ("generic", "avx2")), sets[-1]]:
             environment["FASTRNN_ISA"] = isa

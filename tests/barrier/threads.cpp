@@ -1,5 +1,5 @@
-// Threads that meet at csrc/cpu/barrier.h, each reading what all others wrote before. Returns 1 if
-// one reads an old value; ThreadSanitizer looks for reads that nothing orders after the writes.
+// Threads that wait at csrc/cpu/barrier.h; each then reads what all others wrote before. Returns 1
+// if a thread reads a stale value. ThreadSanitizer reports reads that race with the writes.
 #include <stdlib.h>
 
 #include <thread>

@@ -1,9 +1,9 @@
-"""Runs the persistent kernels of a library (library.cu) and compares with float64.
+"""Runs the persistent kernels of a library (library.cu) and compares them with float64.
 
 python check.py LIBRARY [--cells lstm gru] [--cases persistent one_block tf32 float32]
 
-Fails if a value is off or a launch reports an error: under an emulator that looks for races, a race
-is one.
+Fails if a value is wrong or a launch reports an error. An emulator with race detection reports a
+race as an error.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("reference", ROOT / "fastrnn/reference.py")
 assert spec
 assert spec.loader
-# By its path: fastrnn itself need not be built here.
+# Loaded by path, as fastrnn need not be built here.
 reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
-# In the order of run.py's registry: gates, values kept for backward, and gradients stored.
+# In the order of run.py's registry: gates, values saved for backward, gradients stored.
 CELLS = {"lstm": (4, 4, 4), "gru": (3, 4, 6)}
-PLANNED, ONE_GROUP, ONE_BLOCK = range(3)  # library.cu's ways of cutting a layer
-FLOAT16, FLOAT32, TF32 = range(3)  # and its types
-# Rows of each step, H, and the way: a few rows that end together; more that do not, in groups of a
-# tile; and in one group of three tiles. Then rows of two elements a thread, and an odd H.
+PLANNED, ONE_GROUP, ONE_BLOCK = range(3)  # library.cu's ways to partition a layer
+FLOAT16, FLOAT32, TF32 = range(3)  # and its data types
+# (Rows of each step, H, way). For "persistent": a few sequences of equal length; more of different
+# lengths, in groups of one tile; one group of three tiles. For "one_block": two elements for each
+# thread; an odd H.
 PERSISTENT = [([5, 5, 5], 136, PLANNED), ([40, 18, 3], 150, PLANNED), ([37, 37], 136, ONE_GROUP)]
 CASES = {
     "persistent": [(FLOAT16, *case) for case in PERSISTENT],
@@ -40,21 +41,21 @@ CASES = {
     "tf32": [(TF32, *case) for case in PERSISTENT],
     "float32": [(FLOAT32, *case) for case in PERSISTENT],
 }  # fmt: skip
-# Some units in the last place: h and the gates' gradients are rounded once a step. What is looked
-# for is a wrong value.
+# A few units in the last place, as h and the gates' gradients are rounded once a step. The bugs to
+# detect give far larger errors.
 TOLERANCES = {FLOAT16: 8e-3, FLOAT32: 1e-5, TF32: 4e-3}
 
 
 def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict[str, Tensor]:
-    """Results and gradients of a direction by the definition, in float64."""
+    """Results and gradients of one direction by fastrnn/reference.py, in float64."""
     names = ("x", "w", "h0", "c0", "b_ih", "b_hh")
-    given = {name: t[name].double().requires_grad_() for name in names if name in t}
-    b_ih, b_hh = given["b_ih"], given["b_hh"]
-    h, c = given["h0"], given.get("c0")
-    xs, outputs = given["x"].split(sizes), [given["x"]] * len(sizes)
+    inputs = {name: t[name].double().requires_grad_() for name in names if name in t}
+    b_ih, b_hh = inputs["b_ih"], inputs["b_hh"]
+    h, c = inputs["h0"], inputs.get("c0")
+    xs, outputs = inputs["x"].split(sizes), [inputs["x"]] * len(sizes)
     for step in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         n = sizes[step]
-        r = torch.nn.functional.linear(h[:n], given["w"], b_hh)
+        r = torch.nn.functional.linear(h[:n], inputs["w"], b_hh)
         new, c_new = reference.CELLS[cell](xs[step] + b_ih, r, h[:n], None if c is None else c[:n])
         outputs[step] = new
         h = torch.cat([new, h[n:]])
@@ -65,18 +66,18 @@ def exact(cell: str, t: dict[str, Any], sizes: list[int], reverse: bool) -> dict
     if c is not None:
         results["c"] = c
         loss = loss + (c * t["dc"].double()).sum()
-    grads = torch.autograd.grad(loss, list(given.values()))
-    return results | {f"grad_{n}": g for n, g in zip(given, grads, strict=True)}
+    grads = torch.autograd.grad(loss, list(inputs.values()))
+    return results | {f"grad_{n}": g for n, g in zip(inputs, grads, strict=True)}
 
 
 def check(library: ctypes.CDLL, cell: str, type: int, sizes: list[int], H: int, way: int) -> None:
     gates, saved, grads = CELLS[cell]
     has_c = cell == "lstm"
     T, B, N = len(sizes), sizes[0], sum(sizes)
-    stored = torch.float16 if type == FLOAT16 else torch.float32
+    storage_dtype = torch.float16 if type == FLOAT16 else torch.float32
     torch.manual_seed(0)
 
-    def random(*size: int, scale: float = 0.5, dtype: torch.dtype = stored) -> Tensor:
+    def random(*size: int, scale: float = 0.5, dtype: torch.dtype = storage_dtype) -> Tensor:
         return (torch.randn(*size) * scale).to(dtype)
 
     both = []
@@ -94,10 +95,10 @@ def check(library: ctypes.CDLL, cell: str, type: int, sizes: list[int], H: int, 
     def device(tensor: Tensor) -> Tensor:
         return tensor.cuda()
 
-    def empty(*size: int, dtype: torch.dtype = stored) -> Tensor:
+    def empty(*size: int, dtype: torch.dtype = storage_dtype) -> Tensor:
         return torch.full(size, torch.nan, dtype=dtype, device="cuda")
 
-    alive: list[Tensor] = []  # whatever a pointer points to
+    alive: list[Tensor] = []  # keeps the memory behind the pointers
 
     def pointers(tensors: list[Tensor | None]) -> list[int]:
         alive.extend(t for t in tensors if t is not None)
@@ -106,23 +107,24 @@ def check(library: ctypes.CDLL, cell: str, type: int, sizes: list[int], H: int, 
     forward, backward, weights, found = [], [], [], []
     for t in both:
         g = {name: device(value) for name, value in t.items()}
-        h, output, again, kept = empty(B, H), empty(N, H), empty(N, H), empty(N, saved * H)
-        c, kept_c = (empty(B, H), empty(N, H)) if has_c else (None, None)
+        h, output, output_copy = empty(B, H), empty(N, H), empty(N, H)
+        saved_gates = empty(N, saved * H)
+        c, saved_c = (empty(B, H), empty(N, H)) if has_c else (None, None)
         dh = empty(B, H, dtype=torch.float32)
         dc = empty(B, H, dtype=torch.float32) if has_c else None
         dgates, prev = empty(N, grads * H), empty(N, H)
-        # Those of 16 bits leave them to others.
-        of_biases = [None] * 2 if type == FLOAT16 else [empty(gates * H), empty(gates * H)]
+        # The 16-bit kernels leave the biases' gradients to another kernel.
+        bias_grads = [None] * 2 if type == FLOAT16 else [empty(gates * H), empty(gates * H)]
         forward += pointers(
-            [g["x"], g["b_ih"], g["b_hh"], g["h0"], g.get("c0"), h, None, c, output, again, kept,
-             kept_c]
+            [g["x"], g["b_ih"], g["b_hh"], g["h0"], g.get("c0"), h, None, c, output, output_copy,
+             saved_gates, saved_c]
         )  # fmt: skip
         backward += pointers(
-            [g["h0"], g.get("c0"), output, kept, kept_c, g["grad_output"], g["dh"], g.get("dc"),
-             dh, dc, dgates, prev, *of_biases, None, None]
+            [g["h0"], g.get("c0"), output, saved_gates, saved_c, g["grad_output"], g["dh"],
+             g.get("dc"), dh, dc, dgates, prev, *bias_grads, None, None]
         )  # fmt: skip
         weights += pointers([g["w"]])
-        found.append((output, again, h, c, dh, dc, dgates, prev, of_biases))
+        found.append((output, output_copy, h, c, dh, dc, dgates, prev, bias_grads))
 
     arguments: list[Any] = [
         list(CELLS).index(cell), type, ctypes.c_int64(H), ctypes.c_int64(T),
@@ -136,25 +138,25 @@ def check(library: ctypes.CDLL, cell: str, type: int, sizes: list[int], H: int, 
         if error:
             raise SystemExit(f"{cell} {name}: {error.decode()}")
 
-    for d, (output, again, h, c, dh, dc, dgates, prev, of_biases) in enumerate(found):
+    for d, (output, output_copy, h, c, dh, dc, dgates, prev, bias_grads) in enumerate(found):
         by_gate = dgates.cpu().double().view(N, grads, H)
-        of_h = by_gate[:, grads - gates :].reshape(N, gates * H)
+        recurrent_grads = by_gate[:, grads - gates :].reshape(N, gates * H)
         values = {
             "output": output, "h": h, "grad_h0": dh,
             "grad_x": by_gate[:, :gates].reshape(N, gates * H),
-            "grad_w": of_h.t() @ prev.cpu().double(),
+            "grad_w": recurrent_grads.t() @ prev.cpu().double(),
         }  # fmt: skip
         if c is not None and dc is not None:
             values |= {"c": c, "grad_c0": dc}
         if type != FLOAT16:
-            values |= dict(zip(["grad_b_ih", "grad_b_hh"], of_biases, strict=True))
+            values |= dict(zip(["grad_b_ih", "grad_b_hh"], bias_grads, strict=True))
         for name, value in values.items():
             value, right = value.cpu().double(), expected[d][name]
             error = (value - right).abs().max().item() / max(1, right.abs().max().item())
             if not error < TOLERANCES[type]:
                 raise SystemExit(f"{cell}, direction {d}: {name} is off by {error:.1e}")
-        if not torch.equal(again, output):
-            raise SystemExit(f"{cell}, direction {d}: the output is another the second time")
+        if not torch.equal(output_copy, output):
+            raise SystemExit(f"{cell}, direction {d}: the copy of the output differs")
 
 
 if __name__ == "__main__":

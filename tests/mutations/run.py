@@ -1,10 +1,10 @@
-"""Plants bugs in the persistent CUDA kernels, one at a time, and sees each of them found.
+"""Mutation tests: injects bugs into the persistent CUDA kernels, one at a time; all must be found.
 
     python tests/mutations/run.py [--vgpu PROGRAM] [NAME...]
 
-A bug that no check finds fails this script, and so does a check that fails without one. The checks
-are check.py's: the values of a forward and a backward pass beside float64, under an emulated GPU
-that looks for races, out-of-bounds accesses and reads of what nobody wrote. Needs nvcc and torch.
+The script fails if no check finds a bug, or if a check fails without a bug. check.py compares a
+forward and a backward pass with float64, under an emulated GPU that detects races, out-of-bounds
+accesses and reads of uninitialized memory. Needs nvcc and torch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FLAGS = ["-Xcompiler", "-fPIC", "-cudart", "shared", "-std=c++20", "-O3", "-lineinfo"]
 FLAGS += ["-gencode", "arch=compute_90,code=compute_90"]
-# The cells of check.py alone, so that a kernel compiles in seconds; for most bugs the first alone.
+# Only check.py's cells, so that a kernel compiles in seconds; for most bugs only the first one.
 CELLS = {"lstm": "X(lstm, ::fastrnn::Lstm)", "gru": "X(gru, ::fastrnn::Gru)"}
 
-# Which of check.py's cases see a bug of a file, if not those of the persistent kernels of 16 bits;
-# and whose kernels they are.
+# The files whose bugs show in other cases of check.py than "persistent", and each case's kernels.
 OF_ONE_BLOCK = {"cuda/one_block.cuh", "cuda/held.cuh", "cuda/ahead.cuh"}
 OF_COLUMNS = {"cuda/persistent_columns.cuh", "cuda/columns.cuh", "cuda/bias_gradients.cuh"}
 KERNELS = {
@@ -43,10 +42,10 @@ KERNELS = {
 class Bug:
     name: str
     file: str  # in csrc
-    right: str  # what is there once
-    wrong: str  # what comes in its place
-    cases: str = ""  # of check.py, if not those of the file
-    cells: tuple[str, ...] = ("lstm",)  # that see it
+    right: str  # the correct text, which occurs once
+    wrong: str  # its replacement
+    cases: str = ""  # check.py's cases, if not the file's
+    cells: tuple[str, ...] = ("lstm",)  # the cells in which it shows
 
 
 BUGS = [
@@ -63,13 +62,13 @@ BUGS = [
         "        return;  // the",
     ),
     Bug(
-        "the arrival is no release",
+        "the arrival does not release",
         "cuda/grid_barrier.cuh",
         "red.release.gpu.global",
         "red.relaxed.gpu.global",
     ),
     Bug(
-        "the wait is no acquire",
+        "the wait does not acquire",
         "cuda/grid_barrier.cuh",
         "ld.acquire.gpu.global",
         "ld.relaxed.gpu.global",
@@ -81,13 +80,13 @@ BUGS = [
         "exchange.of_step(step)[Weights::place(row, part.unit(), width)] =",
     ),
     Bug(
-        "what is asked for has a single buffer",
+        "the prefetch has a single buffer",
         "cuda/persistent.cuh",
         "ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);",
         "ask(turn, step + last, last ? 0 : row0 + tile_rows);",
     ),
     Bug(
-        "what was asked for is not waited for",
+        "the prefetch is not waited for",
         "cuda/tile_inputs.cuh",
         "cp.async.wait_all;",
         "",
@@ -160,13 +159,13 @@ BUGS = [
         "        read_ = write_;\n",
     ),
     Bug(
-        "one block: what was asked for is not waited for",
+        "one block: the prefetch is not waited for",
         "cuda/ahead.cuh",
         "cp.async.wait_group 2;",
         "",
     ),
     Bug(
-        "one block: too little is waited for",
+        "one block: the wait is one prefetch short",
         "cuda/ahead.cuh",
         "cp.async.wait_group 2;",
         "cp.async.wait_group 3;",
@@ -292,7 +291,7 @@ def compiled(source: Path, csrc: Path, to: Path) -> None:
 
 
 def copied(to: Path, cells: Iterable[str]) -> Path:
-    """The sources, with these cells in the registry."""
+    """Copies the CUDA sources; the copy's registry has only these cells."""
     csrc = to / "csrc"
     shutil.copytree(ROOT / "csrc/cells", csrc / "cells")
     shutil.copytree(ROOT / "csrc/cuda", csrc / "cuda")
@@ -316,9 +315,9 @@ def library(kernels: list[Path], others: list[Path], to: Path) -> Path:
 
 
 def verdict(vgpu: Path, built: Path, *which: str) -> str:
-    """What check.py says of a library under the race check: "right", or what is wrong."""
+    """check.py's result for a library under the race check: "right" or the error."""
     command = [vgpu, "run", "--race-check", "--", sys.executable, HERE / "check.py", built, *which]
-    # What the emulator compiles of a kernel runs for a second.
+    # A kernel runs for about a second, so optimizing its translation does not pay.
     done = call(command, timeout=900, env={"VGPU_OPT": "-O0", **os.environ})
     if done.returncode == 0 and done.stdout.strip().endswith("right"):
         return "right"
@@ -349,9 +348,9 @@ def main() -> None:
             file = changed / bug.file
             text = file.read_text()
             if bug.right not in text:
-                raise SystemExit(f"'{bug.name}': {bug.file} does not have\n{bug.right}")
+                raise SystemExit(f"'{bug.name}': {bug.file} does not contain\n{bug.right}")
             file.write_text(text.replace(bug.right, bug.wrong, 1))
-            # The formulas of the cells are in the kernels of all: one will do.
+            # A cell's formulas are in all kernels; testing one of them is enough.
             path = "one_block" if bug.file in OF_ONE_BLOCK else "persistent"
             path = "tf32" if bug.file in OF_COLUMNS else path
             path = bug.cases or path
