@@ -1,12 +1,15 @@
-"""What the compiler says of the CUDA kernels: registers, spills, instructions.
+"""Checks what ptxas reports about the CUDA kernels: registers, spills, instructions.
 
     python tests/check_ptxas.py [--archs 80 90]
 
-Compiles csrc/cuda/*.cu and fails if a kernel spills registers or has a local array; if a block of a
-persistent kernel, all of which must be resident, needs more registers than a multiprocessor has; if
-a persistent kernel of 16 bits or TF32 has no instruction of the tensor cores, or any persistent
-kernel no load of 16 bytes where it reads what it multiplies. Needs nvcc, and cuobjdump in PATH or
-from the triton that comes with torch; no GPU.
+Compiles csrc/cuda/*.cu and fails if
+- a kernel spills registers or has a local array;
+- a block of a persistent kernel needs more registers than a multiprocessor has: all blocks of such
+  a kernel must be resident at once;
+- a persistent kernel for a 16-bit type or TF32 has no tensor core instruction;
+- a persistent kernel has no 16-byte load for the operands of its products.
+
+Needs nvcc, and cuobjdump in PATH or from the triton that comes with torch. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ from rich.table import Table
 
 CUDA = Path(__file__).parents[1] / "csrc/cuda"
 FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v"]
-FILE = 65536  # registers of a multiprocessor, since compute capability 3.5
+FILE = 65536  # registers per multiprocessor, since compute capability 3.5
 # most_threads in csrc/cuda/persistent_kernel.h
 THREADS = {"float": 256, "Tf32": 256, "__half": 512, "__nv_bfloat16": 512}
 COLUMN_THREADS = 512  # column_threads in csrc/cuda/tiling.h
-# The most of one_block_threads in csrc/cuda/one_block_kernel.h, by the gates of a cell.
+# The maximum of one_block_threads in csrc/cuda/one_block_kernel.h, by a cell's number of gates.
 SMALL = {"Lstm": (192, 256), "Gru": (256, 256), "Rnn": (384, 512)}  # TF32, 16 bits
 
 
@@ -45,12 +48,12 @@ class Kernel:
 
     @property
     def is_persistent(self) -> bool:
-        """All steps in one launch."""
+        """Whether one launch runs all steps."""
         return "persistent_" in self.name or "one_block_" in self.name
 
     @property
     def threads(self) -> int:
-        """Those of the largest block of a persistent kernel."""
+        """Threads in the largest block of a persistent kernel."""
         if "_columns<" in self.name:
             return COLUMN_THREADS
         if "one_block_" not in self.name:
@@ -60,7 +63,7 @@ class Kernel:
 
     @property
     def multiplied(self) -> str:
-        """The type that a persistent kernel's products are of."""
+        """The operand type of a persistent kernel's products."""
         found = re.search(r", (?:\w+::)*(\w+)>\(", self.name)
         assert found, self.name
         return found.group(1)
@@ -84,7 +87,7 @@ def cuobjdump() -> str:
 
 
 def compiled(source: Path, arch: str, folder: Path) -> tuple[list[Kernel], dict[str, str]]:
-    """The kernels of a file for an architecture, and the instructions of each by its name."""
+    """The kernels of a file for an architecture, and each one's SASS, by name."""
     cubin = folder / f"{source.stem}_{arch}.cubin"
     report = output(["nvcc", *FLAGS, f"-arch=sm_{arch}", "-cubin", str(source), "-o", str(cubin)])
     report = subprocess.run(["c++filt"], input=report, capture_output=True, text=True).stdout
@@ -113,7 +116,7 @@ def faults(kernel: Kernel, instructions: str) -> list[str]:
             found.append(f"{kernel.threads} threads need more than {FILE} registers")
         if kernel.multiplied != "float" and "HMMA" not in instructions:
             found.append("does not use the tensor cores")
-        # What a step multiplies: from memory, or, where a block has made it, from shared memory.
+        # The operands come from global memory, or from shared memory if the block computed them.
         own = re.search("one_block_|_columns<", kernel.name)
         wide = r"LDS\.128" if own else r"LDG?\.E(\.\w+)*\.128"
         if not re.search(wide, instructions):

@@ -1,16 +1,16 @@
-"""What every test can rely on: the device and the instruction set under test, torch left as found.
+"""Options, markers and fixtures: the device and instruction set under test, and torch's state.
 
-`pytest --device cuda` runs the tests on a GPU: it is torch's default device then, for the tensors
-of a test as for its layers. Tests marked `cpu` are about the CPU alone, those marked `cuda` about
-CUDA.
+`pytest --device cuda` runs the tests on a GPU by making it torch's default device. Tests marked
+`cpu` run on the CPU only, tests marked `cuda` on CUDA only.
 """
 
 import logging
 import os
 from collections.abc import Iterator
 
-# Before torch starts its threads: those that wait for the next of very many small loops sleep
-# rather than spin, or the suite takes ten times as long on a machine that has other work.
+# Must be set before torch starts its threads. Idle OpenMP threads then sleep instead of spinning:
+# the suite runs very many small parallel loops, and on a busy machine spinning makes it ten times
+# slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -21,10 +21,10 @@ import fastrnn
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="of the tests")
-    parser.addoption("--fuzz", type=int, default=500, help="random cases a test (500)")
-    parser.addoption("--soak", type=float, default=2, help="seconds of test_soak (2)")
-    parser.addoption("--other-cases", action="store_true", help="than those of every run")
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="device (cpu)")
+    parser.addoption("--fuzz", type=int, default=500, help="random cases per test (500)")
+    parser.addoption("--soak", type=float, default=2, help="duration of test_soak in seconds (2)")
+    parser.addoption("--other-cases", action="store_true", help="draw new random cases")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,16 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
         built = fastrnn.build_info()["cuda"]
         if built != "built":
             raise pytest.UsageError(f"--device cuda: fastrnn was built without CUDA: {built}")
-        # torch's layers by its own kernels, in float32: cuDNN's have no double backward, take no
-        # states of other strides, round to TF32. test_cuda.py compares with cuDNN.
+        # The reference is torch's own kernels in float32. cuDNN's have no double backward, reject
+        # non-contiguous states and round to TF32. test_cuda.py compares with cuDNN.
         torch.backends.cudnn.enabled = False
         torch.backends.cudnn.allow_tf32 = False
-        # Before the tests' files are read, which make tensors of their own.
+        # Must be set before collection: test modules create tensors when they are imported.
         torch.set_default_device("cuda")
     config.addinivalue_line(
-        "markers", "once: the same whatever the instruction set, so test_isa.py leaves it out"
+        "markers", "once: does not depend on the instruction set, so test_isa.py skips it"
     )
-    # Of torch's own layer, once a process: nothing that a test here could do about it.
+    # Issued once per process by torch's own layer.
     config.addinivalue_line(
         "filterwarnings", "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
     )
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         mark = item.get_closest_marker(other)
         if mark:
-            reason = mark.args[0] if mark.args else "a test of CUDA"
+            reason = mark.args[0] if mark.args else "needs CUDA"
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -66,23 +66,23 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def isa(record_testsuite_property) -> str:
-    """The instruction set these tests run under; written into --junitxml for test_isa.py to check.
+    """The instruction set under test, recorded in --junitxml, where test_isa.py checks it.
 
-    FASTRNN_ISA is read when fastrnn is imported, so one process can only test one set: test_isa.py
-    runs the others in processes of their own.
+    fastrnn reads FASTRNN_ISA on import, so one process can only test one instruction set.
+    test_isa.py runs each of the others in a separate process.
     """
     name = fastrnn.build_info()["isa"]
     record_testsuite_property("isa", name)
     order = fastrnn.build_info()["isa_compiled"]
     cap = os.environ.get("FASTRNN_ISA")
     if cap in order:
-        assert order.index(name) <= order.index(cap), f"FASTRNN_ISA={cap} gave {name}"
+        assert order.index(name) <= order.index(cap), f"FASTRNN_ISA={cap} selected {name}"
     return name
 
 
 @pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    """The same random numbers for a test whichever ran before it, and as many threads anywhere."""
+def fixed_seed_and_threads() -> Iterator[None]:
+    """Every test starts from seed 0 with two threads, whatever ran before and on any machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     torch.manual_seed(0)
@@ -90,13 +90,16 @@ def settings() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-TORCHS = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
+CLASS_NAMES = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
 
 
 @pytest.fixture
 def without_direct_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules run torch's forward code and the operators: what csrc/direct.cpp is a shortcut of."""
-    for name in TORCHS:
+    """Modules take the operator path: torch's forward code and fastrnn's operators.
+
+    Without this fixture the fast path of csrc/direct.cpp bypasses both.
+    """
+    for name in CLASS_NAMES:
         layer = getattr(fastrnn, name)
         monkeypatch.setattr(layer, "forward", layer.forward.__wrapped__)
     for name in ("network", "step"):
@@ -104,15 +107,15 @@ def without_direct_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def torch_as_found():
-    """No test may leave torch patched."""
-    before = [getattr(nn, name).__init__ for name in TORCHS]
+def torch_is_unpatched():
+    """Fails if a test leaves torch patched."""
+    before = [getattr(nn, name).__init__ for name in CLASS_NAMES]
     yield
-    assert [getattr(nn, name).__init__ for name in TORCHS] == before
+    assert [getattr(nn, name).__init__ for name in CLASS_NAMES] == before
 
 
 @pytest.fixture
 def reports(caplog):
-    """The warnings in fastrnn's log, as a function."""
+    """A function that returns the warnings fastrnn has logged so far."""
     caplog.set_level(logging.WARNING, logger="fastrnn")
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]

@@ -1,6 +1,7 @@
-"""What a piece of code asks of CUDA: kernels by name, copies to the host, waits for the device.
+"""Counts the CUDA calls of a function: kernel launches by name, copies and synchronisations.
 
-On a real GPU by torch's profiler; on the virtual GPU, which has none, by its own counters.
+On a real GPU they come from torch's profiler. The virtual GPU does not support it and has counters
+of its own.
 """
 
 import ctypes
@@ -15,18 +16,18 @@ from helpers import VIRTUAL
 
 
 class Calls(NamedTuple):
-    launches: Counter[str]  # by the kernel's name, which has ours somewhere in it
-    to_host: int  # copies, or their bytes
-    on_device: int  # copies within it, and fills
-    waits: int
+    launches: Counter[str]  # by (mangled) kernel name
+    to_host: int  # device-to-host copies, or their bytes
+    on_device: int  # device-to-device copies and memsets
+    waits: int  # synchronisations
 
     def of(self, *names: str) -> int:
-        """Launches of the kernels with one of these words in their name."""
+        """Launches of kernels whose name contains one of `names`."""
         return sum(n for name, n in self.launches.items() if any(w in name for w in names))
 
 
 def cuda_calls(run: Callable[[], Any]) -> Calls:
-    """The calls while `run` runs; it is run before too, for all that happens only once."""
+    """The calls that `run` makes. It is run once before, to exclude one-time initialisation."""
     run()
     return _on_the_virtual_gpu(run) if VIRTUAL else _on_a_gpu(run)
 
@@ -35,7 +36,7 @@ def _on_a_gpu(run: Callable[[], Any]) -> Calls:
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
-        torch.cuda.set_sync_debug_mode("error")  # the profiler waits at the end itself
+        torch.cuda.set_sync_debug_mode("error")  # reset below: the profiler itself synchronises
         try:
             run()
         finally:

@@ -2,10 +2,10 @@
 
     python tests/gpu_sanitizer.py
 
-memcheck finds accesses out of bounds, racecheck those of shared memory without a barrier between
-them, synccheck barriers that not all threads reach. (initcheck is no use here: it takes what
-cuBLAS stores in bulk for memory that nobody has written.) compute-sanitizer comes with the CUDA
-toolkit; the tests themselves run under the emulator's own checks, docs/cuda.md.
+memcheck finds out-of-bounds accesses, racecheck shared memory hazards, synccheck divergent
+barriers. initcheck is not used: it does not see cuBLAS's bulk stores and reports what they wrote as
+uninitialised. compute-sanitizer comes with the CUDA toolkit. The test suite runs under the
+emulator's own checks (docs/cuda.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOOLS = ["memcheck", "racecheck", "synccheck"]
 CELLS = ["LSTM", "GRU", "RNN"]
 PATHS = ["persistent", "stepwise"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-# H, B, T, bidirectional, TF32: those of one block and of many, of a ragged tail and of none.
+# H, B, T, bidirectional, TF32: for one block and for many, with and without partial tiles.
 SIZES = [
     (17, 3, 5, True, False),
     (64, 1, 6, False, True),
@@ -35,7 +35,7 @@ SIZES = [
 def train_layers() -> None:
     calls = 0
     for path, dtype, cell, size in product(PATHS, DTYPES, CELLS, SIZES):
-        if path == "persistent" and dtype == torch.float64:  # which has no such kernels
+        if path == "persistent" and dtype == torch.float64:  # not supported
             continue
         H, B, T, bidirectional, tf32 = size
         os.environ["FASTRNN_CUDA_PATH"] = path
@@ -45,7 +45,7 @@ def train_layers() -> None:
         layer(x)[0].sum().backward()
         torch.cuda.synchronize()
         calls += 1
-    print(f"{calls} layers trained a step on {torch.cuda.get_device_name()}")
+    print(f"trained {calls} layers for one step each on {torch.cuda.get_device_name()}")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Pairs of layers (fastrnn's and torch's) with the same weights, and how their numbers compare."""
+"""Pairs of fastrnn and torch layers with equal weights, and comparisons of their results."""
 
 import copy
 import os
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
 
-#: The layers of torch.nn as they differ in what is computed; "proj" stands for a size under H.
+#: The kinds of layers: class name and options. proj_size=True means some size less than H.
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm": ("LSTM", {}),
     "lstm_proj": ("LSTM", {"proj_size": True}),
@@ -33,7 +33,7 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
 FULL = [torch.float32, torch.float64]
 LOW = [torch.bfloat16, torch.float16]
 
-#: Whether CUDA is the virtual GPU.
+#: Whether the CUDA device is the virtual GPU.
 VIRTUAL = os.environ.get("VGPU_ACTIVE") == "1"
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -47,9 +47,10 @@ class Sizes(NamedTuple):
 
 
 def affordable(cases: Sequence[Any]) -> list[Any]:
-    """Those of the cases (T, B, I, H) that the device under test is fast enough for: all, or on the
-    virtual GPU, which takes some 10 ns for a multiply-add, those of up to 2 million a gate and, as
-    every step is a launch, of up to 100 steps.
+    """The cases (T, B, I, H) that are small enough for the device under test.
+
+    All of them, except on the virtual GPU. There a multiply-add takes about 10 ns, so the limit is
+    2 million per gate, and every step is a launch, so the limit is 100 steps.
     """
     most = 2e6
     return [
@@ -60,10 +61,10 @@ def affordable(cases: Sequence[Any]) -> list[Any]:
 
 
 def some_sizes(case: str) -> Sizes:
-    """Sizes around the widths of registers and tiles, drawn by the name of the case.
+    """Random sizes around the widths of registers and tiles, seeded with the name of the case.
 
-    A product of all options with all sizes would take an hour: every option meets many sizes and
-    every size many options, and a case's name always gives the same sizes.
+    All combinations of options and sizes would take an hour. This way every option is tested with
+    many sizes and every size with many options, reproducibly.
     """
     draw = random.Random(case).choice
     return Sizes(draw([1, 2, 7]), draw([1, 3, 8, 17]), draw([1, 5, 33]), draw([1, 16, 17, 33, 64]))
@@ -91,7 +92,7 @@ def cell_pair(kind: str, input_size: int, hidden_size: int, **options: Any) -> t
 
 
 def random_state(layer: nn.RNNBase, *batch: int) -> State:
-    """h0, or (h0, c0), of a layer: [L*D, B, H or P]; unbatched without a batch size."""
+    """A random h0, or (h0, c0), for a layer: [L*D, B, H or P], or unbatched if `batch` is empty."""
     dtype = next(layer.parameters()).dtype
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     h = torch.randn(rows, *batch, layer.proj_size or layer.hidden_size, dtype=dtype)
@@ -111,7 +112,7 @@ def is_lstm(module: nn.Module) -> bool:
 
 
 def ragged(lengths: Sequence[int], size: int, dtype: torch.dtype = torch.float32) -> PackedSequence:
-    """A packed batch of random sequences, in any order of lengths."""
+    """A packed batch of random sequences with the given lengths, in any order."""
     return pack([torch.randn(n, size, dtype=dtype) for n in lengths])
 
 
@@ -121,52 +122,52 @@ def device() -> str:
 
 
 def rng_state() -> Tensor:
-    """The state of the generator that random numbers on the device come from."""
+    """The state of the default generator of the device under test."""
     return torch.cuda.get_rng_state() if device() == "cuda" else torch.get_rng_state()
 
 
 def host_tensor(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Batch sizes: on the CPU, wherever the data is."""
+    """A CPU tensor whatever the default device, such as batch_sizes must be."""
     return torch.tensor(values, dtype=dtype, device="cpu")
 
 
 def pack(sequences: Sequence[Tensor], enforce_sorted: bool = False) -> PackedSequence:
-    """torch's pack_sequence, which would make the lengths on the default device."""
+    """torch's pack_sequence, with the lengths on the CPU whatever the default device."""
     with torch.device("cpu"):
         return pack_sequence(list(sequences), enforce_sorted=enforce_sorted)
 
 
 def flat(nested: Any) -> list[Tensor]:
-    """The tensors of a layer's result, or of its arguments: output, h_n, c_n."""
+    """The tensors of a layer's results or arguments as a flat list, such as output, h_n, c_n."""
     if nested is None:
         return []
     if isinstance(nested, PackedSequence):
         return [nested.data]
     if isinstance(nested, Tensor):
         return [nested]
-    return [tensor for part in nested for tensor in flat(part)]
+    return [tensor for item in nested for tensor in flat(item)]
 
 
 def mapped(nested: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest with every floating tensor changed."""
+    """The same structure with `change` applied to every floating-point tensor."""
     if nested is None:
         return None
     if isinstance(nested, PackedSequence):
         return nested._replace(data=change(nested.data))
     if isinstance(nested, Tensor):
         return change(nested)
-    return type(nested)(mapped(part, change) for part in nested)
+    return type(nested)(mapped(item, change) for item in nested)
 
 
 def leaves(nested: Any) -> Any:
-    """The same nest of fresh leaves that require grad, strides kept."""
+    """The same structure with every tensor copied to a new leaf that requires grad."""
     return mapped(nested, lambda t: t.detach().clone().requires_grad_())
 
 
 def avoid_corners(kind: str, *layers: nn.Module) -> None:
-    """Moves relu's units away from its corner, where a gradient or none is up to the last bit.
+    """Moves relu's pre-activations away from zero, where rounding decides whether a gradient flows.
 
-    With these biases half of the units are on, and the others off.
+    The biases switch every other unit on and the rest off.
     """
     if kind == "rnn_relu":
         for layer in layers:
@@ -179,21 +180,22 @@ def avoid_corners(kind: str, *layers: nn.Module) -> None:
 
 
 def in_double(module: nn.Module, *args: Any) -> Any:
-    """What the module would give without rounding: its exact weights and inputs, in float64."""
+    """The module's results computed in float64 from the same weights and inputs."""
     exact = copy.deepcopy(module).double()
     return exact(*mapped(args, Tensor.double))
 
 
-#: Results that are compared together: ours, theirs, the exact ones
+#: Results to compare together: (ours, theirs, exact).
 Pool = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def assert_same(
     ours: Any, theirs: Any, exact: Any = None, *, strides: bool = True, pool: Pool | None = None
 ) -> None:
-    """Equal dtypes, shapes, strides and values: those of 16 bits as near to `exact` as torch's.
+    """Asserts equal dtypes, shapes, strides and values.
 
-    With a pool the latter are added to it, for assert_pool_no_worse to compare.
+    Values of 16-bit types are checked by assert_no_worse against `exact`. If a pool is given, they
+    are added to it instead, to be checked by assert_pool_no_worse.
     """
     ours, theirs, exact = flat(ours), flat(theirs), flat(exact)
     assert len(ours) == len(theirs)
@@ -210,18 +212,17 @@ def assert_same(
 
 
 def assert_pool_no_worse(pool: Pool, times: float = 2) -> None:
-    """assert_no_worse of all together: the mean of a few errors would be a matter of luck."""
+    """assert_no_worse of all results at once: a mean over few errors is too noisy."""
     ours, theirs, exact = (torch.cat([t.flatten() for t in ts]) for ts in zip(*pool, strict=True))
     assert_no_worse(ours, theirs, exact, times)
 
 
 def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor, times: float = 2) -> None:
-    """No more than so many times the error torch has against the exact values, root mean square.
+    """Asserts that our RMS error against the exact values is at most `times` torch's.
 
-    By chance torch's can be smaller than what rounding the exact result to the dtype would cost
-    (half a unit in the last place), and no error is held against us that torch's would have without
-    that luck. A mean hides a single bad element, so the largest errors are compared too: each is
-    the sum of a few unlucky roundings, and twice as many of them are allowed.
+    torch's error can happen to be less than that of rounding the exact result to the dtype (half a
+    unit in the last place), so the larger of the two is the reference. A mean hides a single bad
+    element, so the maximum errors are compared too, with twice the factor: a maximum is noisier.
     """
     assert exact.dtype == torch.float64
     assert torch.isfinite(ours).all()
@@ -235,24 +236,24 @@ def assert_no_worse(ours: Tensor, theirs: Tensor, exact: Tensor, times: float = 
     rounding = exact.abs().clamp(min=info.tiny) * info.eps / 2
     our, their = (ours.double() - exact).abs(), (theirs.double() - exact).abs()
     mean, allowed = rms(our), times * max(rms(their), rms(rounding))
-    assert mean <= allowed, f"root mean square of the errors {mean:.3g}, allowed {allowed:.3g}"
+    assert mean <= allowed, f"RMS error {mean:.3g}, allowed {allowed:.3g}"
     largest = our.max().item()
     allowed = 2 * times * max(their.max().item(), rounding.max().item())
-    assert largest <= allowed, f"largest error {largest:.3g}, allowed {allowed:.3g}"
+    assert largest <= allowed, f"maximum error {largest:.3g}, allowed {allowed:.3g}"
 
 
 def normals(like: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Random float64 numbers on the CPU: whatever the device, the same for a seed."""
+    """Normal float64 tensors of the same shapes on the CPU, the same for a seed on any device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     return [torch.randn(t.shape, generator=generator, **options) for t in like]
 
 
 def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
-    """d(sum of cotangents * outputs) / d(inputs), for cotangents drawn from the seed.
+    """d(sum of cotangents * outputs) / d(inputs), for random cotangents.
 
-    An input that no output depends on has no gradient in torch's graph and one of zeros in that of
-    a single fused operator, which does not know the graph around it: both are zeros here.
+    An input that no output depends on gets None from torch's graph but zeros from a fused operator.
+    Both are zeros here.
     """
     outputs = flat(outputs)
     cotangents = [random.to(o) for random, o in zip(normals(outputs, seed), outputs, strict=True)]
@@ -265,7 +266,7 @@ def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 1) -> list[Ten
 def end_in_one_line(
     run: Callable[..., object], capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str
 ) -> str:
-    """The one line that ends a run of an example, run(folder, *arguments), before any picture."""
+    """The one-line usage error with which run(folder, *arguments) exits, leaving all pictures."""
 
     def pictures() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in folder.glob("*.png")}
@@ -282,7 +283,7 @@ def end_in_one_line(
 
 
 def count(config: pytest.Config) -> int:
-    """Of random cases: fewer where the same are drawn under other instruction sets, or emulated."""
+    """The number of random cases: fewer on the virtual GPU and with FASTRNN_ISA set."""
     cases = config.getoption("fuzz")
     return max(1, cases // (50 if VIRTUAL else 5 if "FASTRNN_ISA" in os.environ else 1))
 
@@ -293,7 +294,7 @@ def for_every(
     check: Callable[[Any], None],
     examples: int,
 ) -> None:
-    """Calls check with so many cases: the same at every run, unless others are asked for."""
+    """Calls `check` with that many cases: the same in every run, unless --other-cases is given."""
 
     @settings(
         max_examples=examples,

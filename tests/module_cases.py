@@ -1,4 +1,4 @@
-"""The modules that test_modules, test_module_weights and test_misuse are about."""
+"""The modules used by test_modules, test_module_weights and test_misuse."""
 
 import torch
 from helpers import flat
@@ -28,21 +28,21 @@ NAMES = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
 
 
 def build(library, case, seed=0):
-    """The case's module of torch.nn or of fastrnn, initialised from the seed."""
+    """The case's module from `library` (torch.nn or fastrnn), initialised with the seed."""
     name, options = ALL[case]
     torch.manual_seed(seed)
     return getattr(library, name)(I, H, **options)
 
 
 def an_input(module, seed=1):
-    """A batched input for a layer or a cell, of the module's dtype."""
+    """A batched input of the module's dtype."""
     torch.manual_seed(seed)
     shape = (B, I) if isinstance(module, nn.RNNCellBase) else (T, B, I)
     return torch.randn(shape, dtype=next(module.parameters()).dtype)
 
 
 def result(module, *args, seed=2):
-    """The tensors that a call returns, dropout drawn from the seed."""
+    """The tensors that a call returns, with the generator seeded for dropout."""
     torch.manual_seed(seed)
     return flat(module(*args))
 

@@ -1,9 +1,9 @@
-"""Prints the oldest versions of what setup.py and pyproject.toml ask for.
+"""Prints the oldest versions that setup.py and pyproject.toml allow.
 
     pip install $(python tests/oldest.py)
 
-CI runs tests and builds with those, beside all others with the newest. torch is left out: CI has
-its oldest everywhere but where it has its newest.
+CI builds and tests with these versions, in addition to the newest ones. torch is excluded: CI uses
+its oldest supported version everywhere else.
 """
 
 import tomllib
@@ -14,19 +14,20 @@ EXTRAS = ["bench", "demo", "others", "test"]
 ROOT = Path(__file__).parent.parent
 
 
-def of_extra(extra: str) -> list[str]:
+def extra_requirements(extra: str) -> list[str]:
     lines = [line.partition(";") for line in requires("fastrnn") or []]
-    found = [asked.strip() for asked, _, when in lines if f'"{extra}"' in when]
+    found = [spec.strip() for spec, _, marker in lines if f'"{extra}"' in marker]
     assert found, f"fastrnn is installed without its extra '{extra}'"
     return found
 
 
-def to_build() -> list[str]:
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    return [name for name in asked if name != "wheel" and not name.startswith("torch>")]
+def build_requirements() -> list[str]:
+    specs = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    return [spec for spec in specs if spec != "wheel" and not spec.startswith("torch>")]
 
 
 if __name__ == "__main__":
-    asked = {name for extra in EXTRAS for name in of_extra(extra)} | set(to_build())
-    assert all(name.count(">=") == 1 for name in asked), asked
-    print(*sorted(name.replace(">=", "==") for name in asked))
+    specs = {spec for extra in EXTRAS for spec in extra_requirements(extra)}
+    specs |= set(build_requirements())
+    assert all(spec.count(">=") == 1 for spec in specs), specs
+    print(*sorted(spec.replace(">=", "==") for spec in specs))

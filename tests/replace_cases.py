@@ -1,4 +1,4 @@
-"""Users' subclasses that test_accelerate and test_patch are about."""
+"""User-defined subclasses used by test_accelerate, test_patch and others."""
 
 import torch
 from helpers import flat
@@ -25,7 +25,7 @@ def a_weight(module):
 
 
 def ops_called(module, *args):
-    """The operators of fastrnn's and the recurrent ones of torch's that a call runs."""
+    """The names of fastrnn's operators and torch's recurrent operators that a call runs."""
     with torch.profiler.profile() as profile:
         module(*args)
     names = {event.name for event in profile.events()}
@@ -33,7 +33,7 @@ def ops_called(module, *args):
 
 
 class Plain(nn.LSTM):
-    """A user's subclass that leaves the computation to torch."""
+    """A subclass that does not override forward."""
 
     def __init__(self, size):
         super().__init__(size, H)

@@ -1,11 +1,11 @@
 """Runs tests on a copy of fastrnn built with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-    python tests/sanitizers.py                  all tests but those named here
-    python tests/sanitizers.py tests -k packed  what pytest is to run instead
+    python tests/sanitizers.py                  all tests except those excluded below
+    python tests/sanitizers.py tests -k packed  these pytest arguments instead
 
-The copy is kept in build/sanitized: a second run compiles what changed. Then layers are trained
-under LeakSanitizer. At last errors are planted, a result that is allocated too small and one that
-is never freed, which the sanitizers must find.
+The copy is kept in build/sanitized, so a second run only compiles what changed. Layers are also
+trained under LeakSanitizer. Finally two bugs are planted, a result whose allocation is too small
+and one that is never freed. The sanitizers must find both.
 """
 
 from __future__ import annotations
@@ -21,29 +21,34 @@ ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "sanitized"
 COPIED = ["csrc", "fastrnn", "tests", "bench/memory.py", "setup.py", "pyproject.toml", "LICENSE"]
 SANITIZERS = "-fsanitize=address,undefined"
-# The last of two -O counts. Whatever is found ends the process. vptr would ask for the type
-# information of torch's classes, some of which torch's libraries keep to themselves; the next four,
-# and checks of addresses in line, take minutes to compile in the kernels, whose reads and writes
-# AddressSanitizer sees anyway.
+# The last -O flag wins. Any finding aborts the process. vptr needs the type information of torch's
+# classes, some of which its libraries do not export. The other four checks, and AddressSanitizer's
+# inline instrumentation, take minutes to compile in the kernels, and AddressSanitizer checks the
+# kernels' loads and stores anyway.
 FLAGS = ["-O1", "-g1", SANITIZERS, "-fno-sanitize-recover=all"]
 FLAGS += ["-fno-sanitize=vptr,null,alignment,object-size,pointer-overflow"]
 FLAGS += ["--param", "asan-instrumentation-with-call-threshold=0"]
-# Left out: what tests code that is not built so, of Python, compilers and others, or kernels for
-# other instruction sets; and how much memory a process takes, which here is the sanitizer's.
-ELSEWHERE = "bench bench_gpu barrier classify_text compile docs examples export generate isa onnx"
-ELSEWHERE += " others_code packaging reference setup simple_rnn tag_sequence torch_itself train_ddp"
-ELSEWHERE += " translate"
-# The first three differentiate numerically or in Python: nothing that other tests do not come to.
-NOT_HERE = ["test_gradients.py::test_gradcheck", "test_gradients.py::test_gradgradcheck"]
-NOT_HERE += ["test_registry.py::test_gradcheck", "test_memory.py::test_scratch_memory_that_stays"]
-NOT_HERE += ["test_memory.py::test_memory_of_a_step_is_used_again"]
-ALL = ["tests", *(f"--ignore=tests/test_{name}.py" for name in ELSEWHERE.split())]
-ALL += [f"--deselect=tests/{name}" for name in NOT_HERE]
-# One process's work, beside the others.
+# Excluded: tests of code that is not instrumented (Python, compilers, other packages) and of
+# kernels for other instruction sets; and tests of memory use, which here is the sanitizer's.
+EXCLUDED_FILES = (
+    "bench bench_gpu barrier classify_text compile docs examples export generate isa onnx"
+)
+EXCLUDED_FILES += (
+    " others_code packaging reference setup simple_rnn tag_sequence torch_itself train_ddp"
+)
+EXCLUDED_FILES += " translate"
+# The first three differentiate numerically or in Python: the same code is covered by other tests.
+DESELECTED = ["test_gradients.py::test_gradcheck", "test_gradients.py::test_gradgradcheck"]
+DESELECTED += ["test_registry.py::test_gradcheck", "test_memory.py::test_scratch_memory_that_stays"]
+DESELECTED += ["test_memory.py::test_memory_of_a_step_is_used_again"]
+ALL = ["tests", *(f"--ignore=tests/test_{name}.py" for name in EXCLUDED_FILES.split())]
+ALL += [f"--deselect=tests/{name}" for name in DESELECTED]
+# Runs in a single process, in parallel with the other tests.
 BAD_INPUT = ["tests/test_bad_input.py", "--fuzz", "12000"]
-CALL = "import torch, fastrnn; fastrnn.LSTM(33, 33)(torch.randn(3, 2, 33)); print('went well')"
-# Training by every way in, and what of it is no longer reachable then: when Python ends it frees
-# little. What importing and a first round leave, Python's and torch's, is not looked at.
+CALL = "import torch, fastrnn; fastrnn.LSTM(33, 33)(torch.randn(3, 2, 33)); print('clean')"
+# Trains layers in every way and checks for unreachable memory while Python is still running: at
+# exit it frees little. What importing and the first round allocate is ignored: it belongs to Python
+# and torch.
 TRAINING = """
 import ctypes
 sanitizer = ctypes.CDLL(None)
@@ -59,11 +64,11 @@ layers += [type(layer)(17, 33, dtype=torch.bfloat16) for layer in layers[:3]]
 optimizer = torch.optim.Adam([p for layer in layers for p in layer.parameters()])
 for round in range(31):
     for layer in layers:
-        for given in x, packed:
-            given = given.to(next(layer.parameters()).dtype)
-            layer(given)[1][0].float().sum().backward()
+        for input in x, packed:
+            input = input.to(next(layer.parameters()).dtype)
+            layer(input)[1][0].float().sum().backward()
             with torch.no_grad():
-                layer(given)
+                layer(input)
         try:
             layer(x[..., 1:])
         except (RuntimeError, ValueError):
@@ -72,9 +77,9 @@ for round in range(31):
     optimizer.zero_grad()
     if round == 0:
         sanitizer.__lsan_enable()
-print("leaks" if sanitizer.__lsan_do_recoverable_leak_check() else "went well")
+print("leaks" if sanitizer.__lsan_do_recoverable_leak_check() else "clean")
 """
-# What is planted, each where the variable of this name is set: one build for both.
+# The planted bugs. Each is enabled by an environment variable, so that one build serves both.
 ALLOCATION = "r.h_n = at::empty(size({states, p.batch, p.recurrent}), options);"
 SHORTER = 'p.recurrent - (std::getenv("TOO_SMALL") ? 1 : 0)}'
 PLANTED = ALLOCATION.replace("p.recurrent}", SHORTER)
@@ -82,7 +87,7 @@ PLANTED += ' if (std::getenv("NEVER_FREED")) new Tensor(r.h_n);'
 
 
 def write_if_new(path: Path, text: str) -> None:
-    """So that what did not change is not compiled again."""
+    """Keeps the modification time of unchanged files, so that they are not recompiled."""
     if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -91,12 +96,12 @@ def write_if_new(path: Path, text: str) -> None:
 def replaced(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     if text.count(old) != 1:
-        raise SystemExit(f"{path.name} has no longer exactly one '{old}'")
+        raise SystemExit(f"{path.name} must contain exactly one '{old}'")
     path.write_text(text.replace(old, new))
 
 
 def unused_kernels() -> str:
-    """For setup.py: kernels of instruction sets that no test here runs under cost no time."""
+    """Code for setup.py that compiles kernels of unused instruction sets without sanitizers."""
     program = "import fastrnn; print(fastrnn.build_info()['isa'])"
     command = [sys.executable, "-c", program]
     used = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -133,7 +138,7 @@ def build() -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Python itself is not built so: the libraries must be there before it starts."""
+    """Preloads the sanitizers' libraries, since Python itself is not instrumented."""
     compiler = os.environ.get("CXX", "c++")
     libraries = [
         subprocess.run(
@@ -144,8 +149,8 @@ def environment(**more: str) -> dict[str, str]:
     return {
         **os.environ,
         "LD_PRELOAD": ":".join(libraries),
-        # Python frees little when it ends. A refused allocation is an error of ours to handle. A
-        # test looks for the signal of a segmentation fault.
+        # Python frees little at exit. A failed allocation must reach fastrnn's error handling. A
+        # test expects the signal of a segmentation fault.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         **more,
@@ -164,21 +169,23 @@ def python(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def train(**variables: str) -> subprocess.CompletedProcess[str]:
-    """TRAINING under LeakSanitizer, which knows of memory by malloc and looks for pointers there:
-    Python's objects are to lie nowhere else."""
+    """Runs TRAINING under LeakSanitizer.
+
+    It only tracks memory from malloc and only searches that for pointers, so Python's objects must
+    be allocated with malloc too.
+    """
     options = {"ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0", "PYTHONMALLOC": "malloc"}
     for _ in range(5):
         done = python(TRAINING, **options, **variables)
-        # LeakSanitizer's own thread crashes once in hundreds of runs, which says nothing of what it
-        # looks at (google/sanitizers 1353).
+        # LeakSanitizer's own thread crashes once in hundreds of runs (google/sanitizers 1353).
         if "Tracer caught signal" not in done.stderr:
             break
         print("LeakSanitizer itself crashed")
     return done
 
 
-def expect_well(done: subprocess.CompletedProcess[str]) -> None:
-    if done.returncode or "went well" not in done.stdout:
+def expect_clean(done: subprocess.CompletedProcess[str]) -> None:
+    if done.returncode or "clean" not in done.stdout:
         raise SystemExit(done.stdout + done.stderr)
 
 
@@ -198,24 +205,24 @@ def expect_passed(*runs: subprocess.Popen[str]) -> None:
 def main(arguments: list[str]) -> None:
     copy_sources()
     build()
-    expect_well(python(CALL))
-    expect_well(train())
+    expect_clean(python(CALL))
+    expect_clean(train())
     if arguments:
         expect_passed(started(arguments))
     else:
-        beside = started([*BAD_INPUT, "-n", "0"], stdout=subprocess.PIPE)
-        expect_passed(started([*ALL, "--ignore=tests/test_bad_input.py"]), beside)
+        bad_input = started([*BAD_INPUT, "-n", "0"], stdout=subprocess.PIPE)
+        expect_passed(started([*ALL, "--ignore=tests/test_bad_input.py"]), bad_input)
 
     replaced(COPY / "csrc/network.cpp", ALLOCATION, PLANTED)
     build()
     planted = python(CALL, TOO_SMALL="1")
-    # A vector that ends in another's memory is reported as an unknown crash.
+    # A vector store that crosses into another allocation is reported as an unknown crash.
     if planted.returncode == 0 or "ERROR: AddressSanitizer" not in planted.stderr:
         raise SystemExit("the sanitizers did not find a write past the end:\n" + planted.stderr)
     print("the planted write past the end was found")
     leaking = train(NEVER_FREED="1")
     if "leaks" not in leaking.stdout or "fastrnn::results_of" not in leaking.stderr:
-        raise SystemExit("LeakSanitizer did not find what is never freed:\n" + leaking.stderr)
+        raise SystemExit("LeakSanitizer did not find the leak:\n" + leaking.stderr)
     print("the planted leak was found")
 
 

@@ -1,4 +1,4 @@
-"""The layers and cells that test_training_tools and test_true_parameters are about."""
+"""The layers and cells used by test_training_tools and test_true_parameters."""
 
 import torch
 from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, pair, random_state
@@ -8,7 +8,7 @@ I, H = 5, 17
 
 
 def two(case, dtype=torch.float64, **options):
-    """fastrnn's layer or cell and torch's, and arguments for them: an input and states."""
+    """fastrnn's module, torch's with equal weights, and arguments: an input and states."""
     if case in LAYERS:
         ours, theirs = pair(case, I, H, dtype=dtype, **options)
         return ours, theirs, (torch.randn(4, 3, I, dtype=dtype), random_state(theirs, 3))
@@ -17,5 +17,5 @@ def two(case, dtype=torch.float64, **options):
 
 
 def squares(result):
-    """A loss."""
+    """A loss: the mean squares of all results, added up."""
     return sum(t.square().mean() for t in flat(result))
