@@ -1,4 +1,4 @@
-"""accelerate() and restore(): what they change, what they leave, and the way back."""
+"""accelerate() and restore(): which modules they change, what they keep, and round trips."""
 
 import copy
 import functools
@@ -36,28 +36,28 @@ from torch.testing import assert_close
 
 import fastrnn
 
-# What is tested here comes before any kernel.
-pytestmark = [pytest.mark.once, pytest.mark.cpu("what is replaced does not depend on the device")]
+# These tests do not depend on the kernels.
+pytestmark = [pytest.mark.once, pytest.mark.cpu("replacement does not depend on the device")]
 
 # ---- accelerate and restore ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_layer_that_is_the_model(name, reports):
+def test_single_layer(name, reports):
     torch_class, our_class = getattr(nn, name), getattr(fastrnn, name)
     module = torch_class(I, H)
-    want = result(module)
+    expected = result(module)
     attributes = dict(vars(module))
 
     assert fastrnn.accelerate(module) is module
     assert type(module) is our_class
     assert vars(module) == attributes
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
 
     assert fastrnn.restore(module) is module
     assert type(module) is torch_class
     assert vars(module).keys() == attributes.keys()
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
     assert reports() == []
 
 
@@ -66,40 +66,40 @@ class Model(nn.Module):
         super().__init__()
         self.embed = nn.Linear(I, I)
         self.layers = nn.ModuleList([nn.LSTM(I, H), nn.Sequential(nn.GRU(I, H), nn.ReLU())])
-        self.again = self.layers[0]
+        self.shared = self.layers[0]
         self.cells = nn.ModuleDict({"rnn": nn.RNNCell(I, H), "lstm": nn.LSTMCell(I, H)})
         self.rnn = nn.RNN(I, H, nonlinearity="relu")
         self.gru = nn.GRUCell(I, H)
-        self.not_a_child = [nn.LSTM(I, H)]
+        self.not_registered = [nn.LSTM(I, H)]
 
     def forward(self, x):
         x = self.embed(x)
-        parts = [self.layers[0](x), self.layers[1][0](x), self.again(x), self.rnn(x)]
-        return flat([parts, [cell(x[0]) for cell in (*self.cells.values(), self.gru)]])
+        results = [self.layers[0](x), self.layers[1][0](x), self.shared(x), self.rnn(x)]
+        return flat([results, [cell(x[0]) for cell in (*self.cells.values(), self.gru)]])
 
 
 def types(model):
     return {name: type(module) for name, module in model.named_modules(remove_duplicate=False)}
 
 
-def test_a_model():
+def test_nested_model():
     model = Model().eval()
     params = dict(model.named_parameters())
     before = types(model)
-    want = model(torch.ones(T, B, I))
+    expected = model(torch.ones(T, B, I))
 
     assert fastrnn.accelerate(model) is model
     ours = types(model)
     changed = {name for name in before if ours[name] is not before[name]}
     assert changed == {
-        "layers.0", "layers.1.0", "again", "cells.rnn", "cells.lstm", "rnn", "gru"
+        "layers.0", "layers.1.0", "shared", "cells.rnn", "cells.lstm", "rnn", "gru"
     }  # fmt: skip
     assert all(ours[name] is getattr(fastrnn, before[name].__name__) for name in changed)
-    assert model.again is model.layers[0]
-    assert type(model.not_a_child[0]) is nn.LSTM
+    assert model.shared is model.layers[0]
+    assert type(model.not_registered[0]) is nn.LSTM
     assert all(p is params[name] for name, p in model.named_parameters())
     assert not any(module.training for module in model.modules())
-    assert_close(model(torch.ones(T, B, I)), want)
+    assert_close(model(torch.ones(T, B, I)), expected)
 
     fastrnn.accelerate(model)
     assert types(model) == ours
@@ -107,12 +107,12 @@ def test_a_model():
     assert fastrnn.restore(model) is model
     assert types(model) == before
     assert all(p is params[name] for name, p in model.named_parameters())
-    assert_close(model(torch.ones(T, B, I)), want)
+    assert_close(model(torch.ones(T, B, I)), expected)
     fastrnn.restore(model)
     assert types(model) == before
 
 
-def test_the_functions_of_fastrnn_are_called(monkeypatch, without_direct_calls):
+def test_fastrnn_functional_is_called(monkeypatch, without_direct_calls):
     calls = []
     lstm = fastrnn.functional.lstm
     monkeypatch.setattr(
@@ -132,7 +132,7 @@ def test_the_functions_of_fastrnn_are_called(monkeypatch, without_direct_calls):
         calls.clear()
 
 
-def test_hooks_training_flag_and_optimizer_stay():
+def test_hooks_training_flag_and_optimizer_are_kept():
     module = nn.LSTM(I, H, num_layers=2, dropout=0.5)
     seen = []
     module.register_forward_pre_hook(lambda m, args: seen.append("before"))
@@ -152,23 +152,23 @@ def test_hooks_training_flag_and_optimizer_stay():
     assert not module.training
 
 
-def test_restore_takes_what_was_built_as_ours():
+def test_restore_of_layers_built_by_fastrnn():
     model = nn.Sequential(fastrnn.GRU(I, H))
-    want = flat(model(an_input(model)))
+    expected = flat(model(an_input(model)))
     assert type(fastrnn.restore(model)[0]) is nn.GRU
-    assert_close(flat(model(an_input(model))), want)
+    assert_close(flat(model(an_input(model))), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_restored_layers_do_not_keep_weights_of_a_functional_call(name):
     module = fastrnn.accelerate(getattr(nn, name)(I, H))
-    want = result(module)
+    expected = result(module)
     other = {key: p.detach() * 2 for key, p in module.named_parameters()}
     functional_call(module, other, (an_input(module),))
-    assert_close(result(fastrnn.restore(module)), want)
+    assert_close(result(fastrnn.restore(module)), expected)
 
     functional_call(module, other, (an_input(module),))
-    assert_close(result(fastrnn.accelerate(module)), want)
+    assert_close(result(fastrnn.accelerate(module)), expected)
 
 
 @pytest.mark.parametrize("function", [fastrnn.accelerate, fastrnn.restore])
@@ -190,36 +190,36 @@ def test_not_a_module(function, wrong):
     ],
     ids=["Plain", "OnPlain", "PlainCell"],
 )
-def test_a_subclass_that_keeps_forward(make, ours, reports):
+def test_subclass_without_own_forward(make, ours, reports):
     module = make()
-    users = type(module)
-    want = result(module)
-    shown = repr(module)
+    original_class = type(module)
+    expected = result(module)
+    original_repr = repr(module)
 
     assert fastrnn.accelerate(module) is module
-    assert isinstance(module, users)
+    assert isinstance(module, original_class)
     assert isinstance(module, ours)
     assert type(module).forward is ours.forward
-    assert repr(module) == shown
-    assert_close(result(module), want)
-    fast = type(module)
-    assert type(fastrnn.accelerate(module)) is fast
-    assert type(fastrnn.accelerate(make())) is fast
+    assert repr(module) == original_repr
+    assert_close(result(module), expected)
+    fast_class = type(module)
+    assert type(fastrnn.accelerate(module)) is fast_class
+    assert type(fastrnn.accelerate(make())) is fast_class
 
-    assert type(fastrnn.restore(module)) is users
-    assert_close(result(module), want)
+    assert type(fastrnn.restore(module)) is original_class
+    assert_close(result(module), expected)
     assert reports() == []
 
 
-def test_a_subclasss_own_methods_reach_fastrnns_forward():
+def test_super_forward_in_a_subclass_method_is_fastrnns():
     module = Plain(I)
-    want = module.doubled(an_input(module))
+    expected = module.doubled(an_input(module))
     fastrnn.accelerate(module)
-    assert_close(module.doubled(an_input(module)), want)
+    assert_close(module.doubled(an_input(module)), expected)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickle_of_an_accelerated_subclass(protocol):
+def test_pickle_accelerated_subclass(protocol):
     module = fastrnn.accelerate(Plain(I)).eval()
     module.extra = "kept"
     twin = pickle.loads(pickle.dumps(module, protocol=protocol))
@@ -229,7 +229,7 @@ def test_pickle_of_an_accelerated_subclass(protocol):
     assert type(fastrnn.restore(twin)) is Plain
 
 
-def test_saved_subclass_and_its_deepcopy():
+def test_save_and_deepcopy_accelerated_subclass():
     module = fastrnn.accelerate(nn.Sequential(OnPlain(I)))
     buffer = io.BytesIO()
     torch.save(module, buffer)
@@ -241,7 +241,7 @@ def test_saved_subclass_and_its_deepcopy():
         assert_close(result(twin[0]), result(module[0]), rtol=0, atol=0)
 
 
-def test_pickle_of_a_subclass_that_has_since_got_its_own_forward(monkeypatch):
+def test_unpickle_subclass_that_now_overrides_forward(monkeypatch):
     class_now = type("Later", (nn.LSTM,), {"__module__": __name__, "__qualname__": "Later"})
     monkeypatch.setitem(globals(), "Later", class_now)
     data = pickle.dumps(fastrnn.accelerate(class_now(I, H)))
@@ -264,35 +264,35 @@ LEFT_ALONE = {
 
 
 @pytest.mark.parametrize("kind", LEFT_ALONE)
-def test_left_alone_and_reported(kind, reports):
+def test_unsupported_subclass_is_left_alone_and_reported(kind, reports):
     make, why = LEFT_ALONE[kind]
     model = nn.Sequential(nn.Linear(I, I), make(), nn.LSTM(I, H))
     before = type(model[1])
     registered = list(Registry.made)
-    want = result(model[1])
+    expected = result(model[1])
 
     assert fastrnn.accelerate(model) is model
     assert type(model[1]) is before
     assert type(model[2]) is fastrnn.LSTM
     assert reports() == [f"'1' ({kind}) is left alone: it {why}"]
     assert Registry.made == registered
-    assert_close(result(model[1]), want)
+    assert_close(result(model[1]), expected)
 
     fastrnn.accelerate(model[1])
     assert reports()[1:] == [f"the model ({kind}) is left alone: it {why}"]
 
 
-def test_a_forward_set_on_the_instance_is_left_alone(reports):
+def test_forward_set_on_the_instance_is_left_alone(reports):
     module = nn.LSTM(I, H)
     module.forward = functools.partial(lambda forward, x: forward(x * 0), module.forward)
-    want = result(module)
+    expected = result(module)
     fastrnn.accelerate(module)
     assert type(module) is nn.LSTM
     assert reports() == ["the model (LSTM) is left alone: it has a forward set on the instance"]
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
 
 
-def test_a_class_written_on_ours_stays(reports):
+def test_subclass_of_a_fastrnn_class_is_left_alone(reports):
     module = OnOurs(I, H)
     fastrnn.accelerate(module)
     assert type(module) is OnOurs
@@ -303,19 +303,19 @@ def test_a_class_written_on_ours_stays(reports):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_scripted_modules_are_not_touched(reports):
+def test_scripted_modules_are_unchanged(reports):
     scripted = torch.jit.script(nn.Sequential(nn.LSTM(I, H)))
-    want = flat(scripted(an_input(scripted)))
+    expected = flat(scripted(an_input(scripted)))
     before = [type(module) for module in scripted.modules()]
     fastrnn.accelerate(scripted)
     assert [type(module) for module in scripted.modules()] == before
-    assert_close(flat(scripted(an_input(scripted))), want)
+    assert_close(flat(scripted(an_input(scripted))), expected)
     assert reports() == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
-def test_quantized_modules_are_not_touched(name, reports):
+def test_quantized_modules_are_unchanged(name, reports):
     from torch.ao.nn.quantized import dynamic
 
     quantized = getattr(dynamic, name)(I, H)
@@ -337,67 +337,67 @@ PARAMETRIZED = {
 
 
 @pytest.mark.parametrize("kind", PARAMETRIZED)
-def test_parametrized(kind, reports):
+def test_parametrized_modules(kind, reports):
     make, ours = PARAMETRIZED[kind]
     module = make()
-    users = type(module)
+    original_class = type(module)
     name = a_weight(module)
     parametrizations.weight_norm(module, name)
-    twin = copy.deepcopy(module)  # shares the class that parametrize made
-    want = result(module)
-    shown = repr(module)
+    twin = copy.deepcopy(module)  # shares the class that parametrize created
+    expected = result(module)
+    original_repr = repr(module)
 
     assert fastrnn.accelerate(module) is module
-    fast = type(module)
-    assert issubclass(fast, users)
-    assert issubclass(fast, ours)
-    assert repr(module) == shown
+    fast_class = type(module)
+    assert issubclass(fast_class, original_class)
+    assert issubclass(fast_class, ours)
+    assert repr(module) == original_repr
     assert parametrize.is_parametrized(module, name)
-    assert_close(result(module), want)
-    assert type(fastrnn.accelerate(module)) is fast
-    assert type(twin).__bases__ == (users,)
+    assert_close(result(module), expected)
+    assert type(fastrnn.accelerate(module)) is fast_class
+    assert type(twin).__bases__ == (original_class,)
 
     module.parametrizations[name].original0.data.mul_(2)
     changed = result(module)
-    assert not torch.allclose(changed[0], want[0])
+    assert not torch.allclose(changed[0], expected[0])
     sum(t.sum() for t in changed).backward()
     assert module.parametrizations[name].original0.grad.any()
 
     fastrnn.restore(module)
-    assert type(module).__bases__ == (users,)
-    assert repr(module) == shown
+    assert type(module).__bases__ == (original_class,)
+    assert repr(module) == original_repr
     assert_close(result(module), changed)
 
     parametrize.remove_parametrizations(module, name)
-    assert type(module) is users
+    assert type(module) is original_class
     assert_close(result(module), changed)
-    assert_close(result(twin), want)
+    assert_close(result(twin), expected)
     assert reports() == []
 
 
 @pytest.mark.parametrize("kind", PARAMETRIZED)
-def test_parametrized_removed_and_added_while_fast(kind):
+def test_parametrizations_changed_while_accelerated(kind):
     make, _ = PARAMETRIZED[kind]
     module = make()
-    users = type(module)
+    original_class = type(module)
     name = a_weight(module)
-    want = result(module)
+    expected = result(module)
     parametrizations.weight_norm(module, name)
     fastrnn.accelerate(module)
     parametrize.remove_parametrizations(module, name)
     assert not parametrize.is_parametrized(module)
     assert type(module) is type(fastrnn.accelerate(make()))
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
 
     parametrizations.weight_norm(module, name)
     fastrnn.restore(module)
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
     parametrize.remove_parametrizations(module, name)
-    assert type(module) is users
-    assert_close(result(module), want)
+    assert type(module) is original_class
+    assert_close(result(module), expected)
 
 
-def test_parametrized_left_alone(reports):
+def test_unsupported_parametrized_module_is_left_alone(reports):
     module = OwnForward(I, H)
     parametrizations.weight_norm(module, "weight_hh_l0")
     before = type(module)
@@ -418,11 +418,11 @@ def test_several_parametrizations():
     module = nn.LSTM(I, H)
     parametrizations.weight_norm(module, "weight_hh_l0")
     parametrizations.spectral_norm(module, "weight_ih_l0")
-    module.eval()  # spectral_norm moves a step at each evaluation in training
-    want = result(module)
-    assert_close(result(fastrnn.accelerate(module)), want)
+    module.eval()  # in training mode each evaluation of spectral_norm is a power iteration
+    expected = result(module)
+    assert_close(result(fastrnn.accelerate(module)), expected)
     parametrize.remove_parametrizations(module, "weight_ih_l0")
-    assert_close(result(module), want)
+    assert_close(result(module), expected)
     parametrize.remove_parametrizations(module, "weight_hh_l0")
     assert type(module) is fastrnn.LSTM
-    assert_close(result(module), want)
+    assert_close(result(module), expected)

@@ -1,4 +1,4 @@
-"""Anything at all given to the operators: an exception that names it, or a right answer."""
+"""Invalid arguments of the operators: an exception that names the argument, or a correct result."""
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # NotImplementedErro
 CELL, X, H0, C0, WEIGHTS, SIZES, BIAS, LAYERS_, BIDIRECTIONAL, DROPOUT, TRAIN = range(11)
 
 
-def call(arguments, place=None, value=None, keep=False):
+def call(arguments, position=None, value=None, keep=False):
     arguments = list(arguments)
-    if place is not None:
-        arguments[place] = value
+    if position is not None:
+        arguments[position] = value
     return ops.forward(*arguments, keep)
 
 
@@ -29,21 +29,21 @@ def with_weight(arguments, i, value):
 
 
 def huge(*size):
-    """A tensor of one number in memory, however large it says it is."""
+    """An expanded tensor of any size: its storage holds one element."""
     return torch.zeros(1).expand(size)
 
 
 LSTM = sample("lstm", L=2, D=2)
 PACKED = sample("lstm", packed=True)
-HERE = LSTM[X].device
-# Not on CUDA: there are no tensors of Mkldnn's there, and on the virtual GPU none that are sparse.
-SPARSE = {"Sparse": torch.Tensor.to_sparse} if HERE.type == "cpu" else {}
+DEVICE = LSTM[X].device
+# CPU only: CUDA has no Mkldnn tensors, and the virtual GPU no sparse ones.
+SPARSE = {"Sparse": torch.Tensor.to_sparse} if DEVICE.type == "cpu" else {}
 LAYOUTS = {**SPARSE, "Mkldnn": torch.Tensor.to_mkldnn} if SPARSE else {}
 GRU = sample("gru")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "place", "value", "message"),
+    ("arguments", "position", "value", "message"),
     [
         (LSTM, CELL, "lstn", "no cell is called 'lstn'"),
         (LSTM, X, LSTM[X][0], "input must have 3 dimensions, got 2"),
@@ -67,15 +67,25 @@ GRU = sample("gru")
         (GRU, H0, GRU[H0][..., :16], r"Expected weight_ih size \[48, 5\], got \[51, 5\]"),
         (GRU, H0, GRU[H0][..., :0], "hidden_size must be greater than zero"),
         (LSTM, H0, LSTM[H0].double(), "same dtype"),
-        (LSTM, H0, LSTM[H0].to("meta"), f"found input tensor at {HERE} and hidden tensor at meta"),
+        (
+            LSTM,
+            H0,
+            LSTM[H0].to("meta"),
+            f"found input tensor at {DEVICE} and hidden tensor at meta",
+        ),
         (LSTM, C0, None, "lstm expects two hidden states"),
         (LSTM, C0, LSTM[C0].half(), "same dtype, but got Half and Float"),
         *(
-            (LSTM, place, change(LSTM[place]), f"has layout {name}")
-            for place in [X, H0, C0]
+            (LSTM, position, change(LSTM[position]), f"has layout {name}")
+            for position in [X, H0, C0]
             for name, change in LAYOUTS.items()
         ),
-        (LSTM, C0, LSTM[C0].to("meta"), f"found input tensor at {HERE} and hidden tensor at meta"),
+        (
+            LSTM,
+            C0,
+            LSTM[C0].to("meta"),
+            f"found input tensor at {DEVICE} and hidden tensor at meta",
+        ),
         (LSTM, C0, LSTM[C0][0], r"Expected hidden\[1\] size \[4, 3, 17\], got \[3, 17\]"),
         (LSTM, C0, LSTM[C0][:3], r"Expected hidden\[1\] size \[4, 3, 17\], got \[3, 3, 17\]"),
         (LSTM, C0, LSTM[C0][..., :9], "incorrect number of RNN parameters"),
@@ -131,24 +141,24 @@ GRU = sample("gru")
         (PACKED, SIZES, host_tensor([4, 3, 1, 1]), r"Expected hidden\[0\] size \[1, 4, 17\]"),
     ],
 )
-def test_one_wrong_argument(arguments, place, value, message):
+def test_one_invalid_argument(arguments, position, value, message):
     call(arguments)
     for keep in [False, True]:
         with pytest.raises(ERRORS, match=message) as error:
-            call(arguments, place, value, keep)
-        # As torch's constructor does of a dropout, and of a nonlinearity that does not exist.
-        assert error.type is (ValueError if place in [CELL, DROPOUT] else RuntimeError)
+            call(arguments, position, value, keep)
+        # torch's constructors raise ValueError for an invalid dropout or nonlinearity.
+        assert error.type is (ValueError if position in [CELL, DROPOUT] else RuntimeError)
 
 
 NO_MEMORY = r"overflow|can't allocate memory|out of memory"
 
 
-@pytest.mark.skipif(VIRTUAL, reason="the virtual GPU fills all that it can allocate")
+@pytest.mark.skipif(VIRTUAL, reason="the virtual GPU fills every allocation")
 @pytest.mark.parametrize("keep", [False, True])
-def test_sizes_that_no_memory_could_hold(keep):
-    """Refused by name or by the allocator, and no product of them wraps around to a small one."""
-    few = (False, 1, False, 0.0, False, keep)
-    # 4 * (2**62 + 1) wraps around to the 4 rows that weight_ih has.
+def test_sizes_that_exceed_memory(keep):
+    """They raise an error, and no product of sizes overflows to a small number."""
+    options = (False, 1, False, 0.0, False, keep)
+    # 4 * (2**62 + 1) overflows to 4, the number of rows of weight_ih.
     H, I = 2**62 + 1, 2**60 + 1
     weights = [huge(4, I), torch.zeros(4, 1), huge(1, H)]
     for B in [0, 1]:
@@ -156,24 +166,24 @@ def test_sizes_that_no_memory_could_hold(keep):
         with pytest.raises(
             RuntimeError, match=r"Expected weight_ih .* hidden_size 46116860184273879"
         ):
-            ops.forward("lstm", huge(2, B, I), *states, weights, None, *few)
+            ops.forward("lstm", huge(2, B, I), *states, weights, None, *options)
     for H in [2**30, 2**31 - 1]:
         x, weights = huge(1, 1, H), [huge(H, H)] * 2
         with pytest.raises(RuntimeError, match=NO_MEMORY):
-            ops.forward("rnn_tanh", x, huge(1, 1, H), None, weights, None, *few)
+            ops.forward("rnn_tanh", x, huge(1, 1, H), None, weights, None, *options)
     for x, h0 in [
         (huge(2**59, 3, 5), GRU[H0]),
         (huge(2**45, 3, 5), GRU[H0]),
         (huge(4, 2**58, 5), huge(1, 2**58, 17)),
     ]:
         with pytest.raises(RuntimeError, match=NO_MEMORY):
-            ops.forward("gru", x, h0, None, GRU[WEIGHTS], None, True, *few[1:])
+            ops.forward("gru", x, h0, None, GRU[WEIGHTS], None, True, *options[1:])
     with pytest.raises(RuntimeError, match=r"Expected hidden size \[1, 3, 17\]"):
-        ops.forward("gru", GRU[X], huge(2**57, 3, 17), None, GRU[WEIGHTS], None, True, *few[1:])
+        ops.forward("gru", GRU[X], huge(2**57, 3, 17), None, GRU[WEIGHTS], None, True, *options[1:])
 
 
-def test_nothing_to_do_takes_no_time():
-    """No batch but very many steps: a loop over them would take years."""
+def test_empty_batch_with_very_many_steps():
+    """A loop over the steps would take years."""
     x, h0 = torch.zeros(2**62, 0, 5), torch.zeros(1, 0, 17)
     output, h_n, *_ = ops.forward("gru", x, h0, None, *GRU[WEIGHTS:], False)
     assert output.shape == (2**62, 0, 17)
@@ -186,10 +196,10 @@ def test_nothing_to_do_takes_no_time():
 
 
 @pytest.mark.parametrize("kind", ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"])
-def test_one_wrong_weight(kind):
+def test_one_invalid_weight(kind):
     arguments = sample("lstm", L=2, D=2, P=3)
-    place = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"].index(kind)
-    for i in range(place, 20, 5):  # in each layer and direction
+    position = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"].index(kind)
+    for i in range(position, 20, 5):  # in each layer and direction
         w = arguments[WEIGHTS][i]
         for value in [w[:-1], w[..., :-1], w[0], w[None], w.t() if w.dim() == 2 else w[::2]]:
             with pytest.raises(
@@ -201,7 +211,7 @@ def test_one_wrong_weight(kind):
         for name, change in LAYOUTS.items():
             with pytest.raises(RuntimeError, match=f"parameter tensor has layout {name}"):
                 call(arguments, WEIGHTS, with_weight(arguments, i, change(w)))
-        with pytest.raises(RuntimeError, match=f"tensor at {HERE} and parameter tensor at meta"):
+        with pytest.raises(RuntimeError, match=f"tensor at {DEVICE} and parameter tensor at meta"):
             call(arguments, WEIGHTS, with_weight(arguments, i, w.to("meta")))
 
 
@@ -216,7 +226,7 @@ def test_unsupported_dtypes_and_projections():
 
 
 def freed(t):
-    """The tensor, with a storage that was shrunk under it."""
+    """A copy of the tensor whose storage has been resized to 8 bytes."""
     t = t.clone()
     t.untyped_storage().resize_(8)
     return t
@@ -224,12 +234,12 @@ def freed(t):
 
 BACKWARD = backward_arguments(sample("lstm", L=2, D=2, dropout=0.5, train=True))
 NAMES = ["grad_output", "grad_h_n", "grad_c_n", "hidden", "saved", "c", "dropout_mask"]
-PLACES = [1, 2, 3, 13, 14, 15, 16]
+POSITIONS = [1, 2, 3, 13, 14, 15, 16]
 
 
-@pytest.mark.parametrize(("name", "place"), list(zip(NAMES, PLACES, strict=True)), ids=NAMES)
-def test_one_wrong_argument_of_backward(name, place):
-    good = BACKWARD[place]
+@pytest.mark.parametrize(("name", "position"), list(zip(NAMES, POSITIONS, strict=True)), ids=NAMES)
+def test_one_invalid_argument_of_backward(name, position):
+    good = BACKWARD[position]
     ops.backward(*BACKWARD)
     for value, message in [
         (good[:-1], f"Expected {name} size "),
@@ -239,40 +249,40 @@ def test_one_wrong_argument_of_backward(name, place):
         (good.to(torch.int16), f"Expected {name} of dtype .*, got "),
     ]:
         arguments = list(BACKWARD)
-        arguments[place] = value
+        arguments[position] = value
         with pytest.raises(RuntimeError, match=message):
             ops.backward(*arguments)
     for value, message in [
-        (good.to("meta"), f"found input tensor at {HERE} and {name} tensor at meta"),
+        (good.to("meta"), f"found input tensor at {DEVICE} and {name} tensor at meta"),
         *((change(good), f"the {name} tensor has layout {odd}") for odd, change in SPARSE.items()),
         (freed(good), f"the {name} tensor of size .* its storage has 8"),
     ]:
         arguments = list(BACKWARD)
-        arguments[place] = value
+        arguments[position] = value
         with pytest.raises(RuntimeError, match=message):
             ops.backward(*arguments)
 
 
-@pytest.mark.parametrize("place", [4, 5, 6], ids=["input", "h0", "c0"])
-def test_backward_checks_what_forward_checks(place):
+@pytest.mark.parametrize("position", [4, 5, 6], ids=["input", "h0", "c0"])
+def test_backward_checks_the_arguments_of_forward(position):
     arguments = list(BACKWARD)
-    arguments[place] = BACKWARD[place][:, :2]
+    arguments[position] = BACKWARD[position][:, :2]
     with pytest.raises(RuntimeError, match=r"Expected hidden\[\d\] size"):
         ops.backward(*arguments)
-    arguments[place] = None
+    arguments[position] = None
     with pytest.raises(RuntimeError, match=r"tensor is undefined|expects two hidden states"):
         ops.backward(*arguments)
 
 
-def test_what_was_not_kept_is_missed():
-    """Forward without `keep` leaves nothing to compute a backward from."""
+def test_backward_without_saved_tensors():
+    """Forward without `keep` saves no tensors for backward."""
     arguments = list(BACKWARD)
     arguments[13:17] = ops.forward(*LSTM, False)[3:]
     with pytest.raises(RuntimeError, match=r"Expected hidden size \[2, 12, 34\], got \[0\]"):
         ops.backward(*arguments)
 
 
-def test_wanted_and_absent_gradients():
+def test_requested_and_undefined_gradients():
     for n in [0, 2, 18, 20]:
         with pytest.raises(ValueError, match=f"wanted has {n} elements, expected 19"):
             ops.backward(*BACKWARD[:-1], [True] * n)
@@ -286,8 +296,8 @@ def test_wanted_and_absent_gradients():
     assert all(not g.any() for g in [*grads[:3], *grads[3]])
 
 
-def test_steps_without_rows_at_the_end():
-    """torch takes them for what they are, and so do the operators, in both directions."""
+def test_trailing_steps_with_batch_size_zero():
+    """As in torch, they change nothing, in either direction."""
     for cell in fastrnn.CELLS:
         for arguments in [sample(cell, packed=True, L=2, D=2), sample(cell, packed=True)]:
             padded = list(arguments)
@@ -297,8 +307,8 @@ def test_steps_without_rows_at_the_end():
 
 
 @st.composite
-def a_change(draw):
-    """Something that is done to one tensor of a call."""
+def tensor_change(draw):
+    """A random function that changes one tensor of a call."""
     kind = draw(st.sampled_from(["narrow", "repeat", "dim", "dtype", "view", "empty", "spread"]))
     dim, n = draw(st.integers(0, 2)), draw(st.integers(1, 4))
     dtype = draw(st.sampled_from([torch.float64, torch.bfloat16, torch.int32, torch.bool]))
@@ -318,7 +328,7 @@ def a_change(draw):
     return change
 
 
-OTHERS = {
+NON_TENSORS = {
     CELL: st.sampled_from(["", "LSTM", "lstm ", *fastrnn.CELLS]),
     SIZES: st.lists(st.integers(-1, 4) | st.sampled_from([2**62, -(2**63)]), max_size=6),
     BIAS: st.booleans(),
@@ -328,25 +338,25 @@ OTHERS = {
 }
 
 
-def test_any_one_change_raises_or_computes(pytestconfig):
+def test_random_change_raises_or_is_correct(pytestconfig):
     for_every(pytestconfig, st.data(), change_forward, max(1, count(pytestconfig) * 3 // 5))
 
 
 def change_forward(data):
-    torch.manual_seed(0)  # within: what is drawn must be the same when an example is run again
+    torch.manual_seed(0)  # so that hypothesis can replay an example
     cell = data.draw(st.sampled_from(sorted(fastrnn.CELLS)))
     packed = data.draw(st.booleans())
     arguments = list(sample(cell, packed=packed, L=2, D=2))
-    change = data.draw(a_change())
-    place = data.draw(st.sampled_from([X, H0, C0, SIZES, WEIGHTS, *OTHERS]))
-    if place == WEIGHTS:
+    change = data.draw(tensor_change())
+    position = data.draw(st.sampled_from([X, H0, C0, SIZES, WEIGHTS, *NON_TENSORS]))
+    if position == WEIGHTS:
         i = data.draw(st.integers(0, len(arguments[WEIGHTS]) - 1))
         arguments[WEIGHTS] = with_weight(arguments, i, change(arguments[WEIGHTS][i]))
-    elif place in OTHERS and (place != SIZES or data.draw(st.booleans())):
-        value = data.draw(OTHERS[place])
-        arguments[place] = host_tensor(value) if place == SIZES else value
-    elif arguments[place] is not None:
-        arguments[place] = change(arguments[place])
+    elif position in NON_TENSORS and (position != SIZES or data.draw(st.booleans())):
+        value = data.draw(NON_TENSORS[position])
+        arguments[position] = host_tensor(value) if position == SIZES else value
+    elif arguments[position] is not None:
+        arguments[position] = change(arguments[position])
     try:
         results = call(arguments)
     except ERRORS:
@@ -358,7 +368,7 @@ def change_forward(data):
             torch.testing.assert_close(found, exact)
 
 
-def test_any_one_change_of_a_backward_raises_or_computes(pytestconfig):
+def test_random_change_of_backward_raises_or_is_correct(pytestconfig):
     for_every(pytestconfig, st.data(), change_backward, max(1, count(pytestconfig) * 2 // 5))
 
 
@@ -367,20 +377,20 @@ def change_backward(data):
     cell = data.draw(st.sampled_from(sorted(fastrnn.CELLS)))
     packed = data.draw(st.booleans())
     arguments = backward_arguments(sample(cell, packed=packed, L=2, dropout=0.5, train=True))
-    change = data.draw(a_change())
+    change = data.draw(tensor_change())
     tensors = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
-    place = data.draw(st.sampled_from([*tensors, 7]))
+    position = data.draw(st.sampled_from([*tensors, 7]))
     changed = list(arguments)
-    if place == 7:
+    if position == 7:
         i = data.draw(st.integers(0, len(arguments[7]) - 1))
         changed[7] = [change(w) if i == k else w for k, w in enumerate(arguments[7])]
     else:
-        changed[place] = change(arguments[place])
+        changed[position] = change(arguments[position])
     try:
         results = ops.backward(*changed)
     except ERRORS:
         return
-    # Nothing but the same values in another layout can pass.
+    # The only valid changes are to the layout: the values are the same.
     for found, expected in zip(flat(results), flat(ops.backward(*arguments)), strict=True):
         assert torch.equal(found, expected)
 
@@ -389,8 +399,8 @@ DATA = torch.randn(6, 4)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_packed_sequences_through_the_modules(kind):
-    # Not compared with torch here: given some of these it reads out of bounds.
+def test_invalid_packed_sequences(kind):
+    # Not compared with torch, which reads out of bounds for some of these.
     for bidirectional in [False, True]:
         ours, _ = pair(kind, 4, 8, bidirectional=bidirectional)
         for sizes, text in [
@@ -419,8 +429,8 @@ BATCH_SIZES = {
 
 
 @pytest.mark.parametrize("sizes", BATCH_SIZES.values(), ids=BATCH_SIZES)
-def test_batch_sizes_that_torch_refuses(sizes):
-    """Those that torch's class looks at before its kernels do: the same exception and text."""
+def test_batch_sizes_that_torch_rejects(sizes):
+    """Invalid batch_sizes that torch's module rejects: the same exception and message."""
     for kind in LAYERS:
         errors = []
         for layer in pair(kind, 4, 8):
@@ -431,8 +441,8 @@ def test_batch_sizes_that_torch_refuses(sizes):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_steps_without_rows_through_the_modules(kind):
-    """torch takes them, at the end, for what they are."""
+def test_trailing_steps_with_batch_size_zero_in_modules(kind):
+    """torch accepts them at the end of a batch."""
     for bidirectional in [False, True]:
         ours, theirs = pair(kind, 4, 8, bidirectional=bidirectional)
         for sizes in [[3, 3, 0], [2, 2, 1, 1, 0, 0]]:
@@ -448,8 +458,8 @@ def test_steps_without_rows_through_the_modules(kind):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_states_through_the_modules(kind):
-    """The texts are torch's: its layers are given the same."""
+def test_invalid_states(kind):
+    """The exceptions and messages are those of torch's layers."""
     ours, theirs = pair(kind, 4, 8, num_layers=2)
     R = ours.proj_size or 8
 
@@ -468,9 +478,10 @@ def test_states_through_the_modules(kind):
             state(dtype=torch.float64),
             state(device="meta"),
         ]:
-            expected = None  # torch broadcasts, or ignores what is too much; ours must not
-            # Of too few rows, sorted: an assertion on the GPU, which ends the process's use of it.
-            if not (HERE.type == "cuda" and x is packed and flat(hx)[0].size(1) == 2):
+            expected = None  # torch broadcasts or ignores excess rows; fastrnn must not
+            # On the GPU, torch with too few rows for a sorted batch fails a device-side assertion,
+            # after which the process can no longer use CUDA.
+            if not (DEVICE.type == "cuda" and x is packed and flat(hx)[0].size(1) == 2):
                 try:
                     theirs(x, hx)
                 except ERRORS as error:
@@ -482,17 +493,17 @@ def test_states_through_the_modules(kind):
                 assert str(found.value) == str(expected)
 
 
-def test_all_on_meta_is_no_misuse():
+def test_all_arguments_on_meta():
     output, *_ = call(each(LSTM, lambda t: t.to("meta")))
     assert output.is_meta
     assert output.shape == (4, 3, 34)
 
 
-@pytest.mark.parametrize("place", [X, H0, C0, SIZES, WEIGHTS])
-def test_a_storage_that_was_freed(place):
-    """As sharded training frees the storage of parameters: no read past its end."""
+@pytest.mark.parametrize("position", [X, H0, C0, SIZES, WEIGHTS])
+def test_storage_that_is_too_small(position):
+    """Sharded training frees the storages of parameters: nothing reads past their ends."""
     arguments = list(sample("lstm", packed=True))
-    tensor = arguments[place][1] if place == WEIGHTS else arguments[place]
+    tensor = arguments[position][1] if position == WEIGHTS else arguments[position]
     tensor.untyped_storage().resize_(tensor.untyped_storage().nbytes() - 1)
     with pytest.raises(RuntimeError, match="needs a storage of"):
         call(arguments)

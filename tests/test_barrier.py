@@ -1,4 +1,4 @@
-"""The barrier of the CPU's threads under ThreadSanitizer: a program of its own, without torch."""
+"""The CPU kernels' thread barrier under ThreadSanitizer, in a program without torch."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 REPORT = "ThreadSanitizer: data race"
 
 
-def built(folder, change=None):
-    """The program, with one text in barrier.cpp replaced."""
+def build(folder, change=None):
+    """Builds the program and returns its path. `change` replaces one text in barrier.cpp."""
     text = (ROOT / "csrc/cpu/barrier.cpp").read_text().replace('"barrier.h"', '"cpu/barrier.h"')
     if change:
         assert text.count(change[0]) == 1
@@ -27,17 +27,17 @@ def built(folder, change=None):
     return program
 
 
-def ran(program, threads, rounds):
+def run(program, threads, rounds):
     return subprocess.run(
         [str(program), str(threads), str(rounds)], capture_output=True, text=True, check=False
     )
 
 
-def test_all_writes_are_seen(tmp_path):
-    """By two threads that spin, and by more than there are cores, which sleep."""
-    program = built(tmp_path)
+def test_writes_are_visible_after_the_barrier(tmp_path):
+    """With two threads, which spin, and with more threads than cores, which sleep."""
+    program = build(tmp_path)
     for threads, rounds in [(1, 10), (2, 2000), (3, 300), (8, 100), (17, 30)]:
-        result = ran(program, threads, rounds)
+        result = run(program, threads, rounds)
         assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -49,8 +49,8 @@ def test_all_writes_are_seen(tmp_path):
         ("&arrived_, 1, __ATOMIC_ACQ_REL", "&arrived_, 1, __ATOMIC_ACQUIRE"),
         ("&epoch_, epoch + 1, __ATOMIC_SEQ_CST", "&epoch_, epoch + 1, __ATOMIC_RELAXED"),
     ],
-    ids=["nothing orders arrivals", "arrivals release nothing", "the new epoch releases nothing"],
+    ids=["arrivals relaxed", "arrivals without release", "new epoch without release"],
 )
-def test_a_weaker_order_is_found(tmp_path, change):
-    result = ran(built(tmp_path, change), 3, 300)
+def test_weaker_memory_order_is_reported(tmp_path, change):
+    result = run(build(tmp_path, change), 3, 300)
     assert REPORT in result.stderr

@@ -1,4 +1,4 @@
-"""bench/cpu.py and what reads its results. Nothing here asserts a time."""
+"""bench/cpu.py and the scripts that read its results. No test asserts a time."""
 
 import copy
 import dataclasses
@@ -25,7 +25,7 @@ import readme
 import timing
 from cases import Case
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("the benchmarks are of the CPU")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("bench/cpu.py runs on the CPU")]
 
 TINY = Case("inference", "GRU", "inference", 3, 2, 8, 8, threads=1, peers=cases.INFERENCE_PEERS)
 
@@ -33,7 +33,7 @@ TINY = Case("inference", "GRU", "inference", 3, 2, 8, 8, threads=1, peers=cases.
 # --- the rows -------------------------------------------------------------------------------------
 
 
-def test_rows_are_different():
+def test_rows_are_distinct():
     rows = cases.all_cases()
     assert len({case.key for case in rows}) == len(rows)
     assert {case.group for case in rows} == set(cases.GROUPS)
@@ -59,8 +59,8 @@ def test_sample():
 
 
 @pytest.mark.parametrize("case", cases.quick_cases(), ids=lambda case: case.key)
-def test_operations_are_those_of_the_weights(case):
-    """Two for every weight, row and step."""
+def test_operation_count(case):
+    """Two operations per weight, row and step; three times as many in training."""
     options = {}
     if not case.cell.endswith("Cell"):
         options = contestants.options_of(case)
@@ -78,7 +78,7 @@ def test_lengths():
     assert dataclasses.replace(case, packed=False).lengths == [case.T] * case.B
 
 
-def test_a_case_survives_json():
+def test_case_json_round_trip():
     for case in cases.quick_cases():
         assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
 
@@ -93,7 +93,7 @@ SMALL = {"T": 4, "B": 2, "I": 5, "H": 6, "threads": 1, "peers": ("torch",)}
     [(cell, mode) for cell in cases.CELLS for mode in ["inference", "training", "streaming"]]
     + [(f"{cell}Cell", "streaming") for cell in cases.CELLS],
 )
-def test_modules_pass_the_check(cell, mode):
+def test_correct_modules_pass_the_check(cell, mode):
     case = Case("sample", cell, mode, **SMALL)
     with torch.inference_mode(mode != "training"):
         found = dict(contestants.contestants(case))
@@ -102,7 +102,7 @@ def test_modules_pass_the_check(cell, mode):
             call()
 
 
-def test_every_dtype_and_a_packed_sequence_pass_the_check():
+def test_dtypes_and_options_pass_the_check():
     options = [{"dtype": dtype} for dtype in ["float64", "bfloat16", "float16"]]
     options.append({"packed": True, "T": 9, "layers": 2, "directions": 2})
     options.append({"projection": 3, "directions": 2})
@@ -113,7 +113,7 @@ def test_every_dtype_and_a_packed_sequence_pass_the_check():
 
 
 @pytest.mark.parametrize("mode", ["inference", "training", "streaming"])
-def test_wrong_results_get_no_time(mode, monkeypatch):
+def test_contestants_with_wrong_results_are_not_timed(mode, monkeypatch):
     real = contestants.ours
 
     def wrong(given, dtype, recompute):
@@ -140,13 +140,13 @@ def test_wrong_results_get_no_time(mode, monkeypatch):
     ],
 )
 def test_difference(change, reason):
-    right = {"output": torch.ones(3, dtype=torch.float64)}
-    assert contestants.difference({"output": torch.ones(3)}, right) is None
-    assert reason in contestants.difference({"output": change(torch.ones(3))}, right)
-    assert contestants.difference({}, right) == "no output"
+    expected = {"output": torch.ones(3, dtype=torch.float64)}
+    assert contestants.difference({"output": torch.ones(3)}, expected) is None
+    assert reason in contestants.difference({"output": change(torch.ones(3))}, expected)
+    assert contestants.difference({}, expected) == "no output"
 
 
-def test_a_package_that_is_missing(monkeypatch):
+def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     found = dict(contestants.contestants(dataclasses.replace(TINY, peers=("ONNX Runtime",))))
     assert "is not installed" in found["ONNX Runtime"]
@@ -184,8 +184,8 @@ def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
     assert "time of torch / time of fastrnn" in capsys.readouterr().out
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
 
-    # A second run keeps what is there, and one of another machine is not continued.
-    monkeypatch.setattr(cpu, "run", lambda case, rounds: pytest.fail("it was there"))
+    # --resume keeps finished rows, and refuses results from another machine.
+    monkeypatch.setattr(cpu, "run", lambda case, rounds: pytest.fail("the row was finished"))
     cpu.main(["--json", str(path), "--resume"])
     assert json.loads(path.read_text())["rows"] == results["rows"]
     monkeypatch.setattr(cpu, "machine", lambda: {"cpu": "another"})
@@ -193,7 +193,7 @@ def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
         cpu.main(["--json", str(path), "--resume"])
 
 
-def test_what_counts_as_disturbed():
+def test_disturbed_rows():
     def row(*peak, threads=2):
         return {"peak": peak, "threads": threads}
 
@@ -215,7 +215,7 @@ BY_MODE = {"inference": cases.INFERENCE_PEERS, "training": cases.TRAINING_PEERS}
 @pytest.mark.parametrize("mode", BY_MODE)
 @pytest.mark.parametrize("cell", cases.CELLS)
 def test_peers_that_are_installed_compute_the_same(cell, mode):
-    """One that did not would have no time, but a reason."""
+    """A peer with wrong results would have a reason instead of a time."""
     case = dataclasses.replace(TINY, cell=cell, mode=mode, peers=BY_MODE[mode])
     row = timing.run(case, rounds=3)
     assert "error" not in row
@@ -228,24 +228,24 @@ def test_peers_that_are_installed_compute_the_same(cell, mode):
 
 
 @pytest.mark.slow
-def test_a_row_beside_other_processes(monkeypatch):
-    """They run while the row does, and no longer."""
+def test_row_with_other_processes_running(monkeypatch):
+    """The other processes run only while the row does."""
     started = []
     popen = subprocess.Popen
 
-    def noted(command, *args, **kwargs):
+    def recorded(command, *args, **kwargs):
         process = popen(command, *args, **kwargs)
         if timing.BUSY in command:
             started.append(process)
         return process
 
-    monkeypatch.setattr(subprocess, "Popen", noted)
+    monkeypatch.setattr(subprocess, "Popen", recorded)
     row = timing.run(dataclasses.replace(TINY, peers=("torch",), beside=2), rounds=3)
     assert "error" not in row
     assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
 
 
-def test_a_row_that_fails_leaves_an_error():
+def test_failing_row_records_an_error():
     case = dataclasses.replace(TINY, dtype="nothing")
     row = timing.run(case, rounds=3)
     assert row["key"] == case.key
@@ -253,16 +253,16 @@ def test_a_row_that_fails_leaves_an_error():
     assert cpu.table("inference", [row]).row_count == 1
 
 
-# --- what reads the results -----------------------------------------------------------------------
+# --- scripts that read the results ----------------------------------------------------------------
 
 
 def synthetic(factors):
-    """Results of the grid and the sample as if measured, ours times factors.get(key, 1)."""
+    """Made-up results of the grid, growth and sample; fastrnn's times are scaled by `factors`."""
     chosen = [*cases.grid(), *cases.growth(), *list(cases.sample())[:4]]
     rows = []
     for case in chosen:
-        own = [factors.get(case.key, 1) * s for s in (1.0e-3, 1.01e-3, 1.02e-3)]
-        found = {"fastrnn": {"calls": 10, "seconds": own}}
+        ours = [factors.get(case.key, 1) * s for s in (1.0e-3, 1.01e-3, 1.02e-3)]
+        found = {"fastrnn": {"calls": 10, "seconds": ours}}
         for peer in case.peers:
             found[peer] = {"calls": 10, "seconds": [2e-3] * 3}
         peak = [2e11] * 3
@@ -273,12 +273,12 @@ def synthetic(factors):
     return {**results, "date": "2026-01-01", "peak": cpu.peak_of(rows), "rows": rows}
 
 
-def test_compare_shows_the_row_that_moved(tmp_path, capsys):
+def test_compare_shows_only_significant_changes(tmp_path, capsys):
     rows = synthetic({})["rows"]
-    moved, little = rows[3], rows[7]
-    old, new = synthetic({}), synthetic({moved["key"]: 1.5, little["key"]: 1.025})
+    large, small = rows[3], rows[7]
+    old, new = synthetic({}), synthetic({large["key"]: 1.5, small["key"]: 1.025})
     ((row, ours, control),) = compare.compare(old, new)
-    assert row["key"] == moved["key"]
+    assert row["key"] == large["key"]
     assert ours == pytest.approx(1.5)
     assert control == pytest.approx(1)
     paths = [tmp_path / name for name in ("old.json", "new.json")]
@@ -291,8 +291,8 @@ def test_compare_shows_the_row_that_moved(tmp_path, capsys):
     )
 
 
-def test_compare_counts_in_products():
-    """A machine half as fast moves nothing; wide quartiles hide a change."""
+def test_compare_normalises_by_peak_throughput():
+    """A machine half as fast is no change; wide quartiles hide a change."""
     old, new = synthetic({}), synthetic({})
     for row in new["rows"]:
         row["peak"] = [rate / 2 for rate in row["peak"]]
@@ -306,7 +306,7 @@ def test_compare_counts_in_products():
     assert compare.change(old["rows"][0], row, "fastrnn") == (pytest.approx(2.4 / 2.02), False)
 
 
-def test_compare_tells_what_torch_did_too():
+def test_compare_recognises_changes_that_torch_shares():
     assert compare.alike(1.5, 1.4)
     assert compare.alike(0.8, 0.9)
     assert not compare.alike(0.8, 1.1)
@@ -314,7 +314,7 @@ def test_compare_tells_what_torch_did_too():
     assert not compare.alike(1.5, None)
 
 
-def test_beside_torch():
+def test_comparison_with_torch():
     rows = synthetic({})["rows"][:4]
     rows[0]["ratio"]["torch"] = {"low": 0.5, "median": 0.6, "high": 0.7}
     rows[1]["ratio"]["torch"] = {"low": 0.8, "median": 0.9, "high": 1.1}
@@ -327,7 +327,7 @@ def test_beside_torch():
 
 
 def test_growth(tmp_path):
-    """A figure an axis, each with all sizes of it, and a line of the expected slope."""
+    """One figure per axis, with all its sizes and a line of the expected slope."""
     results = synthetic({})
     rows = [row for row in results["rows"] if row["group"] == "growth"]
     for axis, sizes in cases.GROWTH_AXES.items():
@@ -359,7 +359,7 @@ def test_readme():
         readme.written("nothing", "cpu", found)
 
 
-def test_the_page_on_gpus():
+def test_gpu_page():
     names = ["torch", "torch in a graph", "fastrnn in a graph", "fastrnn stepwise"]
     ratios = {name: {"median": 3.0 / (1 + i)} for i, name in enumerate(names)}
     rows = [
@@ -380,7 +380,7 @@ def test_the_page_on_gpus():
     assert "| GRU | float32 | 64 | 64 | 300 µs | 3.00 | 1.50 | 0.75 | 1.00 | 3.00 |" in page
 
 
-def test_the_table_of_counters():
+def test_counter_table():
     rows = [
         {"cell": "GRU", "pass": "forward", "H": 64, "B": 8, "dtype": dtype, "path": path,
          "all_launches": launches, "all_bytes": launches * 2**20}

@@ -1,4 +1,4 @@
-"""bench/gpu.py without a GPU says so; with one (or an emulated one) rows run."""
+"""bench/gpu.py: an error without a GPU; on one, real or emulated, its rows run."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ import gpu_cases
 pytestmark = pytest.mark.once
 
 
-def test_rows_are_different():
+def test_rows_are_distinct():
     rows = gpu_cases.all_cases()
     assert len({case.key for case in rows}) == len(rows)
     assert {case.group for case in rows} == set(gpu_cases.GROUPS)
@@ -40,7 +40,7 @@ def test_toy_rows_end_to_end(tmp_path, monkeypatch, capsys):
     path = tmp_path / "gpu.json"
     picture = tmp_path / "gpu.png"
     arguments = ["--quick", "--rounds", "2", "--json", str(path), "--picture", str(picture)]
-    with torch.device("cpu"):  # not under the default device of the tests, but as a user has it
+    with torch.device("cpu"):  # a user's default device, not that of the tests
         assert gpu.main(arguments) == 0
     results = json.loads(path.read_text())
     assert [row["key"] for row in results["rows"]] == [c.key for c in gpu_cases.toy_cases()]

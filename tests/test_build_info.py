@@ -1,4 +1,4 @@
-"""build_info() and `python -m fastrnn info` tell the truth."""
+"""build_info() and `python -m fastrnn info` report the right facts."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import torch
 import fastrnn
 import fastrnn.__main__
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("no device at all")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("does not use any device")]
 
 
 def run(code_or_module, **environment):
@@ -40,15 +40,15 @@ def test_build_info():
     assert bool(info["cuda_archs"]) == (info["cuda"] == "built")
 
 
-def test_the_instruction_sets_are_those_of_this_cpu():
-    capability = torch.backends.cpu.get_cpu_capability().lower()  # torch's own finding
+def test_supported_instruction_sets():
+    capability = torch.backends.cpu.get_cpu_capability().lower()
     if "ATEN_CPU_CAPABILITY" in os.environ or capability not in ["avx2", "avx512", "default"]:
-        pytest.skip(f"torch says {capability}")
+        pytest.skip(f"torch reports {capability}")
     supported = fastrnn.build_info()["isa_supported"]
     assert ("avx512" in supported) == (capability == "avx512")
     assert ("avx2" in supported) == (capability != "default")
     assert ("avx512_bf16" in supported) == torch.cpu._is_avx512_bf16_supported()
-    # Which may also be kept from this process.
+    # The operating system may deny AMX to this process.
     assert "amx" not in supported or torch.cpu._is_amx_tile_supported()
 
 
@@ -71,9 +71,9 @@ def test_info_command():
     assert lines["cells"].split(", ") == list(fastrnn.CELLS)
 
 
-@pytest.mark.parametrize("words", [[], ["infos"], ["info", "more"]])
-def test_other_commands_print_the_usage(words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fastrnn", *words])
+@pytest.mark.parametrize("arguments", [[], ["infos"], ["info", "more"]])
+def test_invalid_commands_print_the_usage(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fastrnn", *arguments])
     with pytest.raises(SystemExit) as error:
         fastrnn.__main__.main()
     assert error.value.code == 2
@@ -84,7 +84,7 @@ CODE = "import fastrnn; print(fastrnn.build_info()['isa'])"
 
 
 @pytest.mark.parametrize("cap", ["", "generic", "avx2", "avx512", "avx512_bf16", "amx"])
-def test_a_cap_of_the_instruction_set(cap):
+def test_instruction_set_cap(cap):
     order = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
     allowed = order[: order.index(cap) + 1] if cap else order
     best = [isa for isa in fastrnn.build_info()["isa_supported"] if isa in allowed][-1]
@@ -92,13 +92,13 @@ def test_a_cap_of_the_instruction_set(cap):
     assert result.stdout.strip() == best, result.stderr
 
 
-def test_an_unknown_cap_is_an_error_that_names_it():
-    """Whatever asks for the instruction set says so, each time, and the interpreter goes on."""
+def test_unknown_cap_raises_an_error_that_names_it():
+    """Every use of the instruction set raises it, and the interpreter keeps running."""
     code = """
 import torch, fastrnn
-for ask in [fastrnn.build_info, lambda: fastrnn.LSTM(2, 3)(torch.zeros(1, 1, 2))] * 2:
+for use in [fastrnn.build_info, lambda: fastrnn.LSTM(2, 3)(torch.zeros(1, 1, 2))] * 2:
     try:
-        ask()
+        use()
     except (ValueError, RuntimeError) as error:
         print(error)
 print(fastrnn.LSTM(2, 3, device="meta")(torch.zeros(1, 1, 2, device="meta"))[0].shape)
@@ -111,13 +111,13 @@ print(fastrnn.LSTM(2, 3, device="meta")(torch.zeros(1, 1, 2, device="meta"))[0].
     assert errors == [f"FASTRNN_ISA is 'avx3', expected one of: {names}"] * 4
 
 
-def test_the_command_says_an_unknown_cap():
+def test_info_command_reports_an_unknown_cap():
     result = run(["-m", "fastrnn", "info"], FASTRNN_ISA="AVX2")
     assert result.returncode == 1
     assert "FASTRNN_ISA is 'AVX2', expected one of: generic" in result.stderr.splitlines()[-1]
 
 
-def test_importing_changes_no_setting_of_torch():
+def test_import_changes_no_torch_settings():
     code = """
 import torch
 def state():

@@ -1,4 +1,4 @@
-"""examples/classify_text.py: its words, its model and baseline, and what common.fit does for it."""
+"""examples/classify_text.py: its data, model and baseline, and the training loop common.fit."""
 
 import collections
 import functools
@@ -22,23 +22,23 @@ pytestmark = [pytest.mark.cpu("the examples run on the CPU"), pytest.mark.once]
 
 @pytest.fixture(autouse=True)
 def three_languages(monkeypatch):
-    """Those with the shortest lists: to read all nine takes seconds."""
+    """The three with the shortest word lists: reading all nine takes seconds."""
     few = {name: classify_text.LANGUAGES[name] for name in ["es", "lv", "eu"]}
     monkeypatch.setattr(classify_text, "LANGUAGES", few)
 
 
-def test_words_of_several_lists_and_with_other_signs_are_left_out():
+def test_shared_and_non_alphabetic_words_are_excluded():
     lists = {
         "en": collections.Counter({"the": 9, "no": 8, "it's": 7, "apple": 3, "word": 2, "rare": 1}),
         "es": collections.Counter({"no": 9, "la": 5, "agua": 4, "rare": 1}),
     }
     pairs, left_out = classify_text.choose(lists, 2)
     assert pairs == [("the", "en"), ("apple", "en"), ("la", "es"), ("agua", "es")]
-    assert left_out == 2  # "no" of both; the last of a list are rarer than the chosen
+    assert left_out == 2  # "no" in both lists; the shared "rare" is not among the most frequent
     assert len(classify_text.choose(lists, 99)[0]) == 5
 
 
-def test_the_real_words():
+def test_real_word_lists():
     lists = {name: classify_text.frequencies(name) for name in classify_text.LANGUAGES}
     pairs, left_out = classify_text.choose(lists, 5000)
     counts = collections.Counter(language for _, language in pairs)
@@ -53,7 +53,7 @@ def test_the_real_words():
     assert {("cuando", "es"), ("mēs", "lv"), ("behar", "eu")} <= set(pairs)
 
 
-def test_the_split_depends_on_the_key_alone():
+def test_split_depends_only_on_the_key():
     words = [f"w{i}" for i in range(1000)]
     parts = common.split(words, key=str)
     assert sorted(word for part in parts.values() for word in part) == sorted(words)
@@ -62,7 +62,7 @@ def test_the_split_depends_on_the_key_alone():
         assert set(part) <= set(parts[name])
     assert 80 <= len(parts["validation"]) <= 120
     assert 80 <= len(parts["test"]) <= 120
-    # For good: another hash would show runs of different days different tests.
+    # The hash must never change, or runs would no longer share one test set.
     assert common.split(["zebra", "word21", "kā", "word12"], key=str) == {
         "training": ["zebra", "kā"],
         "validation": ["word12"],
@@ -72,7 +72,7 @@ def test_the_split_depends_on_the_key_alone():
     assert common.split(together, key=lambda item: item[1])["test"] == together
 
 
-def test_letters_as_numbers():
+def test_encoded_letters():
     pairs = [("ab", "en"), ("bxbb", "es")]
     words = classify_text.encode(pairs, "ab", ["es", "en"])
     assert words.letters.tolist() == [[2, 3, 0, 0], [3, 1, 3, 3]]
@@ -88,7 +88,7 @@ def batch(*lengths):
     return letters, torch.tensor(lengths)
 
 
-def test_both_layers_give_the_same_logits():
+def test_same_logits_with_both_libraries():
     ours, theirs = (
         classify_text.TextClassifier(library, 20, 3, 17).eval() for library in (fastrnn, nn)
     )
@@ -99,18 +99,18 @@ def test_both_layers_give_the_same_logits():
 
 
 @pytest.mark.parametrize("library", common.LIBRARIES)
-def test_padding_changes_nothing(library):
+def test_padding_does_not_change_results(library):
     model = classify_text.TextClassifier(common.LIBRARIES[library], 20, 3, 8).eval()
     letters, lengths = batch(2, 9, 1, 4)
     together = model(letters, lengths)
-    wider = nn.functional.pad(letters, (0, 5), value=7)  # whatever stands there
+    wider = nn.functional.pad(letters, (0, 5), value=7)  # the padding value does not matter
     assert torch.equal(model(wider, lengths), together)
     for row, length in enumerate(lengths):
         alone = model(letters[row : row + 1, :length], lengths[row : row + 1])
         torch.testing.assert_close(alone, together[row : row + 1])
 
 
-def test_both_directions_are_read_at_their_ends():
+def test_classifier_uses_the_last_state_of_each_direction():
     model = classify_text.TextClassifier(nn, 20, 3, 8).eval()
     letters, lengths = batch(6, 6)
     states = model.lstm(model.embedding(letters))[0]
@@ -118,10 +118,10 @@ def test_both_directions_are_read_at_their_ends():
     torch.testing.assert_close(model(letters, lengths), model.out(ends))
 
 
-def test_the_baseline_and_the_confusion_matrix():
+def test_baseline_and_confusion_matrix():
     training = [("bcb", "x"), ("cbc", "x"), ("aeae", "y"), ("eae", "y")]
     assert classify_text.ngrams(training, ["bcbc", "aea", "cb"]) == ["x", "y", "x"]
-    # What a word begins and ends with counts: the same letters, the other way round.
+    # Prefixes and suffixes are features: the classes differ only in the order of the letters.
     ends = [(a + b, "x") for a in "ab" for b in "cdefg"]
     training = [*ends, *((word[::-1], "y") for word, _ in ends)]
     assert classify_text.ngrams(training, ["ah", "ha", "bk", "kb"]) == ["x", "y", "x", "y"]
@@ -135,7 +135,7 @@ def run(tmp_path, *arguments):
 
 
 @pytest.mark.parametrize("layer", common.LIBRARIES)
-def test_a_run_and_the_same_in_two_parts(tmp_path, capsys, layer):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, capsys, layer):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     run(tmp_path, "--layer", layer, "--epochs", "4", "--checkpoint", str(whole))
     printed = capsys.readouterr().out
@@ -156,12 +156,12 @@ def test_a_run_and_the_same_in_two_parts(tmp_path, capsys, layer):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "parts.pt", "whole.pt"]
 
 
-def test_it_learns(tmp_path, capsys):
+def test_model_learns(tmp_path, capsys):
     run(tmp_path, "--words", "200", "--epochs", "8", "--both-times")
     printed = capsys.readouterr().out
     assert "A training step of 128 words: torch" in printed
-    (share,) = (float(row.split("│")[2][:-2]) for row in printed.splitlines() if "LSTM" in row)
-    assert share > 100 * 2 / 3  # twice what guessing one of three gives
+    (accuracy,) = (float(row.split("│")[2][:-2]) for row in printed.splitlines() if "LSTM" in row)
+    assert accuracy > 100 * 2 / 3  # twice the accuracy of guessing
 
 
 def test_the_best_weights_are_kept():
@@ -188,23 +188,23 @@ def test_the_best_weights_are_kept():
     assert model.weight.item() == 2
 
 
-says = functools.partial(end_in_one_line, run)
+usage_error = functools.partial(end_in_one_line, run)
 
 
-def test_wrong_arguments_end_in_one_line(tmp_path, capsys):
-    assert "'0' is not a whole number from 1 up" in says(capsys, tmp_path, "--words", "0")
-    assert "--words: 1 of each language leave none for the" in says(
+def test_invalid_arguments_exit_with_one_line(tmp_path, capsys):
+    assert "'0' is not a whole number from 1 up" in usage_error(capsys, tmp_path, "--words", "0")
+    assert "--words: 1 of each language leave none for the" in usage_error(
         capsys, tmp_path, "--words", "1"
     )
-    assert "no name for a picture" in says(capsys, tmp_path, "--out", "a.txt")
+    assert "no name for a picture" in usage_error(capsys, tmp_path, "--out", "a.txt")
     file = tmp_path / "file"
     file.write_text("kept")
-    assert "--checkpoint: " in says(capsys, tmp_path, "--checkpoint", str(file / "a.pt"))
-    assert "--checkpoint: " in says(capsys, tmp_path, "--checkpoint", str(tmp_path))
+    assert "--checkpoint: " in usage_error(capsys, tmp_path, "--checkpoint", str(file / "a.pt"))
+    assert "--checkpoint: " in usage_error(capsys, tmp_path, "--checkpoint", str(tmp_path))
     assert file.read_text() == "kept"
 
 
-def test_a_checkpoint_that_is_none_is_left_alone(tmp_path, capsys):
+def test_invalid_checkpoint_is_reported_and_kept(tmp_path, capsys):
     path = tmp_path / "state.pt"
     run(tmp_path, "--epochs", "1", "--checkpoint", str(path))
     capsys.readouterr()
@@ -226,5 +226,7 @@ def test_a_checkpoint_that_is_none_is_left_alone(tmp_path, capsys):
         else:
             common.save_checkpoint(path, content)
         before = path.read_bytes()
-        assert f"--checkpoint: {path} {reason}" in says(capsys, tmp_path, "--checkpoint", str(path))
+        assert f"--checkpoint: {path} {reason}" in usage_error(
+            capsys, tmp_path, "--checkpoint", str(path)
+        )
         assert path.read_bytes() == before

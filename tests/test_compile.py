@@ -1,4 +1,4 @@
-"""torch.compile: one graph, one operator in it, the numbers of the eager layer, any T and B."""
+"""torch.compile: one graph with one operator, the results of the eager layer, any T and B."""
 
 import copy
 import subprocess
@@ -27,19 +27,19 @@ import fastrnn
 pytestmark = [pytest.mark.once]
 
 BACKENDS = ["eager", "aot_eager"]
-# Of T and B. Dynamo takes sizes that are equal at first for equal always, and compiles for 1 apart.
+# T and B. Dynamo specialises on sizes that are equal in the first call, and on size 1.
 SIZES = [(4, 3), (2, 6), (9, 2), (6, 12)]
 
 
 @pytest.fixture(autouse=True)
-def no_graphs_of_others():
+def reset_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
 class Counting:
-    """A backend that keeps the graphs it was given."""
+    """A backend that records the graphs it compiles."""
 
     def __init__(self, backend):
         self.backend = torch._dynamo.lookup_backend(backend)
@@ -50,15 +50,15 @@ class Counting:
         return self.backend(graph, inputs)
 
     def operators(self):
-        """How often fastrnn's are called in each graph."""
+        """The number of calls of fastrnn's operators in each graph."""
         return [
             sum(str(node.target).startswith("fastrnn.forward") for node in graph.graph.nodes)
             for graph in self.graphs
         ]
 
 
-def trained(call, layer, args):
-    """Results and all gradients of a call, from leaves of its own."""
+def with_gradients(call, layer, args):
+    """Results and all gradients of a call with copies of `args`."""
     args = leaves(args)
     outputs = flat(call(*args))
     loss = sum((o.double() * torch.linspace(0, 1, o.numel()).view_as(o)).sum() for o in outputs)
@@ -67,7 +67,9 @@ def trained(call, layer, args):
 
 
 def assert_same_bits(compiled, layer, args):
-    for a, b in zip(trained(compiled, layer, args), trained(layer, layer, args), strict=True):
+    for a, b in zip(
+        with_gradients(compiled, layer, args), with_gradients(layer, layer, args), strict=True
+    ):
         assert torch.equal(a, b)
     with torch.no_grad():
         for a, b in zip(flat(compiled(*args)), flat(layer(*args)), strict=True):
@@ -79,7 +81,7 @@ OPTIONS = [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True, "bi
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_layers_in_one_graph(kind, backend):
+def test_layer_is_one_operator_in_one_graph(kind, backend):
     for options in OPTIONS:
         torch._dynamo.reset()
         layer, _ = pair(kind, 5, 17, **options)
@@ -93,7 +95,7 @@ def test_layers_in_one_graph(kind, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", CELLS)
-def test_cells_in_one_graph(kind, backend):
+def test_cell_is_one_operator_in_one_graph(kind, backend):
     cell, _ = cell_pair(kind, 5, 17)
     counting = Counting(backend)
     compiled = torch.compile(cell, backend=counting, fullgraph=True)
@@ -102,7 +104,7 @@ def test_cells_in_one_graph(kind, backend):
     assert set(counting.operators()) == {1}
 
 
-def input_of(packed, T, B):
+def make_input(packed, T, B):
     if not packed:
         return torch.randn(T, B, 5)
     return ragged([1 + (T - 1) * (b + 1) // B for b in reversed(range(B))], 5)
@@ -110,49 +112,53 @@ def input_of(packed, T, B):
 
 @torch._dynamo.config.patch(error_on_recompile=True)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
+@pytest.mark.parametrize("with_state", [False, True], ids=["zeros", "states"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_one_graph_for_any_length_and_batch(kind, given, packed):
+def test_one_graph_for_any_length_and_batch(kind, with_state, packed):
     layer, _ = pair(kind, 5, 17)
     counting = Counting("aot_eager")
     compiled = torch.compile(layer, backend=counting, fullgraph=True, dynamic=True)
     for T, B in SIZES:
-        args = (input_of(packed, T, B), *([random_state(layer, B)] if given else []))
+        args = (make_input(packed, T, B), *([random_state(layer, B)] if with_state else []))
         with torch.no_grad():
             for a, b in zip(flat(compiled(*args)), flat(layer(*args)), strict=True):
                 assert torch.equal(a, b)
-    # Dynamo may begin anew when it finds that the float `dropout` is no input to keep.
+    # Dynamo may restart when it finds that it cannot keep the float `dropout` as a graph input.
     assert counting.operators()[-1] == 1
 
 
 @torch._dynamo.config.patch(error_on_recompile=True)
 @pytest.mark.parametrize("kind", CELLS)
-def test_one_graph_of_a_cell_for_any_batch(kind):
+def test_one_cell_graph_for_any_batch(kind):
     cell, _ = cell_pair(kind, 5, 17)
     counting = Counting("aot_eager")
     compiled = torch.compile(cell, backend=counting, fullgraph=True, dynamic=True)
     for _, B in SIZES:
         args = torch.randn(B, 5), cell_state(cell, B)
-        for a, b in zip(trained(compiled, cell, args), trained(cell, cell, args), strict=True):
+        for a, b in zip(
+            with_gradients(compiled, cell, args), with_gradients(cell, cell, args), strict=True
+        ):
             assert torch.equal(a, b)
     assert counting.operators() == [1]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-def test_unasked_the_second_size_makes_sizes_dynamic(packed):
-    """As for any operator of torch's: the first graph is for its sizes alone."""
+def test_sizes_become_dynamic_automatically(packed):
+    """As for any torch operator: the first graph is static, the second dynamic."""
     layer, _ = pair("gru", 5, 17, num_layers=2)
     counting = Counting("aot_eager")
     compiled = torch.compile(layer, backend=counting, fullgraph=True)
     for T, B in SIZES:
-        x = input_of(packed, T, B)
-        for a, b in zip(trained(compiled, layer, (x,)), trained(layer, layer, (x,)), strict=True):
+        x = make_input(packed, T, B)
+        for a, b in zip(
+            with_gradients(compiled, layer, (x,)), with_gradients(layer, layer, (x,)), strict=True
+        ):
             assert torch.equal(a, b)
     assert len(counting.graphs) == 2
 
 
 class Tagger(nn.Module):
-    """Layers and cells as they are used: in the middle of a model, with dropout between them."""
+    """A model with all layers and cells, and dropout between layers."""
 
     def __init__(self, library):
         super().__init__()
@@ -189,52 +195,57 @@ def train(model, call, steps=3):
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("inductor", marks=pytest.mark.slow)])
-def test_training_a_model_with_layers_in_it(backend):
+def test_train_a_model(backend):
     ours = Tagger(fastrnn)
     model = copy.deepcopy(ours)
     counting = Counting(backend)
     compiled = train(model, torch.compile(model, backend=counting, fullgraph=True))
     torch.testing.assert_close(compiled, train(ours, ours))
-    assert counting.operators() == [8]  # three layers, and three steps of a cell and one of two
+    # Three layers, three calls of LSTMCell, one each of GRUCell and RNNCell.
+    assert counting.operators() == [8]
 
 
 @pytest.mark.slow
 @torch._dynamo.config.patch(error_on_recompile=True)
-def test_inductor_on_packed_sequences_of_any_length():
+def test_inductor_with_packed_sequences_of_any_length():
     layer, _ = pair("lstm", 5, 17, bidirectional=True)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for T, B in SIZES:
-        x = input_of(True, T, B)
-        torch.testing.assert_close(trained(compiled, layer, (x,)), trained(layer, layer, (x,)))
+        x = make_input(True, T, B)
+        torch.testing.assert_close(
+            with_gradients(compiled, layer, (x,)), with_gradients(layer, layer, (x,))
+        )
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
-def test_a_state_of_another_size_is_refused(dynamic):
+def test_state_of_wrong_size_raises(dynamic):
     compiled = torch.compile(fastrnn.GRU(5, 17), backend="eager", fullgraph=True, dynamic=dynamic)
     for x in [torch.randn(4, 3, 5), pack([torch.randn(n, 5) for n in [4, 2, 1]], True)]:
         with pytest.raises(RuntimeError, match="Expected hidden size"):
             compiled(x, torch.zeros(1, 2, 17))
 
 
-@pytest.mark.parametrize("how", ["a subclass", "accelerated", "parametrized", "recompute"])
-def test_layers_of_other_classes(how):
-    class Mine(fastrnn.GRU):
+@pytest.mark.parametrize("variant", ["a subclass", "accelerated", "parametrized", "recompute"])
+def test_subclasses_and_variants(variant):
+    class Subclass(fastrnn.GRU):
         pass
 
     layer = {
-        "a subclass": lambda: Mine(5, 17),
+        "a subclass": lambda: Subclass(5, 17),
         "accelerated": lambda: fastrnn.accelerate(nn.GRU(5, 17)),
         "parametrized": lambda: parametrizations.weight_norm(fastrnn.GRU(5, 17), "weight_hh_l0"),
         "recompute": lambda: fastrnn.GRU(5, 17, recompute=True),
-    }[how]()
+    }[variant]()
     counting = Counting("aot_eager")
     compiled = torch.compile(layer, backend=counting, fullgraph=True)
     args = (torch.randn(4, 3, 5),)
-    torch.testing.assert_close(trained(compiled, layer, args), trained(layer, layer, args))
+    torch.testing.assert_close(
+        with_gradients(compiled, layer, args), with_gradients(layer, layer, args)
+    )
     assert counting.operators() == [1]
 
 
-# ---- Dynamo's rule -------------------------------------------------------------------------------
+# ---- Dynamo's allow_rnn --------------------------------------------------------------------------
 
 
 def call_compiled(layer):
@@ -242,20 +253,20 @@ def call_compiled(layer):
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-def test_torchs_own_layers_fare_as_before(name):
+def test_torchs_own_layers_are_still_unsupported(name):
     call_compiled(getattr(fastrnn, name)(5, 17))
     assert not torch._dynamo.config.allow_rnn
     with pytest.raises(Unsupported, match="RNN, GRU, or LSTM"):
         call_compiled(getattr(nn, name)(5, 17))
 
 
-def test_it_can_be_turned_off(monkeypatch):
+def test_support_can_be_disabled(monkeypatch):
     monkeypatch.setattr(fastrnn.dynamo, "enabled", False)
     with pytest.raises(Unsupported, match="RNN, GRU, or LSTM"):
         call_compiled(fastrnn.LSTM(5, 17))
 
 
-def test_one_layer_can_be_left_out():
+def test_single_layer_can_be_excluded():
     model = nn.Sequential(torch.compiler.disable(fastrnn.GRU(5, 17)))
     with pytest.raises(Unsupported, match="disable"):
         call_compiled(model)
@@ -265,7 +276,7 @@ def test_one_layer_can_be_left_out():
 
 
 class Compiled:
-    """Backward passes compiled by a backend, and how often fastrnn's node is in each graph."""
+    """A compiler for compiled autograd that counts fastrnn's nodes in each backward graph."""
 
     def __init__(self, backend):
         self.backend, self.nodes = backend, []
@@ -275,21 +286,21 @@ class Compiled:
         self.nodes.append(sum("FastrnnBackward" in target for target in targets))
         return torch.compile(graph, backend=self.backend)
 
-    def gradients(self, loss, wanted):
-        """Accumulated in .grad, since that is all that compiled autograd does."""
-        for t in wanted:
+    def gradients(self, loss, inputs):
+        """The gradients of `inputs`, accumulated in .grad as compiled autograd requires."""
+        for t in inputs:
             t.grad = None
         with torch._dynamo.compiled_autograd._enable(self):
             loss.backward()
-        return [None if t.grad is None else t.grad.clone() for t in wanted]
+        return [None if t.grad is None else t.grad.clone() for t in inputs]
 
 
-def a_loss(call, args):
-    torch.manual_seed(3)  # of dropout
+def scalar_loss(call, args):
+    torch.manual_seed(3)  # for dropout
     return sum(o.sin().sum() for o in flat(call(*args)))
 
 
-# Of one after the other: a graph of rnn_tanh is not to be taken for rnn_relu's.
+# Compiled one after the other: the cached graph of rnn_tanh must not be reused for rnn_relu.
 COMPILED = [
     ("lstm", {"bidirectional": True, "recompute": True}),
     ("lstm_proj", {"dropout": 0.5}),
@@ -319,10 +330,10 @@ def test_compiled_autograd(packed, backend):
         layer.weight_hh_l0.requires_grad_(kind != "gru")
         args = leaves((ragged([4, 3, 1], 5) if packed else torch.randn(4, 3, 5),))
         args += (None if kind == "rnn_relu" else leaves(random_state(layer, 3)),)
-        loss = a_loss(layer, args)
-        wanted = [t for t in [*flat(args), *layer.parameters()] if t.requires_grad]
-        expected = torch.autograd.grad(loss, wanted, retain_graph=True)
-        torch.testing.assert_close(compiled.gradients(loss, wanted), list(expected))
+        loss = scalar_loss(layer, args)
+        inputs = [t for t in [*flat(args), *layer.parameters()] if t.requires_grad]
+        expected = torch.autograd.grad(loss, inputs, retain_graph=True)
+        torch.testing.assert_close(compiled.gradients(loss, inputs), list(expected))
     assert compiled.nodes == [1] * len(COMPILED)
 
 
@@ -337,53 +348,53 @@ def test_compiled_autograd_of_cells(kind):
         def two_steps(x, hx):
             return cell(x, cell(x, hx))
 
-        loss = a_loss(two_steps, args)
-        wanted = [*flat(args), *cell.parameters()]
-        expected = torch.autograd.grad(loss, wanted, retain_graph=True)
-        torch.testing.assert_close(compiled.gradients(loss, wanted), list(expected))
+        loss = scalar_loss(two_steps, args)
+        inputs = [*flat(args), *cell.parameters()]
+        expected = torch.autograd.grad(loss, inputs, retain_graph=True)
+        torch.testing.assert_close(compiled.gradients(loss, inputs), list(expected))
     assert set(compiled.nodes) == {2}
 
 
-def test_compiled_autograd_of_a_gradients_gradient():
-    """Of a penalty on gradients, by formulas that its graph calls as they are."""
+def test_compiled_autograd_of_double_backward():
+    """For a gradient penalty. The graph calls fastrnn's double backward formulas eagerly."""
     compiled = Compiled("aot_eager")
     layer, _ = pair("gru", 5, 7)
     x = torch.randn(4, 3, 5, requires_grad=True)
-    (first,) = torch.autograd.grad(a_loss(layer, (x,)), x, create_graph=True)
-    loss, wanted = first.square().sum(), [x, *layer.parameters()]
-    expected = torch.autograd.grad(loss, wanted, retain_graph=True)
-    torch.testing.assert_close(compiled.gradients(loss, wanted), list(expected))
+    (first,) = torch.autograd.grad(scalar_loss(layer, (x,)), x, create_graph=True)
+    loss, inputs = first.square().sum(), [x, *layer.parameters()]
+    expected = torch.autograd.grad(loss, inputs, retain_graph=True)
+    torch.testing.assert_close(compiled.gradients(loss, inputs), list(expected))
 
 
-def test_compiled_autograd_as_configured():
-    """A whole step under torch.compile."""
+def test_compiled_autograd_by_configuration():
+    """A whole training step under torch.compile."""
     layer, _ = pair("lstm", 5, 17)
     x = torch.randn(4, 3, 5)
-    a_loss(layer, (x,)).backward()
+    scalar_loss(layer, (x,)).backward()
     expected = [p.grad.clone() for p in layer.parameters()]
     layer.zero_grad()
     with torch._dynamo.config.patch(compiled_autograd=True):
-        torch.compile(lambda x: a_loss(layer, (x,)).backward(), backend="eager")(x)
+        torch.compile(lambda x: scalar_loss(layer, (x,)).backward(), backend="eager")(x)
     torch.testing.assert_close([p.grad for p in layer.parameters()], expected)
 
 
-# ---- without dynamo ------------------------------------------------------------------------------
+# ---- importing Dynamo ----------------------------------------------------------------------------
 
 
-def in_a_new_process(program):
+def run_in_new_process(program):
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     return found.stdout
 
 
-def test_importing_fastrnn_does_not_import_dynamo():
-    """That takes seconds."""
-    in_a_new_process("import fastrnn, sys; assert 'torch._dynamo' not in sys.modules")
+def test_import_does_not_import_dynamo():
+    """Importing Dynamo takes seconds."""
+    run_in_new_process("import fastrnn, sys; assert 'torch._dynamo' not in sys.modules")
 
 
 @pytest.mark.slow
-def test_dynamo_may_have_been_imported_before():
-    found = in_a_new_process(
+def test_dynamo_imported_before_fastrnn():
+    found = run_in_new_process(
         "import torch._dynamo, fastrnn\n"
         "layer = torch.compile(fastrnn.GRU(2, 3), backend='eager', fullgraph=True)\n"
         "print(layer(torch.zeros(4, 1, 2))[0].shape)\n"
