@@ -1,4 +1,4 @@
-"""copy.deepcopy where weights are computed from other tensors: EMA, SWA and early stopping copy."""
+"""copy.deepcopy of modules, also with computed weights: EMA, SWA and early stopping need it."""
 
 import contextlib
 import copy
@@ -13,7 +13,7 @@ from torch.optim import swa_utils
 
 import fastrnn
 
-# Which tensors a module holds is decided in Python, the same way for every device.
+# Modules are copied in Python, whatever the device.
 pytestmark = [
     pytest.mark.cpu("copies of modules do not depend on the device"),
     pytest.mark.once,
@@ -45,26 +45,28 @@ PARAMETRIZED = {
     "orthogonal": parametrizations.orthogonal,
     "low_rank": low_rank,
 }
-# These make the weight an attribute that is no leaf: torch's own modules can't be copied with it.
-BY_HOOKS = {
+# These set a non-leaf tensor as an attribute, with which torch's own modules cannot be copied.
+HOOK_BASED = {
     "old_weight_norm": nn.utils.weight_norm,
     "old_spectral_norm": nn.utils.spectral_norm,
     "pruned": pruned,
 }
-WAYS = {**PARAMETRIZED, **BY_HOOKS}
+REPARAMETRIZATIONS = {**PARAMETRIZED, **HOOK_BASED}
 
 
-def two(case):
-    """Ours and torch's module with equal weights."""
+def module_pair(case):
+    """fastrnn's module and torch's with equal weights."""
     if case in LAYERS:
         return pair(case, 5, 17, **({} if case == "lstm_proj" else {"bidirectional": True}))
     return cell_pair(case.removesuffix("_cell"), 5, 17)
 
 
-def computed(way, module):
-    """The module with a weight computed in this way."""
+def reparametrized(method, module):
+    """The module with its recurrent weight computed from other tensors by `method`."""
     torch.manual_seed(1)
-    WAYS[way](module, "weight_hh" if isinstance(module, nn.RNNCellBase) else "weight_hh_l0")
+    REPARAMETRIZATIONS[method](
+        module, "weight_hh" if isinstance(module, nn.RNNCellBase) else "weight_hh_l0"
+    )
     return module
 
 
@@ -74,7 +76,7 @@ def an_input(module):
 
 
 def step(module, x):
-    """One of training. The outputs and all gradients."""
+    """Takes one training step. Returns the outputs and all gradients."""
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     optimizer.zero_grad()
     outputs = flat(module(x))
@@ -85,7 +87,7 @@ def step(module, x):
 
 
 def assert_independent(copied, module, x):
-    """Both train to the same, one after the other, from the same weights."""
+    """Trains the copy and the module: equal results, and neither changes the other."""
     assert type(copied) is type(module)
     assert list(copied.state_dict()) == list(module.state_dict())
     before = copy.deepcopy(module.state_dict())
@@ -146,10 +148,10 @@ BEFORE = [
 
 
 @pytest.mark.parametrize("before", BEFORE)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", REPARAMETRIZATIONS)
 @pytest.mark.parametrize("case", MODULES)
-def test_a_copy_computes_the_same_and_trains_by_itself(case, way, before):
-    module = computed(way, two(case)[0])
+def test_copy_is_equal_and_independent(case, method, before):
+    module = reparametrized(method, module_pair(case)[0])
     x = an_input(module)
     before(module, x)
     assert_independent(copy.deepcopy(module), module, x)
@@ -157,69 +159,70 @@ def test_a_copy_computes_the_same_and_trains_by_itself(case, way, before):
 
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("case", MODULES)
-def test_a_module_of_parameters_alone(case, before):
-    module = two(case)[0]
+def test_copy_without_reparametrization(case, before):
+    module = module_pair(case)[0]
     x = an_input(module)
     before(module, x)
     assert_independent(copy.deepcopy(module), module, x)
 
 
-def accelerated(case, way):
-    return fastrnn.accelerate(computed(way, two(case)[1]))
+def accelerated(case, method):
+    return fastrnn.accelerate(reparametrized(method, module_pair(case)[1]))
 
 
-def accelerated_first(case, way):
-    return computed(way, fastrnn.accelerate(two(case)[1]))
+def accelerated_first(case, method):
+    return reparametrized(method, fastrnn.accelerate(module_pair(case)[1]))
 
 
-def patched(case, way):
+def patched(case, method):
     with fastrnn.patch():
-        return computed(way, two(case)[1])
+        return reparametrized(method, module_pair(case)[1])
 
 
-class Mine(nn.LSTM):
+class Subclass(nn.LSTM):
     pass
 
 
-def subclass(case, way):
-    return fastrnn.accelerate(computed(way, Mine(5, 17)))
+def subclass(case, method):
+    return fastrnn.accelerate(reparametrized(method, Subclass(5, 17)))
 
 
-def of_torch_and_back(case, way):
-    return fastrnn.accelerate(fastrnn.restore(computed(way, two(case)[0])))
+def restored_and_accelerated(case, method):
+    return fastrnn.accelerate(fastrnn.restore(reparametrized(method, module_pair(case)[0])))
 
 
-MADE = [accelerated, accelerated_first, patched, subclass, of_torch_and_back]
+CONSTRUCTIONS = [accelerated, accelerated_first, patched, subclass, restored_and_accelerated]
 
 
-@pytest.mark.parametrize("make", MADE)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("make", CONSTRUCTIONS)
+@pytest.mark.parametrize("method", REPARAMETRIZATIONS)
 @pytest.mark.parametrize("case", ["gru", "lstm", "lstm_cell"])
-def test_accelerated_and_patched_modules(case, way, make):
-    module = make(case, way)
+def test_accelerated_and_patched_modules(case, method, make):
+    module = make(case, method)
     assert isinstance(module, tuple(getattr(fastrnn, n) for n in ["LSTM", "GRU", "LSTMCell"]))
     x = an_input(module)
     step(module, x)
     assert_independent(copy.deepcopy(module), module, x)
 
 
-@pytest.mark.parametrize("way", PARAMETRIZED)
+@pytest.mark.parametrize("method", PARAMETRIZED)
 @pytest.mark.parametrize("case", MODULES)
-def test_restored_modules(case, way):
-    """Which are of torch's classes again."""
-    module = fastrnn.restore(computed(way, two(case)[0])).eval()  # or spectral_norm takes steps
+def test_restored_modules(case, method):
+    """restore() makes them instances of torch's classes again."""
+    # eval: in training mode each evaluation of spectral_norm is a power iteration.
+    module = fastrnn.restore(reparametrized(method, module_pair(case)[0])).eval()
     x = an_input(module)
     step(module, x)
     assert_independent(copy.deepcopy(module), module, x)
 
 
 @pytest.mark.parametrize("compiled_by", ["function", "method"])
-@pytest.mark.parametrize("way", [None, "weight_norm", "orthogonal", "old_weight_norm", "pruned"])
+@pytest.mark.parametrize("method", [None, "weight_norm", "orthogonal", "old_weight_norm", "pruned"])
 @pytest.mark.parametrize("case", ["gru", "lstm_cell"])
-def test_compiled_modules(case, way, compiled_by):
-    module = two(case)[0]
-    if way:
-        computed(way, module)
+def test_compiled_modules(case, method, compiled_by):
+    module = module_pair(case)[0]
+    if method:
+        reparametrized(method, module)
     x = an_input(module)
     if compiled_by == "function":
         run = torch.compile(module, backend="aot_eager")
@@ -231,11 +234,11 @@ def test_compiled_modules(case, way, compiled_by):
     torch.testing.assert_close(flat(copy.deepcopy(run)(x)), flat(module(x)))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", REPARAMETRIZATIONS)
 @pytest.mark.parametrize("case", MODULES)
-def test_averaged_models(case, way):
-    """They average what is trained: copies of the parameters, from before and after a step."""
-    module = nn.ModuleDict({"rnn": computed(way, two(case)[0])})
+def test_averaged_model(case, method):
+    """AveragedModel deep-copies the model. Its average is over the trained parameters."""
+    module = nn.ModuleDict({"rnn": reparametrized(method, module_pair(case)[0])})
     x = an_input(module["rnn"])
     step(module["rnn"], x)
     first = copy.deepcopy(list(module.parameters()))
@@ -248,10 +251,10 @@ def test_averaged_models(case, way):
     averaged.module["rnn"](x)
 
 
-@pytest.mark.parametrize("way", BY_HOOKS)
+@pytest.mark.parametrize("method", HOOK_BASED)
 @pytest.mark.parametrize("case", MODULES)
-def test_pickled_modules(case, way):
-    module = computed(way, two(case)[0])
+def test_pickled_modules(case, method):
+    module = reparametrized(method, module_pair(case)[0])
     x = an_input(module)
     step(module, x)
     saved = io.BytesIO()
@@ -260,32 +263,32 @@ def test_pickled_modules(case, way):
     assert_independent(torch.load(saved, weights_only=False), module, x)
 
 
-def test_a_subclass_says_how_it_is_copied():
-    """By its own rules of pickling, as ever."""
+def test_subclass_with_own_pickling():
+    """copy.deepcopy follows __getstate__ and __reduce__ of a subclass."""
 
-    class Locked(fastrnn.GRU):
+    class OwnGetstate(fastrnn.GRU):
         def __init__(self, *sizes):
             super().__init__(*sizes)
-            self.opened = contextlib.nullcontext(lambda: None)
+            self.handle = contextlib.nullcontext(lambda: None)  # cannot be pickled
 
         def __getstate__(self):
-            return {**super().__getstate__(), "opened": None}
+            return {**super().__getstate__(), "handle": None}
 
-    class Made(fastrnn.GRU):
+    class OwnReduce(fastrnn.GRU):
         def __reduce__(self):
-            return Made, (self.input_size, self.hidden_size)
+            return OwnReduce, (self.input_size, self.hidden_size)
 
-    module = Locked(5, 17)
+    module = OwnGetstate(5, 17)
     copied = copy.deepcopy(module)
-    assert module.opened is not None
-    assert copied.opened is None
+    assert module.handle is not None
+    assert copied.handle is None
     assert torch.equal(copied.weight_hh_l0, module.weight_hh_l0)
-    made = copy.deepcopy(Made(5, 17))
-    assert isinstance(made, Made)
+    copied = copy.deepcopy(OwnReduce(5, 17))
+    assert isinstance(copied, OwnReduce)
 
 
 def test_shared_modules_stay_shared():
-    layer = computed("weight_norm", two("lstm")[0])
+    layer = reparametrized("weight_norm", module_pair("lstm")[0])
     layer(an_input(layer))
     model = nn.ModuleList([layer, nn.Sequential(layer)])
     model.also = [layer]

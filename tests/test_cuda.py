@@ -1,4 +1,4 @@
-"""What is about CUDA alone: streams, devices, waits, launches, graphs, the way there and back."""
+"""CUDA only: kernel paths, streams, devices, synchronisation, launches, graphs, moving modules."""
 
 import copy
 from collections import defaultdict
@@ -35,7 +35,7 @@ def can_be_persistent(kind, dtype):
 
 
 def paths_of(kind, dtype):
-    """Those of a small layer; of float32 where TF32 is not allowed."""
+    """The paths that a small layer can take, with TF32 not allowed."""
     return [
         path for path in PATHS
         if path == "stepwise"
@@ -48,7 +48,7 @@ CASES = [(kind, path) for kind in LAYERS for path in paths_of(kind, torch.float1
 
 @pytest.fixture
 def on_path(monkeypatch):
-    """Chooses the path, by its name. For one block's float32, TF32 is allowed."""
+    """A function that forces a path by name. one_block needs TF32 for float32, so it allows it."""
 
     def choose(path):
         monkeypatch.setenv("FASTRNN_CUDA_PATH", path)
@@ -59,7 +59,7 @@ def on_path(monkeypatch):
 
 @pytest.fixture
 def allow_tf32():
-    """Sets whether TF32 is allowed to cuDNN, and to products."""
+    """A function that sets whether TF32 is allowed for cuDNN and for matmul."""
     settings = torch.backends.cudnn, torch.backends.cuda.matmul
 
     def allow(*values):
@@ -72,25 +72,28 @@ def allow_tf32():
 
 
 def forward_and_backward(layer, *args):
-    """Values and gradients, of ones: `gradients` draws its random ones on the host."""
+    """Outputs and gradients for cotangents of ones, without copies from the host."""
     outputs = flat(layer(*args))
     wanted = [t for t in flat(args) if t.requires_grad] + list(layer.parameters())
     return [*outputs, *torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])]
 
 
 def distance(a, b):
-    """The largest difference, as a part of the largest value."""
+    """The maximum difference, relative to the maximum of |b|."""
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-# ---- the two paths -------------------------------------------------------------------------------
+# ---- paths ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("steps", [3, 40])
-def test_a_gru_s_gradient_of_the_input(steps, dtype):
-    """With fewer rows than those of the weights, and with more: the gates' gradients, which the
-    cell has in another order than the weights, are one product with these as they lie."""
+def test_input_gradient_of_a_gru(steps, dtype):
+    """With fewer rows than the weights and with more.
+
+    The kernel stores the gates' gradients in another order than the weights' rows. One product
+    multiplies them with the weights in place.
+    """
     gru = fastrnn.GRU(5, 17, bidirectional=True).to("cuda", dtype)
     x = torch.randn(steps, 2, 5, device="cuda", dtype=dtype, requires_grad=True)
     exact = copy.deepcopy(gru).double()
@@ -104,10 +107,13 @@ def test_a_gru_s_gradient_of_the_input(steps, dtype):
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize(("kind", "path"), [c for c in CASES if c[1] != "one_block"])
 def test_gradients_of_biases(kind, path, steps, dtype, on_path):
-    """Steps add them up as they go, each block its rows, of which some begin late or end early; the
-    same bits each time, and of either bias alone."""
+    """Bias gradients are accumulated step by step, by each block for its rows.
+
+    Some sequences start late or end early. The results are the same bits in every run, and for
+    each bias alone.
+    """
     if path not in paths_of(kind, dtype):
-        pytest.skip("float64 goes step by step")
+        pytest.skip("float64 is always stepwise")
     layer, _ = pair(kind, 5, 40, bidirectional=True, dtype=dtype)
     exact = copy.deepcopy(layer).double()
     for B in [16, 50]:
@@ -133,11 +139,11 @@ def test_gradients_of_biases(kind, path, steps, dtype, on_path):
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("kind", [k for k in LAYERS if can_be_persistent(k, torch.float32)])
 def test_all_paths_agree_with_torch(kind, dtype, packed, on_path):
-    pools = defaultdict(list)  # by path and place among the results
+    pools = defaultdict(list)  # by path and index of the result
     for B, H in [(1, 1), (3, 17), (17, 33), (2, 64), (5, 100)]:
         ours, theirs = pair(kind, 5, H, num_layers=2, bidirectional=True, dtype=dtype)
         lengths = [1 + 3 * b % 4 for b in range(B)]
-        # Next to relu's corner a unit has a gradient or none, as 16 bits fall.
+        # In 16 bits, rounding near relu's kink decides whether a gradient flows.
         differentiable = kind != "rnn_relu" or dtype not in LOW
         x = ragged(lengths, 5, dtype) if packed else torch.randn(4, B, 5, dtype=dtype)
         args = leaves((x, state_of(theirs, B)))
@@ -166,8 +172,11 @@ def test_all_paths_agree_with_torch(kind, dtype, packed, on_path):
 
 @pytest.mark.parametrize(("kind", "path"), CASES)
 def test_without_initial_states(kind, path, on_path):
-    """Nobody fills memory with zeros, and the first step multiplies none; the values are those from
-    zeros, also where somebody looks on: for gradients of gradients, and of many at a time."""
+    """The results equal those with explicit zeros.
+
+    No memory is filled with zeros, and the first step skips the recurrent product. Also checked for
+    double backward, batched gradients and a single step.
+    """
     on_path(path)
     layer, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True)
     avoid_corners(kind, layer)
@@ -178,7 +187,7 @@ def test_without_initial_states(kind, path, on_path):
         outputs = flat(layer(x, *states))
         return [*outputs, *gradients(outputs, wanted)]
 
-    def looked_at(*states):
+    def higher_order(*states):
         output = layer(x, *states)[0]
         first = torch.autograd.grad(output, x, torch.ones_like(output), create_graph=True)[0]
         many = torch.stack([output.detach().cos(), output.detach()])
@@ -188,11 +197,11 @@ def test_without_initial_states(kind, path, on_path):
             *torch.autograd.grad(output, wanted, many, is_grads_batched=True),
         ]
 
-    def of_one_step(*states):
+    def single_step(*states):
         on_path("stepwise")
         return values(*states, x=x[:1])
 
-    for function in [values, looked_at, of_one_step]:
+    for function in [values, higher_order, single_step]:
         for a, b in zip(function(), function(zeros), strict=True):
             torch.testing.assert_close(a, b)
 
@@ -201,7 +210,7 @@ def test_without_initial_states(kind, path, on_path):
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", [k for k in LAYERS if can_be_persistent(k, torch.float32)])
 def test_tf32_agrees_with_torch_where_it_is_allowed(kind, packed, path, on_path):
-    """As cuDNN's layers: operands of the product of 10 bits of fraction, sums in float32."""
+    """As in cuDNN, products have TF32 operands (10-bit mantissa) and float32 accumulation."""
     for B, H in [(3, 17), (17, 33), (5, 96)]:
         on_path("persistent")
         ours, theirs = pair(kind, 5, H, num_layers=2, bidirectional=True)
@@ -214,9 +223,9 @@ def test_tf32_agrees_with_torch_where_it_is_allowed(kind, packed, path, on_path)
         on_path(path)
         with torch.backends.cudnn.flags(enabled=False, allow_tf32=True):
             rounded = forward_and_backward(ours, *args)
-        # A factor is off by 2^-11 of itself at most, a product by 2^-10; what a step is off goes on
-        # into the next ones, four here, and from there into the gradients. In full float32 it is
-        # 2^-24 a product or sum, of which a value has a hundred: 2^-17.
+        # TF32: the relative error is at most 2^-11 for an operand and 2^-10 for a product. Errors
+        # propagate through four steps and into the gradients. float32: at most 2^-24 for each of
+        # about a hundred products and sums, so 2^-17 for a value.
         for a, b in zip(full, exact, strict=True):
             assert distance(a, b) < 8 * 2**-17
         for a, b in zip(rounded, exact, strict=True):
@@ -229,7 +238,7 @@ def test_tf32_agrees_with_torch_where_it_is_allowed(kind, packed, path, on_path)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_agrees_with_cudnn(kind, dtype, packed):
-    """What nn.LSTM runs on as a rule; elsewhere it is compared on torch's own kernels."""
+    """nn.LSTM usually runs on cuDNN. The other tests compare with torch's own kernels."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         ours, theirs = pair(kind, 5, 33, num_layers=2, bidirectional=True, dtype=dtype)
         x = leaves(ragged([6, 4, 1], 5) if packed else torch.randn(6, 3, 5))
@@ -238,12 +247,12 @@ def test_agrees_with_cudnn(kind, dtype, packed):
         found, expected = (forward_and_backward(layer, *args) for layer in [ours, theirs])
     doubles = leaves(mapped(x, torch.Tensor.double)), mapped(args[1], torch.Tensor.double)
     exact = forward_and_backward(copy.deepcopy(theirs).double(), *doubles)
-    # Not assert_close: the sums of the two have orders of their own.
+    # Not assert_close: the two sum in different orders.
     for a, b, c in zip(found, expected, exact, strict=True):
         assert distance(a, c) < max(2 * distance(b, c), 1e-5 if dtype == torch.float32 else 1e-7)
 
 
-def test_a_forced_path_that_can_not_be(on_path):
+def test_forced_path_that_is_not_supported(on_path):
     layer, _ = pair("lstm", 5, 17, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     on_path("persistent")
@@ -251,7 +260,7 @@ def test_a_forced_path_that_can_not_be(on_path):
         layer(x)
     on_path("one_block")
     torch.backends.cudnn.allow_tf32 = False
-    for refused, x_of, why in [
+    for unsupported, input, why in [
         (layer, x, "float64"),
         (fastrnn.LSTM(5, 17), x.float(), "float32 without TF32"),
         (
@@ -261,7 +270,7 @@ def test_a_forced_path_that_can_not_be(on_path):
         ),
     ]:
         with pytest.raises(NotImplementedError, match=f"this layer can not be: {why}"):
-            refused(x_of)
+            unsupported(input)
     on_path("sideways")
     with pytest.raises(
         ValueError, match="is 'sideways', expected stepwise, persistent or one_block"
@@ -269,24 +278,24 @@ def test_a_forced_path_that_can_not_be(on_path):
         layer(x)
 
 
-def test_many_rows_go_step_by_step(on_path, capsys):
-    """Where blocks would have many tiles of them: these fit, but not with 64 rows a block."""
-    layer = fastrnn.GRU(1, 32)  # in full float32: not one block's
+def test_large_batches_take_the_stepwise_path(on_path, capsys):
+    """When each block would have many tiles of rows. A persistent kernel is possible but slower."""
+    layer = fastrnn.GRU(1, 32)  # float32 without TF32, so not one_block
     batch = 600 * torch.cuda.get_device_properties(0).multi_processor_count
     few, many = (torch.randn(2, B, 1) for B in [16, batch])
-    for x, path, said in [
+    for x, path, expected in [
         (few, "", "path: persistent"),
         (many, "", "why: faster for so many rows"),
         (many, "persistent", "path: persistent"),
     ]:
         on_path(path)
         fastrnn.explain(layer, x)
-        assert said in capsys.readouterr().out
+        assert expected in capsys.readouterr().out
 
 
-@pytest.mark.skipif(VIRTUAL, reason="the virtual GPU's products are not rounded")
-def test_a_step_rounds_as_torch_s_cells_do(allow_tf32):
-    """nn.LSTMCell's products are torch's, which have a setting of their own."""
+@pytest.mark.skipif(VIRTUAL, reason="the virtual GPU does not round to TF32")
+def test_cells_use_tf32_by_the_setting_for_matmul(allow_tf32):
+    """nn.LSTMCell uses torch's matmul, for which TF32 has a separate setting."""
     layer, x = fastrnn.LSTMCell(128, 128), torch.randn(32, 128)
     exact = torch.nn.LSTMCell(128, 128).double()
     exact.load_state_dict(layer.state_dict())
@@ -295,7 +304,7 @@ def test_a_step_rounds_as_torch_s_cells_do(allow_tf32):
         assert (distance(layer(x)[0], exact(x.double())[0]) > 1e-5) == allowed
 
 
-def test_what_does_not_fit_goes_step_by_step():
+def test_projections_take_the_stepwise_path():
     layer, theirs = pair("lstm", 3, 20, proj_size=True)
     x = torch.randn(2, 2, 3)
     calls = cuda_calls(lambda: layer(x))
@@ -306,8 +315,8 @@ def test_what_does_not_fit_goes_step_by_step():
 
 @pytest.mark.parametrize("allowed", BOTH, ids=["float32", "tf32"])
 @pytest.mark.parametrize("kind", ["lstm", "lstm_proj", "gru"])
-def test_tf32_where_torch_s_layer_may(kind, allowed, on_path, allow_tf32):
-    """By the setting for cuDNN, whatever that for products says."""
+def test_layers_use_tf32_by_the_setting_for_cudnn(kind, allowed, on_path, allow_tf32):
+    """Whatever the setting for matmul."""
     on_path("stepwise")
     allow_tf32(allowed, not allowed)
     ours, theirs = pair(kind, 128, 128)
@@ -315,20 +324,20 @@ def test_tf32_where_torch_s_layer_may(kind, allowed, on_path, allow_tf32):
     exact = forward_and_backward(copy.deepcopy(theirs).double(), leaves(x.double()))
     found = forward_and_backward(ours, leaves(x))
     rounds = allowed and not VIRTUAL and torch.cuda.get_device_capability() >= (8, 0)
-    # TF32 keeps 11 bits of a factor, and errors of rounding partly cancel in a sum.
+    # TF32 keeps 11 significant bits of an operand, and rounding errors partly cancel in a sum.
     for a, b in zip(found, exact, strict=True):
         assert distance(a, b) < 1e-2
         assert (distance(a, b) > 1e-5) == rounds
 
 
-# ---- what is asked of the device -----------------------------------------------------------------
+# ---- launches, copies, streams -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bidirectional", BOTH, ids=["one", "two"])
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize(("kind", "path"), CASES)
 def test_launches(kind, path, packed, bidirectional, on_path):
-    """A launch a step for both directions, or one for all; no wait, nothing comes to the host."""
+    """One launch per step, or one per layer, for both directions; no host copies, no waits."""
     on_path(path)
     T, layers = 6, 2
     layer, _ = pair(kind, 5, 17, num_layers=layers, bidirectional=bidirectional, dropout=0.5)
@@ -344,7 +353,7 @@ def test_launches(kind, path, packed, bidirectional, on_path):
     else:
         assert calls.of("persistent") == calls.of("one_block") == 0
         assert calls.of("forward_step") == layers * T
-        # grad_h0 takes one more, of whichever kernel adds up dL/dh.
+        # grad_h0 takes one more launch of the kernel that accumulates dL/dh.
         sums = calls.of("backward_sum")
         assert sums == layers * (T + 1) * (kind == "lstm_proj")
         assert calls.of("backward_step") == layers * (T + (kind != "lstm_proj"))
@@ -354,13 +363,15 @@ def test_launches(kind, path, packed, bidirectional, on_path):
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("kind", "path"), [c for c in CASES if c[0] != "lstm_proj"])
-def test_states_are_read_where_they_lie(kind, path, dtype, packed, bidirectional, on_path):
-    """Nothing is copied or set to zero before the steps and after them: states, their gradients and
-    the output are read and written by the steps themselves. But a persistent kernel's counters are
-    zeros at first, and stepwise, rows that begin late are brought to the others."""
+def test_states_are_read_and_written_in_place(kind, path, dtype, packed, bidirectional, on_path):
+    """The steps read and write states, their gradients and the output directly.
+
+    Nothing is copied or zeroed before or after them, with two exceptions: a persistent kernel's
+    barrier counters start at zero, and stepwise the states of sequences that start late are copied.
+    """
     on_path(path)
     if path == "one_block" and dtype == torch.float32:
-        pytest.skip("a matter of TF32")
+        pytest.skip("one_block computes float32 in TF32")
     layer, _ = pair(kind, 40, 40, bidirectional=bidirectional, dtype=dtype, bias=False)
     x = ragged([6, 4, 1], 40, dtype=dtype) if packed else torch.randn(6, 3, 40, dtype=dtype)
     args = leaves((x, state_of(layer, 3)))
@@ -382,7 +393,7 @@ def test_states_are_read_where_they_lie(kind, path, dtype, packed, bidirectional
 
 @pytest.mark.parametrize(("kind", "path"), CASES)
 def test_the_current_stream(kind, path, on_path):
-    """The work goes to the user's stream, behind what is there already."""
+    """The kernels run in the current stream, after the work that is already in it."""
     on_path(path)
     layer, _ = pair(kind, 5, 17, bidirectional=True)
     x = leaves(torch.randn(4, 3, 5))
@@ -392,7 +403,7 @@ def test_the_current_stream(kind, path, on_path):
     with torch.cuda.stream(stream):
         late = torch.zeros_like(x)
         if not VIRTUAL:
-            torch.cuda._sleep(50_000_000)  # some 30 ms in which x is not there yet
+            torch.cuda._sleep(50_000_000)  # delays the copy of x by some 30 ms
         late.copy_(x.detach())
         found = forward_and_backward(layer, late.requires_grad_())
     stream.synchronize()
@@ -402,7 +413,7 @@ def test_the_current_stream(kind, path, on_path):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize(("kind", "path"), CASES)
-def test_another_device_than_the_current_one(kind, path, on_path):
+def test_device_other_than_the_current_one(kind, path, on_path):
     on_path(path)
     layer, _ = pair(kind, 5, 17, bidirectional=True)
     x = torch.randn(4, 3, 5)
@@ -438,19 +449,18 @@ def test_in_a_cuda_graph(kind, path, packed, on_path):
             torch.testing.assert_close(a, b)
 
 
-# ---- as a user meets it --------------------------------------------------------------------------
+# ---- modules -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_there_and_back(kind):
-    """The same layer on the CPU, on the GPU, and on the CPU again."""
+def test_moving_a_layer_to_the_gpu_and_back(kind):
     with torch.device("cpu"):
         layer, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True)
         x = torch.randn(4, 3, 5)
     first = flat(layer(x))
-    there = flat(layer.to("cuda")(x.to("cuda")))
-    assert {t.device.type for t in there} == {"cuda"}
-    torch.testing.assert_close([t.cpu() for t in there], first)
+    on_gpu = flat(layer.to("cuda")(x.to("cuda")))
+    assert {t.device.type for t in on_gpu} == {"cuda"}
+    torch.testing.assert_close([t.cpu() for t in on_gpu], first)
     back = flat(layer.to("cpu")(x))
     assert all(torch.equal(a, b) for a, b in zip(back, first, strict=True))
     assert fastrnn.fallbacks() == {}
@@ -458,8 +468,8 @@ def test_there_and_back(kind):
 
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_dropout_is_repeatable(kind, packed):
-    """By the generator's seed, and by its state; and the generator moves on."""
+def test_dropout_is_reproducible(kind, packed):
+    """From the generator's seed and from its state; each call advances the generator."""
     layer, _ = pair(kind, 5, 17, num_layers=3, dropout=0.5)
     x = leaves(ragged([6, 4, 1], 5) if packed else torch.randn(6, 3, 5))
     torch.cuda.manual_seed(3)
@@ -469,8 +479,8 @@ def test_dropout_is_repeatable(kind, packed):
     runs.append(forward_and_backward(layer, x))
     torch.cuda.manual_seed(3)
     runs.append(forward_and_backward(layer, x))
-    for again in runs[2:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
+    for repeated in runs[2:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], repeated, strict=True))
     assert not torch.equal(runs[0][0], runs[1][0])
 
 
@@ -485,7 +495,7 @@ def test_accelerate(kind):
     torch.testing.assert_close(flat(model(x)), expected)
 
 
-def test_a_state_on_the_other_device():
+def test_state_on_another_device_raises():
     for layer in pair("lstm", 5, 17):
         h = torch.zeros(1, 3, 17, device="cpu")
         with pytest.raises(RuntimeError, match=r"not at the same device|on the same device"):

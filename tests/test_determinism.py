@@ -1,4 +1,4 @@
-"""The same bits: for every run, for any number of threads, for a row alone or in any batch."""
+"""Bitwise determinism across runs and numbers of threads, and batch invariance."""
 
 import os
 import subprocess
@@ -22,13 +22,13 @@ from helpers import (
 from helpers import random_state as layer_state
 from torch.nn.utils.rnn import PackedSequence
 
-#: On CUDA the threads are those of whoever stands in for it, and no concern of ours.
+#: Numbers of CPU threads. On CUDA they make no difference.
 THREADS = [1, 2, 8] if device() == "cpu" else [2]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
-CHOICE = "on CUDA cuBLAS orders a sum by the sizes of the product"
+BATCH_DEPENDENT = "on CUDA, cuBLAS chooses the order of summation by the sizes of the product"
 
-#: (T, B, I, H): odd, one row, one step, more rows than a tile, enough units for several threads
+#: (T, B, I, H): odd sizes, one row, one step, more rows than a tile, units for several threads
 SIZES = [
     (7, 3, 5, 17),
     (5, 1, 33, 64),
@@ -40,13 +40,13 @@ SIZES = [
 
 
 def results(layer, args):
-    """All values, inputs' gradients, and weights' gradients."""
+    """Outputs with and without grad mode, and gradients of inputs and weights."""
     outputs = flat(layer(*args))
     inputs = flat(args)
     found = gradients(outputs, [*inputs, *layer.parameters()])
     with torch.no_grad():
-        without = flat(layer(*args))
-    return [*outputs, *without, *found]
+        inference = flat(layer(*args))
+    return [*outputs, *inference, *found]
 
 
 def assert_same_bits(ours, theirs):
@@ -78,14 +78,14 @@ def test_runs_and_threads(kind, dtype, packed):
                 assert_same_bits(results(layer, args), first)
 
 
-@pytest.mark.cpu(CHOICE)
+@pytest.mark.cpu(BATCH_DEPENDENT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_row_alone_or_in_a_batch(kind, dtype):
-    """What a row gives does not depend on which rows, or how many, are computed beside it."""
-    # One step; up to 8 rows, whose gradients may be made without packing weights, and more.
-    few = [(1, 9, 33, 64), (1, 40, 33, 17), (4, 12, 128, 256)]
-    for T, B, I, H in [(5, 17, 5, 17), (3, 9, 33, 64), (2, 40, 16, 33), *few]:
+def test_batch_invariance(kind, dtype):
+    """The results of a row do not depend on the other rows of the batch or their number."""
+    # One step; slices of up to 8 rows, for which backward may not pack the weights, and of more.
+    sizes = [(1, 9, 33, 64), (1, 40, 33, 17), (4, 12, 128, 256)]
+    for T, B, I, H in [(5, 17, 5, 17), (3, 9, 33, 64), (2, 40, 16, 33), *sizes]:
         layer, _ = pair(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype)
         x, state = arguments(layer, T, B, I)
         whole = flat(layer(x, state))
@@ -103,10 +103,10 @@ def test_a_row_alone_or_in_a_batch(kind, dtype):
                 assert_same_bits(flat(layer(some[0], hx)), [t[:, rows] for t in whole])
 
 
-@pytest.mark.cpu(CHOICE)
+@pytest.mark.cpu(BATCH_DEPENDENT)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_packed_or_padded(kind):
-    """Sequences of one length give the same bits in both forms."""
+def test_packed_equals_padded(kind):
+    """Sequences of equal length give the same bits packed and padded."""
     for T, B, I, H in [(5, 17, 5, 17), (4, 1, 33, 64)]:
         layer, _ = pair(kind, I, H, num_layers=2, bidirectional=True)
         x, state = arguments(layer, T, B, I)
@@ -136,7 +136,7 @@ def test_cells(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_dropout_with_threads(kind):
+def test_dropout_does_not_depend_on_threads(kind):
     layer, _ = pair(kind, 16, 33, num_layers=3, dropout=0.5, bidirectional=True)
     args = arguments(layer, 6, 20, 16)
     found = []
@@ -152,8 +152,8 @@ def test_dropout_with_threads(kind):
 @pytest.mark.once
 @pytest.mark.cpu("OpenMP's threads")
 @pytest.mark.parametrize("limit", [*(pytest.param(n, marks=pytest.mark.slow) for n in [1, 2]), 3])
-def test_fewer_threads_than_torch_asks_for(limit, tmp_path):
-    """OpenMP may give fewer threads than asked for: no thread waits for one that never comes."""
+def test_fewer_openmp_threads_than_requested(limit, tmp_path):
+    """OpenMP may start fewer threads than requested: no barrier waits for missing threads."""
     code = """
 import sys, torch, fastrnn
 torch.set_num_threads(4)

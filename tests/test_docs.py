@@ -1,7 +1,7 @@
-"""The Python in README.md, CONTRIBUTING.md and docs/ runs.
+"""The Python code in README.md, CONTRIBUTING.md and docs/ runs.
 
-The blocks ```python of a page run in order, in one namespace and a process of their own. A block
-that can't run by itself is marked ```python no-run, and only compiled.
+The ```python blocks of a page run in order, in one namespace and in a new process per page. Blocks
+marked ```python no-run are only compiled.
 """
 
 import os
@@ -15,7 +15,7 @@ import pytest
 
 import fastrnn
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("pages")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("documentation")]
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
@@ -23,21 +23,21 @@ BLOCK = re.compile(r"^( *)```(python.*)\n((?:.*\n)*?)\1```$", re.MULTILINE)
 
 
 def blocks(text):
-    """Of each block of Python: what follows the fence, and its code at the lines where it is."""
+    """Yields the info string and code of each Python block, padded to keep its line numbers."""
     for block in BLOCK.finditer(text):
         _, info, code = block.groups()
         yield info, "\n" * text.count("\n", 0, block.start(3)) + textwrap.dedent(code)
 
 
 def joined(codes):
-    """One program of codes that each begin at lines of their own."""
+    """Joins padded blocks into one program in which each keeps its line numbers."""
     lines = []
     for code in codes:
         lines += code.split("\n")[len(lines) :]
     return "\n".join(lines)
 
 
-def test_blocks_keep_their_lines():
+def test_blocks_keep_their_line_numbers():
     page = (
         "a\n```python\nx = 1\n```\n- b\n\n  ```python no-run\n  y\n  ```\n```python\nz = x\n```\n"
     )
@@ -53,7 +53,7 @@ def test_blocks_keep_their_lines():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_of_a_page_runs(page, tmp_path):
+def test_code_of_page_runs(page, tmp_path):
     found = list(blocks(page.read_text()))
     for info, code in found:
         assert info in ("python", "python no-run"), f"{page.name}: ```{info}"
@@ -71,7 +71,7 @@ def test_python_of_a_page_runs(page, tmp_path):
         )
 
 
-def test_the_api_page_has_all_public_names():
+def test_api_page_has_all_public_names():
     page = (ROOT / "docs/api.md").read_text()
-    shown = re.findall(r"^\.\. (?:auto\w+|py:data):: fastrnn\.(\w+)$", page, re.MULTILINE)
-    assert sorted(shown) == sorted(fastrnn.__all__)
+    documented = re.findall(r"^\.\. (?:auto\w+|py:data):: fastrnn\.(\w+)$", page, re.MULTILINE)
+    assert sorted(documented) == sorted(fastrnn.__all__)

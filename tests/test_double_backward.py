@@ -1,4 +1,4 @@
-"""Gradients of gradients in every dtype, and of those again. In float64: test_gradients.py, too."""
+"""Second and third derivatives in every dtype. test_gradients.py also checks float64."""
 
 import copy
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.once
 
 
 def penalty_gradients(layer, args, order=2):
-    """Gradients of the squares of the gradients, in their turn, of a loss of all the results."""
+    """Gradients of a loss or, for each order above 1, of the sum of the previous ones' squares."""
     args = leaves(args)
-    torch.manual_seed(3)  # of dropout
-    wanted = [*flat(args), *layer.parameters()]
+    torch.manual_seed(3)  # for dropout
+    inputs = [*flat(args), *layer.parameters()]
     loss = sum(o.sin().mean() for o in flat(layer(*args)))
     for n in range(order):
-        found = torch.autograd.grad(loss, wanted, create_graph=n + 1 < order)
+        found = torch.autograd.grad(loss, inputs, create_graph=n + 1 < order)
         loss = sum(g.square().sum() for g in found)
     return list(found)
 
@@ -53,7 +53,7 @@ def test_error_of_second_gradients(kind, dtype, packed):
         assert all(g.dtype == dtype for g in found[0])
         pool += list(zip(*found, exact, strict=True))
     if dtype in LOW:
-        assert_pool_no_worse(pool, times=1)  # it computes in float32
+        assert_pool_no_worse(pool, times=1)  # fastrnn computes in float32
     else:
         torch.testing.assert_close([ours for ours, *_ in pool], [theirs for _, theirs, _ in pool])
 
@@ -67,8 +67,8 @@ def test_third_gradients(kind, packed):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_second_gradients_of_what_was_computed_again(kind):
-    """With recompute=True nothing but the outputs is kept; the second derivative needs no more."""
+def test_second_gradients_with_recompute(kind):
+    """recompute=True saves only the layers' outputs, which is all that double backward needs."""
     ours, theirs = pair(kind, 5, 17, num_layers=2, dtype=torch.float64)
     ours.recompute = True
     args = arguments(theirs, False, torch.float64)

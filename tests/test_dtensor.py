@@ -1,4 +1,4 @@
-"""Layers and cells of DTensors, in two processes: the numbers of one."""
+"""Layers and cells with DTensors in two processes: the results of one process."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import fastrnn
 
-pytestmark = [pytest.mark.once, pytest.mark.cpu("processes of the CPU")]
+pytestmark = [pytest.mark.once, pytest.mark.cpu("uses the gloo backend on the CPU")]
 
 BOTH = [False, True]
 F64 = torch.float64
@@ -22,95 +22,100 @@ T, I, H = 4, 5, 6
 
 
 def distributed(module, mesh, placements):
-    """The module with DTensors for parameters."""
+    """The module with its parameters replaced by DTensors."""
     for name, p in list(module.named_parameters()):
         setattr(module, name, nn.Parameter(distribute_tensor(p.detach(), mesh, placements)))
     return module
 
 
-def whole(nested):
+def full_tensors(nested):
     return [t.full_tensor() for t in flat(nested)]
 
 
-def assert_same_as_one(ours, theirs, args, mesh, placements, weights=None):
+def assert_same_as_plain_tensors(ours, theirs, args, mesh, placements, weights=None):
     """Compares results and gradients with those of plain tensors, and returns their placements.
 
-    `placements` are those of `args`, `weights` those of the parameters, replicated if not given.
+    `placements` has one entry per argument. `weights` are the placements of the parameters, which
+    are replicated by default.
     """
     replicated = [Replicate()] * mesh.ndim
     distributed(ours, mesh, weights or replicated)
     args = leaves(args)
-    mine = [
+    dtensors = [
         mapped(a, lambda t, by=by: distribute_tensor(t.detach(), mesh, by).requires_grad_())
         for a, by in zip(args, placements, strict=True)
     ]
-    results, expected = flat(ours(*mine)), flat(theirs(*args))
+    results, expected = flat(ours(*dtensors)), flat(theirs(*args))
     assert all(isinstance(t, DTensor) for t in results)
-    assert_close(whole(results), expected)
-    wanted = [*flat(mine), *ours.parameters()]
-    found = torch.autograd.grad(sum(t.square().sum() for t in results), wanted)
-    one = torch.autograd.grad(
+    assert_close(full_tensors(results), expected)
+    inputs = [*flat(dtensors), *ours.parameters()]
+    found = torch.autograd.grad(sum(t.square().sum() for t in results), inputs)
+    expected = torch.autograd.grad(
         sum(t.square().sum() for t in expected), [*flat(args), *theirs.parameters()]
     )
-    assert_close(whole(found), list(one))
+    assert_close(full_tensors(found), list(expected))
     return [t.placements for t in results], [g.placements for g in found]
 
 
 def layers_and_cells(_):
-    torch.manual_seed(0)  # the same numbers in both
+    torch.manual_seed(0)  # the same numbers in both processes
     mesh = init_device_mesh("cpu", (2,))
-    for kind, batch, given in itertools.product(LAYERS, [5, 1], BOTH):
+    for kind, batch, with_state in itertools.product(LAYERS, [5, 1], BOTH):
         for options in [{}, {"batch_first": True, "num_layers": 2, "bidirectional": True}]:
-            first = options.get("batch_first", False)
-            x = torch.randn(*((batch, T) if first else (T, batch)), I, dtype=F64)
-            of_batch = [Shard(0 if first else 1)]
-            for by, by_state in [
+            batch_first = options.get("batch_first", False)
+            x = torch.randn(*((batch, T) if batch_first else (T, batch)), I, dtype=F64)
+            batch_sharded = [Shard(0 if batch_first else 1)]
+            for by, state_by in [
                 ([Replicate()], [Replicate()]),
-                (of_batch, [Shard(1)]),
-                (of_batch, [Replicate()]),
+                (batch_sharded, [Shard(1)]),
+                (batch_sharded, [Replicate()]),
                 ([Shard(2)], [Replicate()]),
             ]:
                 ours, theirs = pair(kind, I, H, dtype=F64, **options)
-                ours.recompute = given
-                args = (x, random_state(theirs, batch)) if given else (x,)
-                results, found = assert_same_as_one(
-                    ours, theirs, args, mesh, [by, by_state][: len(args)]
+                ours.recompute = with_state
+                args = (x, random_state(theirs, batch)) if with_state else (x,)
+                results, found = assert_same_as_plain_tensors(
+                    ours, theirs, args, mesh, [by, state_by][: len(args)]
                 )
-                sharded = by == of_batch
+                sharded = by == batch_sharded
                 assert results[1:] == [(Shard(1) if sharded else Replicate(),)] * len(results[1:])
                 parameters = found[-len(list(ours.parameters())) :]
                 assert set(parameters) == {(Partial() if sharded else Replicate(),)}
-    for kind, given, bias in itertools.product(CELLS, BOTH, BOTH):
+    for kind, with_state, bias in itertools.product(CELLS, BOTH, BOTH):
         for by in [Replicate()], [Shard(0)]:
             ours, theirs = cell_pair(kind, I, H, bias=bias, dtype=F64)
             x = torch.randn(5, I, dtype=F64)
-            args = (x, cell_state(theirs, 5)) if given else (x,)
-            results, _ = assert_same_as_one(ours, theirs, args, mesh, [by, by][: len(args)])
+            args = (x, cell_state(theirs, 5)) if with_state else (x,)
+            results, _ = assert_same_as_plain_tensors(
+                ours, theirs, args, mesh, [by, by][: len(args)]
+            )
             assert set(results) == {tuple(by)}
 
 
-def others(_):
-    torch.manual_seed(0)  # the same numbers in both
+def other_placements(_):
+    torch.manual_seed(0)  # the same numbers in both processes
     mesh = init_device_mesh("cpu", (2,))
     x = torch.randn(T, 4, I, dtype=F64)
     for kind in LAYERS:
-        # Sharded weights, whose gradients are too, in a mesh of two dimensions, unbatched, packed.
+        # Sharded weights and gradients; a two-dimensional mesh; unbatched; packed sequences.
         ours, theirs = pair(kind, I, H, dtype=F64)
-        _, found = assert_same_as_one(ours, theirs, (x,), mesh, [[Shard(1)]], weights=[Shard(0)])
+        _, found = assert_same_as_plain_tensors(
+            ours, theirs, (x,), mesh, [[Shard(1)]], weights=[Shard(0)]
+        )
         assert set(found[1:]) == {(Shard(0),)}
         ours, theirs = pair(kind, I, H, dtype=F64, num_layers=2)
-        plane = init_device_mesh("cpu", (1, 2))
-        assert_same_as_one(ours, theirs, (x,), plane, [[Replicate(), Shard(1)]])
+        mesh_2d = init_device_mesh("cpu", (1, 2))
+        assert_same_as_plain_tensors(ours, theirs, (x,), mesh_2d, [[Replicate(), Shard(1)]])
         ours, theirs = pair(kind, I, H, dtype=F64, bidirectional=True)
-        assert_same_as_one(ours, theirs, (x[:, 0],), mesh, [[Replicate()]])
+        assert_same_as_plain_tensors(ours, theirs, (x[:, 0],), mesh, [[Replicate()]])
         ours, theirs = pair(kind, I, H, dtype=F64, bidirectional=True)
         packed = pack_padded_sequence(x, [4, 3, 3, 1])
         for by in [Replicate()], [Shard(0)]:
-            mine = PackedSequence(distribute_tensor(packed.data, mesh, by), packed.batch_sizes)
-            results = distributed(ours, mesh, [Replicate()])(mine)
-            assert_close(whole(results), flat(theirs(packed)))
+            dtensors = PackedSequence(distribute_tensor(packed.data, mesh, by), packed.batch_sizes)
+            results = distributed(ours, mesh, [Replicate()])(dtensors)
+            assert_close(full_tensors(results), flat(theirs(packed)))
 
-    # Where torch's layer takes DTensors, theirs of the same placements.
+    # The same placements as torch's layers return, where those accept DTensors.
     for kind, by in itertools.product(["gru", "rnn_tanh", "rnn_relu"], [Replicate(), Shard(1)]):
         modules = pair(kind, I, H, dtype=F64)
         state = random_state(modules[1], 4)
@@ -125,19 +130,19 @@ def others(_):
             placements.append([t.placements for t in [*results, *found]])
         assert placements[0] == placements[1]
 
-    # A model of one is trained by its gradients.
+    # Training with an optimizer gives the same parameters as in one process.
     ours, theirs = pair("lstm", I, H, dtype=F64)
     distributed(ours, mesh, [Replicate()])
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in [ours, theirs]]
     for _ in range(3):
         for module, optimizer in zip([ours, theirs], optimizers, strict=True):
             optimizer.zero_grad()
-            mine = distribute_tensor(x, mesh, [Shard(1)]) if module is ours else x
-            module(mine)[0].square().sum().backward()
+            input = distribute_tensor(x, mesh, [Shard(1)]) if module is ours else x
+            module(input)[0].square().sum().backward()
             optimizer.step()
-    assert_close(whole(list(ours.parameters())), list(theirs.parameters()))
+    assert_close(full_tensors(list(ours.parameters())), list(theirs.parameters()))
 
-    # Plain tensors among them, but for states that are constants.
+    # Mixing with plain tensors raises, except for states that do not require grad.
     layer = distributed(fastrnn.GRU(I, H), mesh, [Replicate()])
     plain = torch.randn(T, 2, I)
     with pytest.raises(RuntimeError, match=r"got mixed torch\.Tensor and DTensor"):
@@ -147,6 +152,6 @@ def others(_):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", [layers_and_cells, others])
+@pytest.mark.parametrize("work", [layers_and_cells, other_placements])
 def test_two_processes(work, tmp_path):
     in_two_processes(work, tmp_path)

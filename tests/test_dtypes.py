@@ -1,8 +1,8 @@
-"""Rounding: the error against float64 is no more than twice torch's, whatever the dtype.
+"""Rounding errors: in every dtype, the error against float64 is at most twice torch's.
 
-Torch's error on the same weights and inputs, rounded to the dtype beforehand, is the yardstick: no
-tolerance would say whether an error is the dtype's or a fault. Errors are pooled over a few draws,
-so that the ratio of the two does not hang on a few lucky roundings.
+The reference is torch's error for the same weights and inputs, already rounded to the dtype. A
+fixed tolerance could not tell rounding from a bug. Errors are pooled over several seeds, so that
+the ratio does not depend on a few lucky roundings.
 """
 
 import copy
@@ -38,21 +38,21 @@ SEEDS = range(3)
 SIZES = [(1, 3, 33, 17), (7, 8, 5, 33), (5, 4, 300, 40), (30, 17, 16, 64), (200, 2, 8, 48)]
 
 
-def compare(draw, times=2, of_first=None):
-    """The error of each of the tensors that draw(seed) gives, as (ours, theirs, exact).
+def compare(draw, times=2, first_times=None):
+    """Compares the tensors that draw(seed) returns as (ours, theirs, exact), pooled over SEEDS.
 
-    `times` as of assert_no_worse, and `of_first` where that of the first tensor is another.
+    `times` as in assert_no_worse; `first_times`, if given, replaces it for the first tensor.
     """
     pools = zip(*(zip(*draw(seed), strict=True) for seed in SEEDS), strict=True)
-    for number, pool in enumerate(pools):  # one tensor of the result, all draws of it
+    for number, pool in enumerate(pools):  # one result tensor of all seeds
         pool = list(pool)
         for results in pool:
             assert results[0].dtype == results[1].dtype, number
-        assert_pool_no_worse(pool, of_first if of_first and number == 0 else times)
+        assert_pool_no_worse(pool, first_times if first_times and number == 0 else times)
 
 
-def rounded_alike(kind, dtype, *layers):
-    """On the CPU sums are float32; on CUDA they are rounded to 16 bits as torch's are."""
+def avoid_corners_on_cuda(kind, dtype, *layers):
+    """On CUDA sums are rounded to 16 bits, as torch's are. On the CPU they stay in float32."""
     if dtype in LOW and device() == "cuda":
         avoid_corners(kind, *layers)
 
@@ -90,7 +90,7 @@ def test_error_of_gradients(kind, dtype, size):
     def draw(seed):
         torch.manual_seed(seed)
         ours, theirs = pair(kind, I, H, bidirectional=True, dtype=dtype)
-        rounded_alike(kind, dtype, ours, theirs)
+        avoid_corners_on_cuda(kind, dtype, ours, theirs)
         args = leaves((torch.randn(T, B, I, dtype=dtype), random_state(theirs, B)))
         results = [
             gradients(layer(*args), [*flat(args), *layer.parameters()]) for layer in [ours, theirs]
@@ -98,23 +98,24 @@ def test_error_of_gradients(kind, dtype, size):
         exact = copy.deepcopy(theirs).double()
         doubles = leaves(mapped(args, torch.Tensor.double))
         outputs = flat(exact(*doubles))
-        # The cotangents are those of the 16 bits' results, drawn alike and rounded alike.
+        # The same cotangents as those of the results in the dtype, rounded to it.
         cotangents = [
             random.to(o.device, dtype).double()
             for random, o in zip(normals(outputs, 1), outputs, strict=True)
         ]
-        wanted = [*flat(doubles), *exact.parameters()]
-        return [*results, list(torch.autograd.grad(outputs, wanted, cotangents))]
+        inputs = [*flat(doubles), *exact.parameters()]
+        return [*results, list(torch.autograd.grad(outputs, inputs, cotangents))]
 
-    # On CUDA a weight's gradient is one product over all T * B rows, where torch adds up T sums of
-    # B. The k-th partial sum of random terms is sqrt(k) large, and so is its rounding: the squares
-    # of one long sum's add up to (T B)^2 / 2, those of torch's to T B^2 / 2 + B T^2 / 2.
-    longer = (T * B / (T + B)) ** 0.5 if device() == "cuda" else 1
-    # The input's gradient is a sum over the gates of every unit in turn, torch's over every gate's
-    # units. Of GRU's gates one has by far the largest gradients: torch's sum is large during its
-    # last third alone, ours all the time.
-    of_gates = 2 * 3**0.5 if device() == "cuda" and kind == "gru" else 2
-    compare(draw, times=max(2, longer), of_first=of_gates)
+    # On CUDA a weight's gradient is one product over all T * B rows. torch adds up T sums of B
+    # rows. The k-th partial sum of random terms has magnitude sqrt(k), and its rounding error is
+    # proportional to that. The squared errors add up to (T B)^2 / 2 for one long sum and to
+    # T B^2 / 2 + B T^2 / 2 for torch's.
+    longer_sum = (T * B / (T + B)) ** 0.5 if device() == "cuda" else 1
+    # The input's gradient is a sum over gates and units. On CUDA the inner loop is over the gates,
+    # in torch over the units. One of GRU's gates has by far the largest gradients, so torch's
+    # partial sums are large during the last third only, ours throughout.
+    gates_inside = 2 * 3**0.5 if device() == "cuda" and kind == "gru" else 2
+    compare(draw, times=max(2, longer_sum), first_times=gates_inside)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
@@ -146,7 +147,7 @@ def test_error_of_cells(kind, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_small_numbers(kind, dtype):
-    """Relative precision where tanh(x) is nearly x: gates of 1e-4 and less."""
+    """Relative precision where tanh(x) is nearly x: pre-activations of at most 1e-4."""
 
     def draw(seed):
         torch.manual_seed(seed)
@@ -163,7 +164,7 @@ def test_small_numbers(kind, dtype):
 
 @pytest.mark.parametrize("dtype", FULL + LOW, ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_every_result_has_the_dtype(kind, dtype):
+def test_results_and_gradients_have_the_dtype(kind, dtype):
     ours, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True, dtype=dtype)
     for x in [torch.randn(4, 3, 5, dtype=dtype), ragged([4, 2, 1], 5, dtype)]:
         args = leaves((x, random_state(ours, 3)))
@@ -175,8 +176,8 @@ def test_every_result_has_the_dtype(kind, dtype):
 # ---- autocast ------------------------------------------------------------------------------------
 
 
-def cannot(kind, packed, low):
-    """Whether torch's padded LSTM, which goes to oneDNN, has no kernel of this dtype here."""
+def unsupported_by_onednn(kind, packed, low):
+    """Whether torch's padded LSTM runs on oneDNN, which has no kernel for this dtype here."""
     if kind != "lstm" or packed or device() == "cuda":
         return False
     return low == torch.float16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -187,23 +188,27 @@ AUTOCAST = [
     for kind in LAYERS
     for packed in BOTH
     for low in LOW
-    if not cannot(kind, packed, low)
+    if not unsupported_by_onednn(kind, packed, low)
 ]
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("kind", "packed", "low"), AUTOCAST)
-def test_autocast(kind, packed, low, given, state):
-    """float32 weights; the dtypes that come out are torch's, and the numbers no worse."""
+def test_autocast(kind, packed, low, input_dtype, state_dtype):
+    """With float32 weights: the results have the dtypes of torch's, and errors no larger."""
 
     def draw(seed):
         torch.manual_seed(seed)
         ours, theirs = pair(kind, 5, 17, num_layers=2)
         x = ragged([4, 2, 1, 4], 5) if packed else torch.randn(4, 4, 5)
-        x = mapped(x, lambda t: t.to(given))
-        hx = None if state is None else mapped(random_state(theirs, 4), lambda t: t.to(state))
+        x = mapped(x, lambda t: t.to(input_dtype))
+        hx = (
+            None
+            if state_dtype is None
+            else mapped(random_state(theirs, 4), lambda t: t.to(state_dtype))
+        )
         results = []
         for layer in [ours, theirs]:
             for record in BOTH:
@@ -217,15 +222,19 @@ def test_autocast(kind, packed, low, given, state):
 
 @pytest.mark.once
 @pytest.mark.parametrize("low", LOW, ids=str)
-@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", CELLS)
-def test_autocast_of_cells(kind, given, state, low):
+def test_autocast_of_cells(kind, input_dtype, state_dtype, low):
     def draw(seed):
         torch.manual_seed(seed)
         ours, theirs = cell_pair(kind, 5, 17)
-        x = torch.randn(8, 5).to(given)
-        hx = None if state is None else mapped(cell_state(theirs, 8), lambda t: t.to(state))
+        x = torch.randn(8, 5).to(input_dtype)
+        hx = (
+            None
+            if state_dtype is None
+            else mapped(cell_state(theirs, 8), lambda t: t.to(state_dtype))
+        )
         with torch.autocast(device(), dtype=low):
             results = [flat(cell(x, hx)) for cell in [ours, theirs]]
         return [*results, flat(in_double(theirs, x, hx))]
@@ -236,12 +245,12 @@ def test_autocast_of_cells(kind, given, state, low):
 @pytest.mark.once
 @pytest.mark.parametrize(("kind", "packed", "low"), AUTOCAST)
 def test_gradients_under_autocast(kind, packed, low):
-    """Those of float32 leaves are float32, and no worse than torch's."""
+    """The gradients of float32 leaves are float32, with errors no larger than torch's."""
 
     def draw(seed):
         torch.manual_seed(seed)
         ours, theirs = pair(kind, 5, 17, num_layers=2)
-        rounded_alike(kind, low, ours, theirs)
+        avoid_corners_on_cuda(kind, low, ours, theirs)
         args = leaves(
             (ragged([4, 2, 1, 4], 5) if packed else torch.randn(4, 4, 5), random_state(theirs, 4))
         )

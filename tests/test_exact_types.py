@@ -1,4 +1,4 @@
-"""What goes by the exact type of a layer, and what is said of it."""
+"""Code that checks a layer's exact type, and the log message about it."""
 
 import logging
 
@@ -9,12 +9,12 @@ from torch import nn
 
 import fastrnn
 
-# What is tested here comes before any kernel.
+# These tests do not depend on the kernels.
 pytestmark = [pytest.mark.once, pytest.mark.cpu("types do not depend on the device")]
 
 
 @pytest.fixture
-def told(caplog):
+def messages(caplog):
     fastrnn.replace._tell_of_types.cache_clear()
     caplog.set_level(logging.INFO, logger="fastrnn")
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
@@ -33,40 +33,40 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_said_once_a_process(change, told):
+def test_logged_once_per_process(change, messages):
     fastrnn.accelerate(nn.Linear(1, 1))
     fastrnn.accelerate(fastrnn.GRU(I, H))
     CHANGES[change](keep_types=True)
-    assert told() == []
+    assert messages() == []
     for _ in range(2):
         CHANGES[change]()
-        (message,) = told()
+        (message,) = messages()
         assert "type(layer)" in message
         assert "keep_types=True" in message
     fastrnn.accelerate(nn.LSTM(I, H))
-    assert len(told()) == 1
+    assert len(messages()) == 1
 
 
 def initialised(module):
-    """As many training scripts do it."""
+    """Initialises by exact type, as many training scripts do."""
     if type(module) == nn.GRU:  # noqa: E721
         nn.init.ones_(module.weight_hh_l0)
     return module
 
 
-FINDERS = {
+TYPE_CHECKS = {
     "initialiser": lambda module: bool((initialised(module).weight_hh_l0 == 1).all()),
     "table": lambda module: {nn.GRU: True}.get(type(module), False),
     "fx": lambda module: torch.fx.Tracer().is_leaf_module(module, "0"),
 }
 
 
-@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize("type_check", TYPE_CHECKS)
 @pytest.mark.parametrize("change", ["accelerate", "patch"])
-def test_code_that_goes_by_the_type(change, finder):
-    find, made = FINDERS[finder], CHANGES[change]
-    assert find(nn.GRU(I, H))
-    assert not find(made())
-    module = made(keep_types=True)
-    assert find(module)
+def test_code_that_checks_the_exact_type(change, type_check):
+    recognises, change_layer = TYPE_CHECKS[type_check], CHANGES[change]
+    assert recognises(nn.GRU(I, H))
+    assert not recognises(change_layer())
+    module = change_layer(keep_types=True)
+    assert recognises(module)
     assert ops_called(module, an_input(module)) == {"fastrnn::forward"}

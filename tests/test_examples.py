@@ -1,4 +1,4 @@
-"""examples/forecast.py on a small slice: its data set, its training, its command line."""
+"""examples/forecast.py on a small part of the data: data set, training and command line."""
 
 import functools
 import os
@@ -40,7 +40,7 @@ def test_windows_and_targets_are_aligned():
     assert x.shape == (5, 1)
     assert y.shape == (1, 1)
     assert x.dtype == y.dtype == torch.float32
-    # Window i is days i to i + 4, its target day i + 5.
+    # Window i contains days i to i + 4, and its target is day i + 5.
     relative = x[:, 0].double() * data.scaling.std + data.scaling.mean + 1
     torch.testing.assert_close(relative * closes[3], closes[3:8], rtol=1e-6, atol=0)
     points, naive = (data.to_points(scaled)[:, 0, 0] for scaled in (data.targets, data.naive()))
@@ -48,7 +48,7 @@ def test_windows_and_targets_are_aligned():
     torch.testing.assert_close(naive, closes[4:-1], rtol=1e-6, atol=0)
 
 
-def test_split_is_chronological_and_scaled_on_the_training_years_only():
+def test_split_is_chronological_and_scaled_by_training_years_only():
     dates = np.concatenate([days(2014, 365), days(2015, 50)])
     closes = 1000 + torch.rand(415, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     [(train, test)] = split_windows(dates, closes, window=10, test_year=2015)
@@ -60,10 +60,10 @@ def test_split_is_chronological_and_scaled_on_the_training_years_only():
     assert abs(seen.mean().item()) < 1e-4
     assert seen.std().item() == pytest.approx(1, abs=1e-4)
 
-    # Whatever the test years hold, the training set and its scaling stay the same.
+    # The training set and its scaling do not depend on the test years.
     closes[365:] *= 3
-    [(other, scaled_by_it)] = split_windows(dates, closes, window=10, test_year=2015)
-    assert other.scaling == train.scaling == test.scaling == scaled_by_it.scaling
+    [(other, other_test)] = split_windows(dates, closes, window=10, test_year=2015)
+    assert other.scaling == train.scaling == test.scaling == other_test.scaling
     assert torch.equal(other.inputs, train.inputs)
 
 
@@ -87,14 +87,14 @@ def test_windows_of_several_series_and_days_ahead():
 
 @pytest.mark.once
 @pytest.mark.parametrize(("horizon", "folds"), [(1, 1), (1, 4), (5, 4), (3, 7)])
-def test_a_fold_trains_on_what_is_before_its_origin_alone(horizon, folds):
+def test_fold_trains_only_on_data_before_its_origin(horizon, folds):
     dates = np.concatenate([days(2014, 60), days(2015, 45)])
     closes = 100 + torch.rand(105, 2, dtype=torch.float64)
     found = split_windows(dates, closes, 10, horizon=horizon, folds=folds)
     assert len(found) == folds
     origin = 60
     for fold, (train, test) in enumerate(found):
-        # Its last target is the last close before the origin, its first test target the origin's.
+        # The last training target is the close before the origin; the first test target is at it.
         torch.testing.assert_close(train.to_points(train.targets)[-1, -1], closes[origin - 1])
         torch.testing.assert_close(test.to_points(test.targets)[0, 0], closes[origin])
         later = closes.clone()
@@ -106,14 +106,14 @@ def test_a_fold_trains_on_what_is_before_its_origin_alone(horizon, folds):
         assert torch.equal(test.scaling.std, train.scaling.std)
         assert len(train) == origin - 10 - horizon + 1
         origin += len(test)
-    # Every day of the test on which all of a forecast can be checked starts one, once.
+    # Exactly one forecast starts on each test day that leaves room for the whole horizon.
     assert origin == 105 - horizon + 1
     sizes = [len(test) for _, test in found]
     assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.once
-def test_errors_of_tomorrow_equals_today_by_series_fold_and_day_ahead():
+def test_naive_errors_by_series_fold_and_day_ahead():
     dates = np.concatenate([days(2014, 60), days(2015, 43)])
     rising = torch.arange(103, dtype=torch.float64)
     closes = torch.stack([100 + rising, 500 - 2 * rising], 1)
@@ -133,7 +133,7 @@ def test_errors_of_tomorrow_equals_today_by_series_fold_and_day_ahead():
     assert results.mean_losses("perfect") == ([3.0, 1.5], [2.5, 1.5])
 
 
-def test_too_few_days_are_refused():
+def test_too_few_days_raise():
     with pytest.raises(ValueError, match="5 closes hold no window of 5 days"):
         PriceWindows(torch.ones(5, dtype=torch.float64), window=5)
     with pytest.raises(ValueError, match="5 closes hold no window of 3 days and 3 more"):
@@ -164,7 +164,7 @@ def test_prices():
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
-def test_both_layers_give_the_same_forecasts(cell):
+def test_same_forecasts_with_both_libraries(cell):
     ours, theirs = (
         PriceNetwork(getattr(library, cell), series=2, horizon=5).eval()
         for library in (fastrnn, nn)
@@ -177,7 +177,7 @@ def test_both_layers_give_the_same_forecasts(cell):
     assert PriceNetwork(getattr(nn, cell))(torch.zeros(3, 10, 1)).shape == (3, 1, 1)
 
 
-def test_both_layers_train_to_close_forecasts():
+def test_training_with_both_libraries_gives_close_forecasts():
     dates, closes = load_closes()
     [data] = split_windows(dates[3500:4200], closes[3500:4200], window=10)
     torch.manual_seed(1)
@@ -191,7 +191,7 @@ def test_both_layers_train_to_close_forecasts():
         assert len(run.train_loss) == len(run.test_loss) == 2
         assert run.train_loss[1] < run.train_loss[0]
         runs.append(run)
-    # Other dropout masks or another order of batches would move them apart by 1e-2 and more.
+    # Different dropout masks or another order of batches would change them by 1e-2 or more.
     torch.testing.assert_close(runs[0].forecast, runs[1].forecast, rtol=0, atol=1e-4)
     torch.testing.assert_close(runs[0].train_loss, runs[1].train_loss, rtol=1e-4, atol=0)
 
@@ -199,7 +199,7 @@ def test_both_layers_train_to_close_forecasts():
 def test_quick_run_prints_its_tables_and_saves_the_picture(tmp_path):
     picture = tmp_path / "new folder" / "quick.png"
     command = [sys.executable, SCRIPT, "--quick", "--out", picture]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # what is tested, installed or not
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # also if not installed
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
     for line in ("Loss by epoch", "Test error", "tomorrow = today", "Time of a training step"):
@@ -208,7 +208,7 @@ def test_quick_run_prints_its_tables_and_saves_the_picture(tmp_path):
     assert [p.name for p in picture.parent.iterdir()] == ["quick.png"]
 
 
-def test_it_learns_what_repeats():
+def test_model_learns_a_periodic_series():
     closes = 100 + 10 * torch.sin(torch.arange(500, dtype=torch.float64) / 3)
     dates = np.concatenate([days(2014, 400), days(2015, 100)])
     [data] = split_windows(dates, closes, window=10, horizon=3)
@@ -230,7 +230,7 @@ def small(tmp_path, *arguments):
 
 
 @pytest.mark.once
-def test_folds_and_the_same_in_two_parts(tmp_path, capsys):
+def test_folds_and_resumed_run(tmp_path, capsys):
     whole, parts = tmp_path / "new" / "whole.pt", tmp_path / "parts.pt"
     small(tmp_path, "--epochs", "2", "--checkpoint", str(whole), "--both-times")
     printed = capsys.readouterr().out
@@ -258,30 +258,31 @@ def test_folds_and_the_same_in_two_parts(tmp_path, capsys):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
-says = functools.partial(end_in_one_line, small)
+usage_error = functools.partial(end_in_one_line, small)
 
 
 @pytest.mark.once
-def test_a_checkpoint_of_something_else_is_refused_and_left_alone(tmp_path, capsys):
+def test_invalid_checkpoint_is_reported_and_kept(tmp_path, capsys):
     path = tmp_path / "state.pt"
     path.write_bytes(b"no checkpoint")
-    assert f"--checkpoint: {path} is none" in says(capsys, tmp_path, "--checkpoint", str(path))
+    found = usage_error(capsys, tmp_path, "--checkpoint", str(path))
+    assert f"--checkpoint: {path} is none" in found
     path.unlink()
     small(tmp_path, "--checkpoint", str(path))
     capsys.readouterr()
     before = path.read_bytes()
-    found = says(capsys, tmp_path, "--checkpoint", str(path), "--cell", "rnn")
+    found = usage_error(capsys, tmp_path, "--checkpoint", str(path), "--cell", "rnn")
     assert "has cell gru, not rnn" in found
-    found = says(capsys, tmp_path, "--checkpoint", str(path), "--epochs", "1")
+    found = usage_error(capsys, tmp_path, "--checkpoint", str(path), "--epochs", "1")
     assert "has 2 epochs, more than 1" in found
     assert path.read_bytes() == before
     path.write_bytes(before[:-100])
-    assert f"{path} is none" in says(capsys, tmp_path, "--checkpoint", str(path))
+    assert f"{path} is none" in usage_error(capsys, tmp_path, "--checkpoint", str(path))
     assert path.read_bytes() == before[:-100]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--epochs", "0"], "'0' is not a whole number from 1 up"),
         (["--window", "ten"], "'ten' is not a whole number from 1 up"),
@@ -297,11 +298,11 @@ def test_a_checkpoint_of_something_else_is_refused_and_left_alone(tmp_path, caps
         (["--speed", "9"], "unrecognized arguments: --speed 9"),
     ],
 )
-def test_wrong_arguments_end_in_one_line(arguments, says, capsys):
+def test_invalid_arguments_exit_with_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         forecast.main(arguments)
     assert end.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert says in err
+    assert message in err
     assert err.count("\n") == 1

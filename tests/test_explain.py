@@ -1,4 +1,4 @@
-"""fastrnn.explain: what it says of a layer is what is done."""
+"""fastrnn.explain reports how a layer will be computed."""
 
 import re
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 
 
 def facts(capsys, *args):
-    """The printed blocks: {"lstm, layer 0, forward": {"path": ...}, ...}."""
+    """The printed blocks as {"lstm, layer 0, forward": {"path": ...}, ...}."""
     fastrnn.explain(*args)
     blocks, current = {}, {}
     for line in capsys.readouterr().out.splitlines():
@@ -71,8 +71,8 @@ def test_on_the_cpu(capsys):
         (32, {"bidirectional": True}, "2 directions x 1 part of the rows x 1 part of the units"),
     ],
 )
-def test_who_does_what_on_the_cpu(capsys, rows, options, partition):
-    """Of an LSTM whose weights fill a core's cache: whether a thread has rows enough of its own."""
+def test_cpu_partition(capsys, rows, options, partition):
+    """An LSTM whose weights fill a core's cache is split by rows if each thread gets enough."""
     layer = fastrnn.LSTM(64, 256, device="cpu", **options)
     torch.set_num_threads(2)
     found = facts(capsys, layer, torch.randn(40, rows, 64, device="cpu"))

@@ -1,4 +1,4 @@
-"""torch.export: one operator in the program, T and B free; programs that outlive the process."""
+"""torch.export: one operator in the program, dynamic T and B, saved programs."""
 
 import io
 import shutil
@@ -16,15 +16,15 @@ import fastrnn
 
 pytestmark = [
     pytest.mark.once,
-    # torch's forward makes the list of weights anew, ours and torch's layers alike.
+    # torch's forward, which fastrnn's layers share, reassigns the list of weights.
     pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"),
 ]
 
-#: torch.export.load mixes the default device, which the tests' is, with the CPU.
-loaded = pytest.mark.cpu("programs are loaded where torch's default device is the CPU")
+#: torch.export.load fails if the default device, which the tests set, is not the CPU.
+loaded = pytest.mark.cpu("torch.export.load needs the CPU as torch's default device")
 
-SIZES = [(4, 3), (1, 6), (9, 1), (6, 12)]  # of T and B
+SIZES = [(4, 3), (1, 6), (9, 1), (6, 12)]  # T and B
 T_AND_B = {0: Dim("T"), 1: Dim("B")}
 B_OF_STATES = {1: Dim("B")}
 
@@ -40,7 +40,7 @@ def assert_same(program, layer, args):
 
 
 def dynamic(layer):
-    """The dimensions of a layer's arguments input and hx that are free."""
+    """The dynamic shapes of a layer's arguments input and hx."""
     return T_AND_B, (B_OF_STATES,) * 2 if isinstance(layer, nn.LSTM) else B_OF_STATES
 
 
@@ -69,16 +69,16 @@ def test_strict_mode():
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells_of_any_batch(kind):
     cell, _ = cell_pair(kind, 5, 17)
-    free = {0: Dim("B")}
-    shapes = (free, (free, free) if isinstance(cell, nn.LSTMCell) else free)
+    batch = {0: Dim("B")}
+    shapes = (batch, (batch, batch) if isinstance(cell, nn.LSTMCell) else batch)
     program = export(cell, (torch.randn(3, 5), cell_state(cell, 3)), dynamic_shapes=shapes)
     assert operators(program) == 1
     for _, B in SIZES:
         assert_same(program.module(), cell, (torch.randn(B, 5), cell_state(cell, B)))
 
 
-class OfPacked(nn.Module):
-    """A PackedSequence is no argument for torch.export; the tensors that it is made of are."""
+class PackedInput(nn.Module):
+    """torch.export does not accept a PackedSequence, but it does accept its tensors."""
 
     def __init__(self, layer):
         super().__init__()
@@ -92,7 +92,7 @@ class OfPacked(nn.Module):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_packed_sequences_of_any_lengths(kind):
     layer, _ = pair(kind, 5, 17, bidirectional=True)
-    model = OfPacked(layer)
+    model = PackedInput(layer)
     shapes = ({0: Dim("N")}, {0: Dim("T")})
     program = export(model, tuple(ragged([4, 2, 1], 5)[:2]), dynamic_shapes=shapes)
     assert operators(program) == 1
@@ -124,7 +124,7 @@ torch.testing.assert_close(model(x), expected)
 """
 
 
-def run_in_a_new_process(load, path, model, folder):
+def run_in_new_process(load, path, model, folder):
     x = torch.randn(7, 2, 5)
     with torch.no_grad():
         torch.save((x, model(x)), folder / "expected.pt")
@@ -138,13 +138,13 @@ def test_saved_and_run_in_another_process(tmp_path):
     model, program = exported()
     torch.export.save(program, tmp_path / "model.pt2")
     load = "torch.export.load(sys.argv[1]).module()"
-    run_in_a_new_process(load, tmp_path / "model.pt2", model, tmp_path)
+    run_in_new_process(load, tmp_path / "model.pt2", model, tmp_path)
 
 
 @loaded
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a compiler")
-def test_a_package_of_aotinductor_in_another_process(tmp_path):
+def test_aotinductor_package_in_another_process(tmp_path):
     model, program = exported()
     path = torch._inductor.aoti_compile_and_package(
         program,
@@ -152,11 +152,11 @@ def test_a_package_of_aotinductor_in_another_process(tmp_path):
         inductor_configs={"aot_inductor.compile_wrapper_opt_level": "O0"},
     )
     load = "torch._inductor.aoti_load_package(sys.argv[1])"
-    run_in_a_new_process(load, path, model, tmp_path)
+    run_in_new_process(load, path, model, tmp_path)
 
 
-def test_a_program_can_be_trained():
-    """The operator of the program is differentiable, as the module is."""
+def test_exported_program_is_differentiable():
+    """With the same gradients as the module."""
     layer, _ = pair("gru", 5, 17)
     module = export(layer, (torch.randn(4, 3, 5),), dynamic_shapes=(T_AND_B,)).module()
     x = torch.randn(6, 2, 5)
@@ -169,8 +169,8 @@ def test_a_program_can_be_trained():
 
 
 @loaded
-def test_a_saved_program_is_torchs_archive():
-    """Nothing of fastrnn's is pickled into it: the operator's name is all."""
+def test_saved_program_contains_no_fastrnn_objects():
+    """The archive refers to fastrnn only by the operator's name."""
     _, program = exported()
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
