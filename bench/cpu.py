@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import GROUPS, SAMPLE_BOUNDS, SAMPLE_ROWS, SAMPLE_SEED, Case, all_cases, quick_cases
-from figures import Row, beside_torch, duration, label, ours, ratio
+from figures import Row, duration, label, ours, ratio, speedups
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -180,7 +180,7 @@ def summary(rows: list[Row]) -> Table:
     for name in ["group", "rows", "median", "lowest", "slower", "slower beyond the noise"]:
         shown.add_column(name, justify="right")
     for group in GROUPS:
-        found = beside_torch(row for row in rows if row["group"] == group)
+        found = speedups(row for row in rows if row["group"] == group)
         if found:
             counts = [str(found[name]) for name in ("slower", "beyond")]
             ratios = [f"{found[name]:.2f}" for name in ("median", "lowest")]

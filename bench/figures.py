@@ -1,4 +1,4 @@
-"""What is read off bench/cpu.py's results, for the terminal, README.md and the picture."""
+"""What is read from bench/cpu.py's results, for the terminal, the pages and the picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def duration(seconds: float) -> str:
 
 
 def label(row: Row) -> str:
-    """What is computed in a row, less what is the same in most."""
+    """What is computed in a row, without what is the same in most."""
     words = [row["cell"], row["mode"]]
     words += [f"{name}={row[name]}" for name in ("T", "B", "H")]
     words += [f"I={row['I']}"] if row["I"] != row["H"] else []
@@ -29,36 +29,36 @@ def label(row: Row) -> str:
     words += [f"projected to {row['projection']}"] if row.get("projection") else []
     words += ["recompute"] if row.get("recompute") else []
     words += [f"{row['threads']} threads"] if row["threads"] != 2 else []
-    words += [f"{row['beside']} processes beside"] if row.get("beside") else []
+    words += [f"{row['beside']} other processes"] if row.get("beside") else []
     return " ".join(words)
 
 
 def ours(row: Row) -> float | None:
-    """Median seconds a call of fastrnn's."""
+    """Median seconds per call of fastrnn."""
     seconds = row.get("contestants", {}).get("fastrnn", {}).get("seconds")
     return statistics.median(seconds) if seconds else None
 
 
 def ratio(row: Row, peer: str) -> dict[str, float] | None:
-    """The peer's time over ours: median, low and high (the quartiles)."""
+    """The speedup over a peer, its time / fastrnn's: median, low and high (the quartiles)."""
     return row.get("ratio", {}).get(peer)
 
 
-def beside_torch(rows: Iterable[Row]) -> dict[str, Any] | None:
-    """Over rows, the ratios to torch; None if there are none.
+def speedups(rows: Iterable[Row], peer: str = "torch") -> dict[str, Any] | None:
+    """The speedups over a peer in these rows; None if no row has one.
 
     Returns:
-        rows, and of these slower: with a ratio below 1, and beyond: with all of its middle half
-        below 1; median and lowest of the ratios.
+        rows, how many have one; slower, how many of these are below 1, and beyond, how many are
+        below 1 with both quartiles; median and lowest.
     """
-    ratios = [found for row in rows if (found := ratio(row, "torch"))]
-    if not ratios:
+    found = [speedup for row in rows if (speedup := ratio(row, peer))]
+    if not found:
         return None
-    medians = [each["median"] for each in ratios]
+    medians = [speedup["median"] for speedup in found]
     return {
-        "rows": len(ratios),
+        "rows": len(found),
         "slower": sum(median < 1 for median in medians),
-        "beyond": sum(each["high"] < 1 for each in ratios),
+        "beyond": sum(speedup["high"] < 1 for speedup in found),
         "median": statistics.median(medians),
         "lowest": min(medians),
     }

@@ -314,16 +314,16 @@ def test_compare_recognises_changes_that_torch_shares():
     assert not compare.alike(1.5, None)
 
 
-def test_comparison_with_torch():
+def test_speedups():
     rows = synthetic({})["rows"][:4]
     rows[0]["ratio"]["torch"] = {"low": 0.5, "median": 0.6, "high": 0.7}
     rows[1]["ratio"]["torch"] = {"low": 0.8, "median": 0.9, "high": 1.1}
     rows[2]["ratio"] = {}
-    found = figures.beside_torch(rows)
+    found = figures.speedups(rows)
     assert found["rows"] == 3
     assert (found["slower"], found["beyond"]) == (2, 1)
     assert (found["lowest"], found["median"]) == (0.6, 0.9)
-    assert figures.beside_torch([]) is None
+    assert figures.speedups([]) is None
 
 
 def test_growth(tmp_path):
@@ -344,19 +344,45 @@ def test_growth(tmp_path):
     assert pictures == sorted(f"growth_{axis}.png" for axis in cases.GROWTH_AXES)
 
 
-def test_readme():
+def test_a_part_of_a_page_is_replaced():
     text = "before\n<!-- cpu -->\nold\n<!-- end of cpu -->\nafter\n"
-    found = readme.speed(synthetic({}))
-    new = readme.written(text, "cpu", found)
-    assert new.startswith("before\n<!-- cpu -->\n")
-    assert new.endswith("\n<!-- end of cpu -->\nafter\n")
-    assert "old" not in new
-    assert "| LSTM | 16 | 256 | 1.0 ms |" in new
-    assert new.count("| GRU |") == len(readme.SIZES) * len(readme.BATCHES)
-    assert "Of the 4 rows drawn at random" in new
-    assert readme.written(new, "cpu", found) == new
+    new = readme.written(text, "cpu", "| new |")
+    assert new == "before\n<!-- cpu -->\n| new |\n<!-- end of cpu -->\nafter\n"
+    assert readme.written(new, "cpu", "| new |") == new
     with pytest.raises(SystemExit, match="no place"):
-        readme.written("nothing", "cpu", found)
+        readme.written("nothing", "cpu", "| new |")
+
+
+def test_the_readme_names_every_slower_row():
+    results = synthetic({})
+    shown = readme.cpu_speed([results])
+    assert "| 4 | 1.98 | 1.98 | 0 |" in shown  # the random rows
+    assert "Every row below 1" not in shown
+    slow = {row["key"]: row for row in results["rows"] if row["H"] in (64, 100)}
+    results = synthetic(dict.fromkeys(slow, 5))
+    shown = readme.cpu_speed([results])
+    below = shown.partition("Every row below 1:")[2]
+    found = [row for row in results["rows"] for name in row["ratio"] if name in figures.PEERS]
+    assert below.count("**0.40**") == sum(row["key"] in slow for row in found)
+    assert "| inference | JAX | GRU, inference, float32 | B = 1, H = 64: **0.40**; " in below
+    sample = [row for row in results["rows"] if row["group"] == "sample" and row["key"] in slow]
+    for row in sample:
+        layers = "1 layer," if row["layers"] == 1 else f"{row['layers']} layers,"
+        assert f"T = {row['T']}, B = {row['B']}, H = {row['H']}, {layers}" in below
+
+
+def test_the_table_of_the_grid():
+    table = readme.cpu_grid(synthetic({})).splitlines()
+    assert len(table) == 2 + len(cases.CELLS) * len(cases.SIZES) * len(cases.BATCHES)
+    assert table[2].startswith("| LSTM | 1 | 64 | 1.0 ms |")
+    assert all(line.endswith("| 1.98 | 1.98 | 1.98 | 1.98 | 1.98 | 1.98 |") for line in table[2:])
+
+
+def test_every_row_of_the_results_has_a_place_in_the_readme():
+    for runs, names in [(readme.CPU_RUNS, readme.CPU_GROUPS), (["gpu"], readme.GPU_GROUPS)]:
+        groups = [{row["group"] for row in readme.load(run)["rows"]} for run in runs]
+        assert set.union(*groups) == set(names)
+        assert sum(map(len, groups)) == len(names)  # no group is in two files
 
 
 def test_gpu_page():
@@ -374,8 +400,8 @@ def test_gpu_page():
     ]  # fmt: skip
     machine = {"gpu": "A GPU", "cuda": "13.0", "cudnn": 9}
     results = {"machine": machine, "versions": {"torch": "9"}, "date": "today", "rows": rows}
-    page = readme.on_a_gpu(results)
-    assert page.startswith("A GPU, torch 9, CUDA 13.0,\ncuDNN 9, today: inference")
+    page = readme.gpu_grid(results)
+    assert page.startswith("A GPU, torch 9, CUDA 13.0,\ncuDNN 9, today. T = 100")
     assert "| GRU | float32 | 512 | 32 | 300 µs | 3.00 | 1.50 | 0.75 |  | 3.00 |" in page
     assert "| GRU | float32 | 64 | 64 | 300 µs | 3.00 | 1.50 | 0.75 | 1.00 | 3.00 |" in page
 
