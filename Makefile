@@ -35,7 +35,11 @@ ARGS ?=
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
-build_tools := 'setuptools>=77.0.3' wheel 'ninja>=1.11.1' 'pybind11>=2.13' 'numpy>=1.26'
+# What pyproject.toml requires for a build, without torch, which TORCH is.
+requires := import tomllib; \
+    all = tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"]; \
+    print(*(repr(name) for name in all if not name.startswith("torch>")))
+build_tools = $(shell $(PYTHON) -c '$(requires)')
 sources := $(shell find csrc)# with the folders: a removed file is a change too
 formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) \
     $(wildcard bench/*.cpp tests/adding_a_cell/*.h tests/barrier/*.cpp tests/mutations/*.cu) \

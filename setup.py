@@ -44,8 +44,8 @@ CXX_FLAGS = ["-O2", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
 CXX_FLAGS += ["-fvisibility=hidden", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 CXX_FLAGS += ["-Wno-unknown-warning-option"]
 X86 = platform.machine() in ("x86_64", "AMD64")
-# The kernels are compiled once for each of these, each with its own flags; csrc/cpu/dispatch.cpp
-# chooses at run time.
+# The instruction sets, from the narrowest to the widest. The kernels are compiled once for each,
+# with its flags, and csrc/cpu/dispatch.cpp chooses at run time.
 ISA_FLAGS: dict[str, list[str]] = {"generic": []}
 if X86:
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -53,11 +53,19 @@ if X86:
         *ISA_FLAGS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     ]
-# Which differ in nothing but products of bfloat16.
+# Wider ones that differ from the last of these only in products of bfloat16: only those kernels are
+# compiled for them.
 BFLOAT16_FLAGS: dict[str, list[str]] = {}
 if X86:
     BFLOAT16_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     BFLOAT16_FLAGS["amx"] = [*BFLOAT16_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
+
+
+def for_each_isa() -> str:
+    """The value of the macro FASTRNN_FOR_EACH_ISA(X): X(set, the set of its other kernels) each."""
+    *_, widest = ISA_FLAGS
+    others = {**{isa: isa for isa in ISA_FLAGS}, **dict.fromkeys(BFLOAT16_FLAGS, widest)}
+    return " ".join(f"X({isa}, {other})" for isa, other in others.items())
 
 
 def cuda_toolkit() -> str | None:
@@ -167,10 +175,12 @@ def extension() -> CppExtension:
     ]
     if X86:
         macros.append(("FASTRNN_X86", None))
+    # Not among the macros, which nvcc would be given too: it splits them at commas.
+    isas = f"-DFASTRNN_FOR_EACH_ISA(X)={for_each_isa()}"
     options = {
         "define_macros": macros,
         "include_dirs": nvidia_includes(),
-        "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": ["-O3", "-lineinfo"]},
+        "extra_compile_args": {"cxx": [*CXX_FLAGS, isas], "nvcc": ["-O3", "-lineinfo"]},
         "extra_link_args": ["-fopenmp"],
     }
     if reason is not None:

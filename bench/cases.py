@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import fastrnn
+
 CELLS = ["LSTM", "GRU", "RNN"]
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # The name of a row's group is what `--only` takes.
 GROUPS = [
     *("inference", "training", "streaming", "small", "half", "float64", "packed", "projection"),
@@ -36,6 +37,12 @@ SAMPLE_AXES: dict[str, list[Any]] = {
 }
 # Operations of a forward pass above which a drawn row is drawn again: it would take seconds a call.
 SAMPLE_BOUNDS = {"inference": 40e9, "training": 12e9}
+
+
+def gates(cell: str) -> int:
+    """How many gates a layer or cell of torch.nn has."""
+    name = cell.removesuffix("Cell").lower()
+    return fastrnn.CELLS["rnn_tanh" if name == "rnn" else name]["gates"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Case:
         for layer in range(self.layers):
             inputs = self.I if layer == 0 else self.directions * h
             a_unit += self.directions * (inputs + h)
-        weights = GATES[self.cell.removesuffix("Cell")] * self.H * a_unit
+        weights = gates(self.cell) * self.H * a_unit
         weights += self.layers * self.directions * self.H * self.projection
         forward = 2 * weights * sum(self.lengths)
         return forward * (3 if self.mode == "training" else 1)

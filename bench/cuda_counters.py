@@ -30,10 +30,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from cases import gates
+
 ROOT = Path(__file__).parent.parent
 VGPU = ROOT / "tests/vgpu/vgpu"
 T = 20
-GATES = {"LSTM": 4, "GRU": 3}
+CELLS = ["LSTM", "GRU"]
 # tf32: float32, whose products are rounded as torch's layers have it by default.
 BYTES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 PATHS = ["stepwise", "persistent"]
@@ -46,7 +48,7 @@ Row = dict[str, Any]
 
 def layers(quick: bool) -> Iterator[Row]:
     """What a process counts: a layer, on both paths, in both passes."""
-    for H, B, cell, dtype in itertools.product([64, 256], [1, 8, 32], GATES, BYTES):
+    for H, B, cell, dtype in itertools.product([64, 256], [1, 8, 32], CELLS, BYTES):
         if not quick or (H == 64 and B == 8 and dtype != "bfloat16"):
             yield {"cell": cell, "T": T, "B": B, "H": H, "dtype": dtype}
 
@@ -224,15 +226,15 @@ def derive(rows: list[Row]) -> None:
         row["least_bytes"] = row["least_load_bytes"] + row["least_store_bytes"] + operands
         if row["path"] != "persistent":
             continue
-        gates, H = GATES[row["cell"]], row["H"]
+        G, H = gates(row["cell"]), row["H"]
         # Each block arrives once at each barrier.
         row["barriers"] = row["atomics"] // row["blocks"]
-        row["weights_read"] = ratio(row["loaded_once"], gates * H**2 * BYTES[row["dtype"]])
+        row["weights_read"] = ratio(row["loaded_once"], G * H**2 * BYTES[row["dtype"]])
         # The cell's arithmetic is that of the stepwise kernel; the rest is the product's.
         product = row["tensor_operations"]
         if row["dtype"] == "float32":
             product = row["float_operations"] - cell_operations[row["pass"]]
-        row["operations"] = ratio(product, 2 * T * row["B"] * gates * H**2)
+        row["operations"] = ratio(product, 2 * T * row["B"] * G * H**2)
 
 
 # --- what is shown --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ process ran, and under which set, is read from its JUnit report, not from its ex
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,9 @@ NUMERIC = [
 ]
 #: Takes as long as all of NUMERIC.
 OPTIONS = ["test_layers.py"]
-SETS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
+SETS = fastrnn.build_info()["isa_compiled"]  # from the narrowest to the widest
 #: These sets differ only in products of bfloat16.
-AVX512_SETS = SETS[2:]
+AVX512_SETS = [name for name in SETS if name.startswith(("avx512", "amx"))]
 BFLOAT16 = ["test_determinism.py", "test_tiles.py"]
 #: group -> (its files, the least number of tests that must have run)
 GROUPS = {"numeric": (NUMERIC, 800), "options": (OPTIONS, 1000), "bfloat16": (BFLOAT16, 50)}
@@ -45,7 +46,7 @@ def supported(name: str) -> bool:
         return supported("avx512") and torch.cpu._is_avx512_bf16_supported()
     if name == "amx":
         return supported("avx512_bf16") and torch.cpu._init_amx()
-    return SETS.index(name) <= {"AVX2": 1, "AVX512": 2}.get(best, 0)
+    return name in ["generic", *{"AVX2": ["avx2"], "AVX512": ["avx2", "avx512"]}.get(best, [])]
 
 
 def only_bfloat16(name: str) -> bool:
@@ -65,19 +66,19 @@ def environment(name: str) -> dict[str, str]:
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not an x86-64")
-def test_all_sets_are_compiled():
-    assert set(SETS) <= set(fastrnn.build_info()["isa_compiled"])
+def test_the_readme_names_the_sets_that_are_compiled():
+    named = re.search(r"`FASTRNN_ISA=([a-z0-9_|]+)`", (TESTS.parent / "README.md").read_text())
+    assert named.group(1).split("|") == SETS
 
 
 @pytest.mark.skipif("FASTRNN_ISA" in os.environ, reason="capped by FASTRNN_ISA")
 def test_best_set_is_in_use():
-    best = [s for s in SETS if supported(s) and s in fastrnn.build_info()["isa_compiled"]][-1]
+    best = [s for s in SETS if supported(s)][-1]
     assert fastrnn.build_info()["isa"] == best
 
 
 def other_sets() -> list[str]:
-    info = fastrnn.build_info()
-    return [s for s in SETS if s != info["isa"] and s in info["isa_compiled"] and supported(s)]
+    return [s for s in SETS if s != fastrnn.build_info()["isa"] and supported(s)]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_numbers(name, runs):
     if name == fastrnn.build_info()["isa"]:
         pytest.skip("the suite's own set")
     if name not in other_sets():
-        pytest.skip("not compiled, or not supported by this CPU")
+        pytest.skip("not supported by this CPU")
     if name not in runs:
         pytest.skip("uses the same kernels as the suite's own set")
     process, report, log, files, least = runs[name]

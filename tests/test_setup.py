@@ -173,6 +173,20 @@ def test_kernels_are_compiled_by_build_ext(setup, monkeypatch):
     assert setup.ISA_FLAGS["generic"] == []  # runs anywhere
 
 
+def test_instruction_sets_that_dispatch_is_given(setup, monkeypatch):
+    monkeypatch.setattr(setup, "ISA_FLAGS", {"generic": [], "wide": ["-mwide"]})
+    monkeypatch.setattr(setup, "BFLOAT16_FLAGS", {"wide_bf16": ["-mwide", "-mbf16"]})
+    expected = "X(generic, generic) X(wide, wide) X(wide_bf16, wide)"
+    assert setup.for_each_isa() == expected
+    monkeypatch.setenv("FASTRNN_CUDA", "0")
+    flags = setup.extension().extra_compile_args
+    assert f"-DFASTRNN_FOR_EACH_ISA(X)={expected}" in flags["cxx"]
+    assert not [flag for flag in flags["nvcc"] if "ISA" in flag]  # it splits them at commas
+    monkeypatch.setattr(setup, "BFLOAT16_FLAGS", {})
+    monkeypatch.setattr(setup, "ISA_FLAGS", {"generic": []})
+    assert setup.for_each_isa() == "X(generic, generic)"
+
+
 def test_cuda_archs(setup, monkeypatch):
     assert setup.cuda_archs("8.6;9.0+PTX", gpu=False) == "8.6;9.0+PTX"
     monkeypatch.setattr(setup.torch.cuda, "get_device_capability", lambda: (8, 9))

@@ -8,25 +8,12 @@
 #include <unistd.h>
 #endif
 
-// From the narrowest to the widest: X(name, whose kernels it has but for bfloat16, whether this CPU has
-// it). setup.py defines FASTRNN_X86 where it compiles all but the first.
-#ifdef FASTRNN_X86
-#define FASTRNN_AVX512                                                         \
-    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-#define FASTRNN_FOR_EACH_ISA(X)                                                    \
-    X(generic, generic, true)                                                      \
-    X(avx2, avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) \
-    X(avx512, avx512, FASTRNN_AVX512)                                              \
-    X(avx512_bf16, avx512, FASTRNN_AVX512&& __builtin_cpu_supports("avx512bf16"))  \
-    X(amx, avx512, FASTRNN_AVX512&& __builtin_cpu_supports("avx512bf16") && may_use_amx())
-#else
-#define FASTRNN_FOR_EACH_ISA(X) X(generic, generic, true)
-#endif
-
 namespace fastrnn {
 
-#define FASTRNN_DECLARE(isa, others, supported)  \
+// setup.py, which compiles the kernels, defines FASTRNN_FOR_EACH_ISA(X): X(isa, others) for each
+// instruction set, from the narrowest to the widest. `others` is the set whose kernels it uses for
+// every type but bfloat16.
+#define FASTRNN_DECLARE(isa, others)             \
     namespace isa {                              \
     extern const cpu::Kernel kernels_float32[];  \
     extern const cpu::Kernel kernels_float64[];  \
@@ -38,18 +25,34 @@ FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
 namespace cpu {
 namespace {
 
+// Whether this CPU has what the kernels of an instruction set use: a function for each.
+namespace has {
+
+bool generic() { return true; }
+
 #ifdef FASTRNN_X86
-// Whether this CPU has AMX for bfloat16, and Linux lets this process use its registers: their state is
-// larger than what every process may have, and must be asked for (the kernel's documentation, x86/xstate).
-bool may_use_amx() {
+bool avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool avx512_bf16() { return avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// AMX for bfloat16, and Linux's permission for this process to use its registers. Their state is
+// larger than every process may have, so that Linux gives it on request (its x86/xstate page).
+bool amx() {
     constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     constexpr unsigned int bfloat16_and_tiles = 1u << 22 | 1u << 24;
     unsigned int a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+    return avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
            (d & bfloat16_and_tiles) == bfloat16_and_tiles &&
            syscall(SYS_arch_prctl, request, tile_data) == 0;
 }
 #endif
+
+}  // namespace has
 
 struct Isa {
     const char* name;
@@ -58,9 +61,9 @@ struct Isa {
 };
 
 const std::vector<Isa>& sets() {
-#define FASTRNN_ENTRY(isa, others, supported)                                     \
+#define FASTRNN_ENTRY(isa, others)                                                \
     Isa{#isa,                                                                     \
-        static_cast<bool>(supported),                                             \
+        has::isa(),                                                               \
         {others::kernels_float32, others::kernels_float64, isa::kernels_bfloat16, \
          others::kernels_float16}},
     static const std::vector<Isa> list = {FASTRNN_FOR_EACH_ISA(FASTRNN_ENTRY)};
