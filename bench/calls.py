@@ -2,9 +2,9 @@
 
     python bench/calls.py [--json bench/results/calls.json]
 
-Here most of a call's time is Python and torch's dispatcher. Every row has torch's module and
-fastrnn's of the same weights, one thread, alternating as in bench/cpu.py. A ratio is torch's time
-over fastrnn's, by round: above 1, fastrnn is faster.
+Most of such a call's time is Python and torch's dispatcher. Every row has torch's module and
+fastrnn's with the same weights, on one thread, in alternating blocks as in bench/cpu.py. A speedup
+is torch's time divided by fastrnn's: above 1 fastrnn is faster.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BATCHES = {"layer": [1, 16], "cell": [1, 16, 300]}
 
 
 class Mode(TorchFunctionMode):
-    """The least that a mode does."""
+    """A mode that only passes calls on."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -91,7 +91,7 @@ def with_parameters(module: nn.Module, x: Tensor, hx: Any) -> Any:
 
 
 _Context = Callable[[], AbstractContextManager[Any]]
-# What is done to the module, around the call, and how it is called.
+# For each kind of call: what changes the module, the context of the call, and the call itself.
 KINDS: dict[str, tuple[Callable[[nn.Module], nn.Module], _Context, Callable[..., Any]]] = {
     "plain": (unchanged, contextlib.nullcontext, plain),
     "default device": (unchanged, lambda: torch.device("cpu"), plain),
@@ -115,15 +115,13 @@ def fits(kind: str, name: str) -> bool:
 def contestants(
     kind: str, name: str, B: int, training: bool
 ) -> tuple[dict[str, Callable[[], object]], str | None]:
-    """Each one's call, and what is wrong with fastrnn's results, if anything."""
+    """The calls by contestant, and what is wrong with fastrnn's results, or None."""
     torch.manual_seed(0)
     change, context, call = KINDS[kind]
     theirs = getattr(nn, name)(I, H)
     ours = fastrnn.accelerate(copy.deepcopy(theirs))
     x = torch.randn(*([] if name.endswith("Cell") else [T]), B, I)
     hx = states(theirs, B)
-    # In its context all the time, as a program under a mode is.
-    entered = contextlib.ExitStack()
     calls: dict[str, Callable[[], object]] = {}
     results = {}
     for who, module in {"torch": change(theirs), "fastrnn": change(ours)}.items():
@@ -145,7 +143,6 @@ def contestants(
     expected = {name: t.double() for name, t in results["torch"].items()}
     low = 0.02 if kind == "autocast" else None  # h in bfloat16, of 8 bits
     wrong = difference(results["fastrnn"], expected, low)
-    entered.close()
     return calls, wrong
 
 
@@ -184,8 +181,8 @@ def measure(rounds: int, kinds: list[str]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    shown = Table(title=f"T = {T}, I = {I}, H = {H}, one thread: time of torch / time of fastrnn")
-    for name in ("kind", "module", "B", "mode", "fastrnn", "torch / fastrnn"):
+    shown = Table(title=f"T = {T}, I = {I}, H = {H}, one thread: speedup over torch")
+    for name in ("kind", "module", "B", "mode", "fastrnn", "speedup"):
         shown.add_column(name)
     for row in rows:
         head = [row["kind"], row["module"], str(row["B"]), row["mode"]]

@@ -1,6 +1,6 @@
-"""The rows of bench/cpu.py: what is computed in each, and beside whom.
+"""The rows of bench/cpu.py: what is computed in each, and which peers it is compared with.
 
-Sizes are T steps, batch B, I inputs and H units; I = H but in the small training steps.
+Sizes: T steps, batch size B, I inputs and H hidden units; I = H except in the small training steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import fastrnn
 
 CELLS = ["LSTM", "GRU", "RNN"]
-# The name of a row's group is what `--only` takes.
+# The groups of rows: the values of `--only`.
 GROUPS = [
     *("inference", "training", "streaming", "small", "half", "float64", "packed", "projection"),
     *("recompute", "load", "growth", "sample"),
@@ -35,7 +35,7 @@ SAMPLE_AXES: dict[str, list[Any]] = {
     "layers": [1, 2, 3],
     "directions": [1, 2],
 }
-# Operations of a forward pass above which a drawn row is drawn again: it would take seconds a call.
+# A drawn row is drawn again if its forward pass has more operations: a call would take seconds.
 SAMPLE_BOUNDS = {"inference": 40e9, "training": 12e9}
 
 
@@ -51,7 +51,7 @@ class Case:
 
     group: str
     cell: str  # a name in torch.nn
-    mode: str  # inference, training, or streaming: a step a call, the state carried on
+    mode: str  # inference, training, or streaming: one step per call, with the state passed on
     T: int
     B: int
     I: int
@@ -61,14 +61,14 @@ class Case:
     dtype: str = "float32"
     packed: bool = False  # a PackedSequence of B sequences, of at most T steps
     projection: int = 0  # proj_size
-    recompute: bool = False  # fastrnn's module does not keep the gates for backward
+    recompute: bool = False  # fastrnn's module does not save the gates for backward
     threads: int = 2
-    beside: int = 0  # processes that load the machine meanwhile
+    beside: int = 0  # other processes that load the machine during the measurement
     peers: tuple[str, ...] = ("torch",)
 
     @property
     def key(self) -> str:
-        """What says the same row in another file of results."""
+        """Identifies the row, also in other files of results."""
         return " ".join(
             [
                 *(self.group, self.cell, self.mode, self.dtype),
@@ -84,7 +84,7 @@ class Case:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Steps of each of the B sequences, falling."""
+        """Steps of each of the B sequences, in descending order."""
         if not self.packed:
             return [self.T] * self.B
         draw = random.Random(self.B)
@@ -94,15 +94,15 @@ class Case:
     def operations(self) -> int:
         """Multiplications and additions in the matrix products of one call.
 
-        A backward pass has two products where the forward has one: of the gradients with the
-        weights, and with what the weights were multiplied with.
+        A backward pass has two products for each one of the forward pass: the gradients times the
+        weights, and the gradients times what the weights were multiplied by.
         """
-        a_unit = 0  # the values that one hidden unit is computed from, over layers and directions
+        per_unit = 0  # inputs of one hidden unit, summed over layers and directions
         h = self.projection or self.H
         for layer in range(self.layers):
             inputs = self.I if layer == 0 else self.directions * h
-            a_unit += self.directions * (inputs + h)
-        weights = gates(self.cell) * self.H * a_unit
+            per_unit += self.directions * (inputs + h)
+        weights = gates(self.cell) * self.H * per_unit
         weights += self.layers * self.directions * self.H * self.projection
         forward = 2 * weights * sum(self.lengths)
         return forward * (3 if self.mode == "training" else 1)
@@ -133,13 +133,13 @@ def grid() -> Iterator[Case]:
                 for B in BATCHES:
                     peers = INFERENCE_PEERS
                     if mode == "training":
-                        # TensorFlow takes seconds to start and to compile, and the longest to run.
+                        # TensorFlow takes seconds to start and to compile, and is the slowest.
                         peers = TRAINING_PEERS if B <= 16 else TRAINING_PEERS[:-1]
                     yield square(mode, cell, mode, 100, B, H, peers=peers)
 
 
 def streaming() -> Iterator[Case]:
-    """A step a call, as in a loop that gets its input bit by bit: the time is all overhead."""
+    """One step per call, as in a loop that receives one input at a time: all time is overhead."""
     for cell in CELLS:
         for H in [64, 256]:
             yield square("streaming", cell, "streaming", 1, 1, H, peers=STREAMING_PEERS)
@@ -157,8 +157,8 @@ def half() -> Iterator[Case]:
     for cell in CELLS:
         for dtype in ["bfloat16", "float16"]:
             for H in [512, 1024]:
-                # A step of one row reads all weights and does little with them: half the bytes
-                # should be near half the time of our own float32.
+                # A step of one row reads all weights and computes little with them: half the bytes
+                # should take about half the time of fastrnn's float32.
                 peers = ("torch", "fastrnn float32")
                 yield square("half", cell, "inference", 100, 1, H, dtype=dtype, peers=peers)
                 yield square("half", cell, "inference", 100, 16, H, dtype=dtype)
@@ -186,7 +186,7 @@ def projection() -> Iterator[Case]:
 
 
 def recompute() -> Iterator[Case]:
-    """Training steps that keep h and c alone, beside those that keep the gates too."""
+    """Training steps that save only h and c, compared with those that save the gates too."""
     for cell in ["LSTM", "GRU"]:
         for B, H in [(1, 256), (16, 128), (16, 256), (64, 512)]:
             options = {"recompute": True, "peers": ("torch", "fastrnn keeping gates")}
@@ -194,7 +194,7 @@ def recompute() -> Iterator[Case]:
 
 
 def load() -> Iterator[Case]:
-    """More threads than cores, and as many processes beside as there are cores."""
+    """More threads than cores; and as many other processes as cores."""
     for cell in ["LSTM", "GRU"]:
         for mode in ["inference", "training"]:
             for B, H in [(1, 64), (1, 512), (16, 64), (16, 512)]:
@@ -202,7 +202,7 @@ def load() -> Iterator[Case]:
                 yield square("load", cell, mode, 100, B, H, beside=2)
 
 
-# What grows in each figure of growth.py; the others stay as in GROWTH_BASE.
+# What is varied in each figure of growth.py; the other sizes are those of GROWTH_BASE.
 GROWTH_BASE = {"T": 100, "B": 16, "H": 256, "threads": 2}
 GROWTH_AXES: dict[str, list[int]] = {
     "T": [1, 3, 10, 30, 100, 300, 1000],
@@ -213,7 +213,7 @@ GROWTH_AXES: dict[str, list[int]] = {
 
 
 def growth() -> Iterator[Case]:
-    """One size at a time, the others fixed."""
+    """One size varied at a time, the others fixed."""
     seen = set()
     for name, axis in GROWTH_AXES.items():
         for cell in ["LSTM", "GRU"]:
@@ -225,7 +225,7 @@ def growth() -> Iterator[Case]:
 
 
 def sample() -> Iterator[Case]:
-    """SAMPLE_ROWS different rows drawn from SAMPLE_AXES: what nobody chose."""
+    """SAMPLE_ROWS different rows drawn at random from SAMPLE_AXES."""
     draw = random.Random(SAMPLE_SEED)
     seen = set()
     while len(seen) < SAMPLE_ROWS:
@@ -244,7 +244,7 @@ def all_cases() -> list[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """Some of the full run's rows, every group among them, in under three minutes on two cores."""
+    """Some of the full run's rows, from every group: under three minutes on two cores."""
 
     def chosen(case: Case) -> bool:
         sizes = case.B, case.H

@@ -2,9 +2,9 @@
 
     python bench/compare.py old.json new.json
 
-A time is counted in products of matrices: it is multiplied by the rate of sgemm in its row, so that
-a machine that was slower that day moves nothing. Torch's, whose code is the same in both, stands
-beside it as the control: where it moved the same way it is rather the machine, and the row is dim.
+A time is measured in matrix products: it is multiplied by the rate of sgemm in its row, so that a
+slower machine alone changes nothing. torch's time, whose code is the same in both, is the control:
+where it changed the same way, the cause is rather the machine, and the row is dim.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from timing import quartiles
 
-LEAST = 0.03  # a change below this is not shown, however clear it is
+LEAST = 0.03  # smaller changes are not shown, however clear they are
 
 
 def in_products(row: Row, name: str) -> dict[str, float] | None:
-    """Quartiles of a contestant's seconds a call times the median rate of sgemm in its row."""
+    """Quartiles of a contestant's seconds per call times the median rate of sgemm in its row."""
     seconds = row.get("contestants", {}).get(name, {}).get("seconds")
     if not seconds:
         return None
@@ -33,7 +33,7 @@ def in_products(row: Row, name: str) -> dict[str, float] | None:
 
 
 def change(old: Row, new: Row, name: str) -> tuple[float, bool] | None:
-    """new / old of a contestant's time, and whether it moved; None if a row has no time of it."""
+    """new / old of a contestant's time, and whether it changed; None without a time in a row."""
     before, after = in_products(old, name), in_products(new, name)
     if not before or not after:
         return None
@@ -43,7 +43,7 @@ def change(old: Row, new: Row, name: str) -> tuple[float, bool] | None:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[Row, float, float | None]]:
-    """The rows in both whose time moved: the row, new / old of ours and of torch's."""
+    """The rows in both whose time changed: the row, new / old of fastrnn's time and of torch's."""
     before = {row["key"]: row for row in old["rows"]}
     found = []
     for row in new["rows"]:
@@ -57,7 +57,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[Row, float, 
 
 
 def alike(ours: float, control: float | None) -> bool:
-    """Whether torch's time changed the same way as ours."""
+    """Whether torch's time changed in the same direction as fastrnn's."""
     return control is not None and abs(control - 1) > LEAST and (control < 1) == (ours < 1)
 
 

@@ -1,7 +1,7 @@
-"""What runs in a row: torch's module, fastrnn's and the peers', of the same weights and input.
+"""What runs in a row: torch's module, fastrnn's and the peers', with the same weights and input.
 
-A contestant is a call, which is what gets timed, and `results`, which the same call computed, by
-names and in torch's layouts.
+A contestant has a call, which is timed, and `results`, which returns what that call computes, by
+name and in torch's layouts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 
-STREAMED = 5  # steps of which the results are compared where a call is one step
+STREAMED = 5  # where a call is one step, the results after this many steps are compared
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Problem:
 
     case: Case
     layer: nn.Module  # torch's
-    x: Tensor  # [T, B, I], of a packed sequence its data [N, I]; [B, I] for a cell
+    x: Tensor  # [T, B, I]; for a packed sequence its data [N, I]; for a cell [B, I]
     grad: Tensor  # of the output
     batch_sizes: Tensor | None = None
 
@@ -57,7 +57,7 @@ def problem(case: Case) -> Problem:
     if case.packed:
         lengths = torch.tensor(case.lengths, device="cpu")
         x, batch_sizes, *_ = pack_padded_sequence(x, lengths)
-    # Of no special form: that of a sum, all ones, is an expanded scalar.
+    # Random: the gradient of a sum would be an expanded scalar.
     grad = torch.randn(*x.shape[:-1], case.directions * (case.projection or case.H))
     return Problem(case, layer.to(dtype), x.to(dtype), grad.to(dtype), batch_sizes)
 
@@ -72,7 +72,7 @@ def flat(value: Any) -> list[Tensor]:
 
 
 def of_module(layer: nn.Module, given: Problem) -> Contestant:
-    """A contestant that is called as torch's modules are."""
+    """A contestant with the interface of torch's modules."""
     x: Any = given.x
     if given.case.mode == "training":
         x = x.clone().requires_grad_()
@@ -95,11 +95,11 @@ def of_module(layer: nn.Module, given: Problem) -> Contestant:
         return found | {f"gradient of {name}": p.grad for name, p in layer.named_parameters()}
 
     state: Any = None
-    a_cell = given.case.cell.endswith("Cell")
+    is_cell = given.case.cell.endswith("Cell")
 
     def stream() -> Any:
         nonlocal state
-        if a_cell:
+        if is_cell:
             output = state = layer(x, state)
         else:
             output, state = layer(x, state)
@@ -144,7 +144,7 @@ def make(name: str, given: Problem) -> Contestant:
         return ours(given, given.x.dtype)
     if name == "fastrnn float32":
         return ours(given, torch.float32)
-    # Only here: the packages take seconds to import, and most rows have none of them.
+    # Imported here: the packages take seconds to import, and most rows need none of them.
     import peers
 
     return peers.PEERS[name](given)
@@ -157,10 +157,11 @@ def exact(given: Problem) -> dict[str, Tensor]:
     return of_module(layer, doubles).results()
 
 
-# Of the largest value of a tensor. In float32 and float64 it is assert_close's `atol`, which is
-# meant for values near 1; an element can be nothing but the rounding of a sum's larger terms, so it
-# is scaled. In 16 bits h is rounded at every step, and torch rounds gradients likewise between the
-# operators of a step: some units in the last place (2^-8 and 2^-11) of a value.
+# Relative to the largest value of a tensor. For float32 and float64 it is assert_close's `atol`,
+# which is meant for values near 1; it is scaled because an element can consist of the rounding
+# error of a sum's larger terms. In 16 bits h is rounded at every step, and torch also rounds
+# gradients between the operators of a step: a few units in the last place (2^-8 and 2^-11) of a
+# value.
 TOLERANCE = {
     torch.float32: 1e-5,
     torch.float64: 1e-7,
@@ -169,13 +170,13 @@ TOLERANCE = {
 }
 
 
-TF32 = 16 * 2**-11  # float32 rounded to as many bits before every product
+TF32 = 16 * 2**-11  # float32 that is rounded to as many bits before every product
 
 
 def difference(
     found: dict[str, Tensor], expected: dict[str, Tensor], allowed: float | None = None
 ) -> str | None:
-    """What is wrong with results, or None. `expected` is in float64; allowed: another tolerance."""
+    """What is wrong with the results, or None. expected: in float64; allowed: a tolerance."""
     for name, right in expected.items():
         value = found.get(name)
         if value is None:
@@ -184,14 +185,14 @@ def difference(
             return f"{name} has shape {list(value.shape)}, not {list(right.shape)}"
         scale = max(1.0, right.abs().max().item())
         error = (value.double() - right).abs().max().item() / scale
-        # Not the other way round: a NaN is wrong too.
+        # `not <=` instead of `>`: a NaN is wrong too.
         if not error <= (allowed or TOLERANCE[value.dtype]):
             return f"{name} is off by {error:.1e} of its largest value"
     return None
 
 
 def contestants(case: Case) -> Iterator[tuple[str, Callable[[], object] | str]]:
-    """Each contestant's call, or the reason why it is given no time."""
+    """Each contestant's call, or the reason why it is not timed."""
     given = problem(case)
     expected = exact(given)
     for name in ["fastrnn", *case.peers]:

@@ -1,13 +1,13 @@
-"""Times fastrnn on the CPU beside torch.nn, ONNX Runtime, OpenVINO, JAX and TensorFlow.
+"""Times fastrnn on the CPU against torch.nn, ONNX Runtime, OpenVINO, JAX and TensorFlow.
 
     python bench/cpu.py --quick
     python bench/cpu.py --json bench/results/cpu.json --picture bench/results/cpu.png --resume
     python bench/cpu.py --json bench/results/cpu.json --resume --again
 
-Every row is a process of its own, in which the contestants take turns (timing.py); a ratio is the
-time of the other over that of fastrnn, so above 1 fastrnn is faster. Share is what of the rate of
-torch.mm's best in that row the layer reached. What is not installed is left out. Memory is
-measured by bench/memory.py.
+Every row is a process of its own, in which blocks of the contestants' calls alternate (timing.py).
+A speedup is the other's time divided by fastrnn's: above 1 fastrnn is faster. The share is the
+layer's rate divided by the best rate of torch.mm in that row. Packages that are not installed are
+left out. bench/memory.py measures memory.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from timing import cores, run
 
 import fastrnn
 
-# A row is undisturbed if no round of it had less than so much of the row's best sgemm, and if that
-# was so much of the best of all rows.
+# A row is undisturbed if sgemm reached at least EVEN of the row's best rate in every round, and if
+# that best is at least UNDISTURBED of the best of all rows.
 EVEN, UNDISTURBED = 0.8, 0.85
 PACKAGES = [
     *("torch", "onnx", "onnxruntime", "openvino", "jax", "jaxlib", "tensorflow", "tensorflow-cpu"),
@@ -51,14 +51,14 @@ NOTES = {
 
 
 def field(path: str, name: str) -> str:
-    """The value of the first line `name: value` in a file of /proc; "unknown" if there is none."""
+    """The value of the first line `name: value` in a file of /proc, or "unknown"."""
     lines = Path(path).read_text().splitlines() if Path(path).exists() else []
     values = [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
     return values[0] if values else "unknown"
 
 
 def caches() -> dict[str, str]:
-    """Sizes of the first CPU's caches by level, as {"L1 Data": "32K"}."""
+    """The sizes of the first CPU's caches, such as {"L1 Data": "32K"}."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
@@ -80,7 +80,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of all packages that are installed here."""
+    """The versions of all packages of PACKAGES that are installed."""
     found = {"python": platform.python_version(), "fastrnn": fastrnn.__version__}
     for package in PACKAGES:
         try:
@@ -91,9 +91,9 @@ def versions() -> dict[str, str]:
 
 
 def save(path: Path, results: dict[str, Any]) -> None:
-    """Writes the file at once, so that an interrupted run leaves one that can be read."""
+    """Writes the file atomically, so that an interrupted run leaves a complete one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A row a line.
+    # One row per line.
     head = json.dumps({**results, "rows": []}, indent=1).removesuffix("[]\n}")
     rows = ",\n".join(json.dumps(row) for row in results["rows"])
     partial = path.with_suffix(".partial")
@@ -102,10 +102,10 @@ def save(path: Path, results: dict[str, Any]) -> None:
 
 
 def earlier(path: Path, here: dict[str, Any]) -> dict[str, Row]:
-    """Rows by key, but those that failed, of a file of results that was made in the same place.
+    """The rows of a file of results by key, without those that failed.
 
     Raises:
-        SystemExit: if it was made on another machine or with other packages.
+        SystemExit: if the file was made on another machine or with other packages.
     """
     if not path.exists():
         return {}
@@ -117,10 +117,9 @@ def earlier(path: Path, here: dict[str, Any]) -> dict[str, Row]:
 
 
 def undisturbed(rows: dict[str, Row]) -> dict[str, Row]:
-    """Those during which sgemm was about as fast in every round, and as in the best of the others.
+    """The rows in which sgemm was about as fast in every round, and as fast as in the best row.
 
-    What another's work on the machine has slowed down is told by that alone, whatever the
-    contestants took.
+    This alone shows whether other load slowed the machine down; the contestants' times don't count.
     """
     best: dict[int, float] = {}
     for row in rows.values():
@@ -134,7 +133,7 @@ def undisturbed(rows: dict[str, Row]) -> dict[str, Row]:
 
 
 def peak_of(rows: Iterable[Row]) -> dict[str, float]:
-    """Over the rows with two threads: median, lowest and highest rate of sgemm, in operations/s."""
+    """Median, lowest and highest rate of sgemm in the rows with two threads, in operations/s."""
     rates = [statistics.median(row["peak"]) for row in rows if "peak" in row and row["threads"] > 1]
     if not rates:
         return {}
@@ -145,7 +144,7 @@ def peak_of(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def table(group: str, rows: list[Row]) -> Table:
-    """The rows of one group: our time, the share of the peak if known, and each peer's ratio."""
+    """The rows of one group: fastrnn's time and share, and the speedup over each peer."""
     peers = list(dict.fromkeys(peer for row in rows for peer in row["peers"]))
     has_share = any("share" in row for row in rows)
     shown = Table(title=group)
@@ -168,15 +167,15 @@ def table(group: str, rows: list[Row]) -> Table:
                 cells.append(f"[{style}]{median:.2f} ({low:.2f}-{high:.2f})[/]")
             else:
                 reason = row["contestants"].get(peer, {}).get("reason", "")
-                # What is merely not there leaves its column empty.
+                # A package that is not installed leaves its column empty.
                 cells.append("" if "not installed" in reason else escape(reason))
         shown.add_row(label(row), *cells)
     return shown
 
 
 def summary(rows: list[Row]) -> Table:
-    """By group, the ratios to torch."""
-    shown = Table(title="time of torch / time of fastrnn")
+    """The speedups over torch by group."""
+    shown = Table(title="speedup over torch")
     for name in ["group", "rows", "median", "lowest", "slower", "slower beyond the noise"]:
         shown.add_column(name, justify="right")
     for group in GROUPS:
@@ -194,9 +193,9 @@ def summary(rows: list[Row]) -> Table:
 def measure(
     cases: list[Case], rounds: int, path: Path | None, resume: bool, again: bool
 ) -> dict[str, Any]:
-    """Runs all rows, but with `resume` those that the file has, and saves after each.
+    """Runs the rows, and saves after each.
 
-    With `again` those that were disturbed too.
+    `resume` keeps the rows that the file has; with `again` only those that were not disturbed.
     """
     here = {"machine": machine(), "versions": versions()}
     known = earlier(path, here) if path and resume else {}
@@ -227,11 +226,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=GROUPS, metavar="GROUP", help=", ".join(GROUPS)
     )
-    parser.add_argument("--rounds", type=int, help="at most so many; 7, or 5 if quick")
+    parser.add_argument("--rounds", type=int, help="at most this many; 7, or 5 if quick")
     parser.add_argument("--json", type=Path, help="where to write the results, row by row")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --json has")
     parser.add_argument(
-        "--again", action="store_true", help="but those during which the machine was disturbed"
+        "--again", action="store_true", help="except those during which the machine was disturbed"
     )
     parser.add_argument("--picture", type=Path, help="where to write a picture of the grid")
     args = parser.parse_args(arguments)
@@ -259,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
         low, high = (results["peak"][name] / 1e9 for name in ("min", "max"))
         console.print(
             f"{results['machine']['cpu']}, sgemm at {low:.0f} to {high:.0f} GFLOP/s. "
-            "Ratios above 1: fastrnn is faster; in brackets the quartiles."
+            "Speedups above 1: fastrnn is faster; in brackets the quartiles."
         )
     if args.picture:
         from picture import draw

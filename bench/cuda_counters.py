@@ -1,16 +1,15 @@
-"""Counts what a call of a layer asks of a GPU: launches, bytes, operations. Needs no GPU.
+"""Counts the launches, bytes and operations of a call of a layer on a virtual GPU.
 
     python bench/cuda_counters.py --quick
-    python bench/cuda_counters.py --json bench/results/cuda_counters.json --beside PROGRAM
+    python bench/cuda_counters.py --json bench/results/cuda_counters.json --compare PROGRAM
 
-A virtual GPU runs the kernels and counts; it knows nothing of time. What ATen does is counted by
-its calls, with the bytes that its operands have, and so are products and copies. The loads by which
-a block waits at a grid barrier are counted apart (cuda_polls.cpp): how many there are is up to the
-schedule.
+The virtual GPU runs the kernels and counts; it knows nothing of time. Calls of ATen, products and
+copies are counted with the bytes of their operands. The loads by which a block waits at a grid
+barrier are counted separately (cuda_polls.cpp): their number depends on the schedule.
 
-PROGRAM is another implementation of a layer in float32, called as `PROGRAM cell T B H pass` on the
-virtual GPU: it launches what belongs to the pass of a training step, and prints how many bytes the
-operands of its calls of cuBLAS have.
+PROGRAM is another implementation of a float32 layer, called as `PROGRAM cell T B H pass` on the
+virtual GPU. It runs that pass of a training step, and prints the bytes of the operands of its calls
+of cuBLAS.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 VGPU = ROOT / "tests/vgpu/vgpu"
 T = 20
 CELLS = ["LSTM", "GRU"]
-# tf32: float32, whose products are rounded as torch's layers have it by default.
+# tf32: float32 with products rounded to TF32, as in torch's layers by default.
 BYTES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 PATHS = ["stepwise", "persistent"]
 PASSES = ["forward", "backward"]
@@ -47,7 +46,7 @@ Row = dict[str, Any]
 
 
 def layers(quick: bool) -> Iterator[Row]:
-    """What a process counts: a layer, on both paths, in both passes."""
+    """The layers that are counted, each in one process, on both paths and in both passes."""
     for H, B, cell, dtype in itertools.product([64, 256], [1, 8, 32], CELLS, BYTES):
         if not quick or (H == 64 and B == 8 and dtype != "bfloat16"):
             yield {"cell": cell, "T": T, "B": B, "H": H, "dtype": dtype}
@@ -57,7 +56,7 @@ def layers(quick: bool) -> Iterator[Row]:
 
 
 def counted(call: Callable[[], object]) -> Row:
-    """What `call` asks of the virtual GPU this runs on."""
+    """The counters of `call` on the virtual GPU that this process runs on."""
     import torch
 
     program = ctypes.CDLL(None)
@@ -72,7 +71,7 @@ def counted(call: Callable[[], object]) -> Row:
         tensors = [a for a in flat if isinstance(a, torch.Tensor)]
         calls[name] += 1
         moved[name] += sum(t.nbytes for t in tensors)
-        # The results that are not among the arguments, of those calls where they are large.
+        # A result that is not among the arguments and may be large.
         if name == "aten::cat":
             moved[name] += sum(t.nbytes for t in tensors)
 
@@ -163,9 +162,9 @@ def count_layer(row: Row) -> list[Row]:
     found = []
     for path in PATHS:
         os.environ["FASTRNN_CUDA_PATH"] = path
-        passes(2)  # what happens only once
+        passes(2)  # warm-up
         for name, two, three, counts in zip(PASSES, passes(2), passes(3), passes(T), strict=True):
-            # What does not depend on the number of steps: the weights, and the initial states.
+            # Independent of the number of steps: the weights and the initial states.
             once = 3 * two["load_bytes"] - 2 * three["load_bytes"]
             found.append({**row, "path": path, "pass": name, **counts, "loaded_once": once})
     return found
@@ -175,7 +174,7 @@ def count_layer(row: Row) -> list[Row]:
 
 
 def run(vgpu: Path, command: list[str]) -> tuple[Row, str]:
-    """Runs a program on the virtual GPU: its counters, and what it printed."""
+    """Runs a program on the virtual GPU; returns its counters and what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "counters.json"
         result = subprocess.run(
@@ -200,7 +199,7 @@ def theirs(vgpu: Path, program: str, row: Row) -> list[Row]:
         counters, printed = run(vgpu, [program, *arguments])
         host = Counter(counters["host"])
         counts = summary(counters["kernels"], host, polls=0)
-        # Its copies are those of its arguments.
+        # It only copies its arguments, which are not counted.
         counts |= {"product_bytes": int(printed.split()[0]), "copies": 0, "copied": 0}
         found.append({**row, "path": "beside", "pass": name, **counts, "aten": 0, "aten_bytes": 0})
     return found
@@ -211,7 +210,7 @@ def ratio(part: float, whole: float) -> float | None:
 
 
 def derive(rows: list[Row]) -> None:
-    """Adds to the rows of one layer what follows from their counts."""
+    """Adds to the rows of one layer what is derived from their counts."""
     cell_operations = {
         row["pass"]: row["float_operations"] for row in rows if row["path"] == "stepwise"
     }
@@ -219,18 +218,18 @@ def derive(rows: list[Row]) -> None:
         row["load_efficiency"] = ratio(row["load_bytes"], 32 * row["load_sectors"])
         row["store_efficiency"] = ratio(row["store_bytes"], 32 * row["store_sectors"])
         row["shared_conflicts"] = ratio(row["wavefronts"], row["ideal_wavefronts"])
-        asked = ("launches", "memsets", "copies", "products", "aten")
-        row["all_launches"] = sum(row[key] for key in asked)
+        kinds = ("launches", "memsets", "copies", "products", "aten")
+        row["all_launches"] = sum(row[key] for key in kinds)
         operands = row["product_bytes"] + row["aten_bytes"] + 2 * row["copied"]
         row["all_bytes"] = 32 * (row["load_sectors"] + row["store_sectors"]) + operands
         row["least_bytes"] = row["least_load_bytes"] + row["least_store_bytes"] + operands
         if row["path"] != "persistent":
             continue
         G, H = gates(row["cell"]), row["H"]
-        # Each block arrives once at each barrier.
+        # Each block arrives at each barrier once.
         row["barriers"] = row["atomics"] // row["blocks"]
         row["weights_read"] = ratio(row["loaded_once"], G * H**2 * BYTES[row["dtype"]])
-        # The cell's arithmetic is that of the stepwise kernel; the rest is the product's.
+        # The cell's operations are those of the stepwise kernel; the rest are the product's.
         product = row["tensor_operations"]
         if row["dtype"] == "float32":
             product = row["float_operations"] - cell_operations[row["pass"]]
@@ -239,11 +238,11 @@ def derive(rows: list[Row]) -> None:
 
 # --- what is shown --------------------------------------------------------------------------------
 
-# Columns of the table: keys of a row.
+# The columns of the table: keys of a row.
 COLUMNS = {
     "path": "path", "pass": "pass", "launches": "kernels", "products": "products", "aten": "ATen",
     "all_launches": "launches", "barriers": "barriers", "least_bytes": "kB",
-    "all_bytes": "kB asked",
+    "all_bytes": "kB requested",
     "load_efficiency": "load", "store_efficiency": "store", "shared_conflicts": "shared",
     "weights_read": "W_hh", "operations": "operations", "copied_to_host": "to host",
     "waits": "waits",
@@ -253,7 +252,7 @@ COLUMNS = {
 def table(rows: list[Row]) -> Any:
     from rich.table import Table
 
-    shown = Table(title=f"a call of a layer, T = {T}, I = H")
+    shown = Table(title=f"one call of a layer, T = {T}, I = H")
     shown.add_column("layer")
     for name in COLUMNS.values():
         shown.add_column(name, justify="right")
@@ -269,17 +268,17 @@ def table(rows: list[Row]) -> Any:
 
 LEGEND = """\
 launches: kernels, memsets, copies, products and calls of ATen. kB: what a launch touches, once, and
-the operands of copies, products and calls of ATen. kB asked: of the kernels every sector of every
-request, of which a cache may answer the later ones. load, store: bytes / bytes of sectors. shared:
-wavefronts / least. W_hh: how often it was read, with the initial states. operations: of the product
-with it and of its sums / least. No times: this GPU is virtual."""
+the operands of copies, products and calls of ATen. kB requested: every sector of every
+request of the kernels, some of which a cache serves, and those operands. load, store: bytes / bytes
+of sectors. shared: wavefronts / least. W_hh: how often it was read, with the initial states.
+operations: those of its product and sums / least. No times: this GPU is virtual."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="some of the rows")
     parser.add_argument("--json", type=Path, help="where to write the results")
-    parser.add_argument("--beside", help="a program to count beside, see the source")
+    parser.add_argument("--compare", help="a program to compare with, see the source")
     parser.add_argument("--vgpu", type=Path, default=VGPU, help=f"the virtual GPU; {VGPU}")
     parser.add_argument("--jobs", type=int, default=2, help="layers at a time")
     parser.add_argument("--layer", type=json.loads, help=argparse.SUPPRESS)  # from ours()
@@ -290,8 +289,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     if args.layer:
         print(json.dumps(count_layer(args.layer)), flush=True)
-        # At the end of Python, threads of torch's may still be in operators that the virtual GPU
-        # has in Python, and it crashes now and then.
+        # Without Python's finalization: torch's threads may still run operators that the virtual
+        # GPU implements in Python, and it crashes now and then.
         os._exit(0)
     from cpu import save, versions
     from rich.console import Console
@@ -317,8 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         def count(row: Row) -> list[Row]:
             found = ours(args.vgpu, polls, row)
-            if args.beside and row["dtype"] == "float32":
-                found += theirs(args.vgpu, args.beside, row)
+            if args.compare and row["dtype"] == "float32":
+                found += theirs(args.vgpu, args.compare, row)
             derive(found)
             return found
 

@@ -1,7 +1,6 @@
-// For cuda_counters.py: counts apart the loads by which a block waits at a grid barrier, and the
-// bytes that the operands of products have. Preloaded in front of the virtual GPU, whose counters
-// have the former among the others, where no other load of the kernels is volatile or ordered, and
-// not the latter.
+// For cuda_counters.py: counts the loads by which a block waits at a grid barrier, and the bytes of
+// the operands of products. It is preloaded before the virtual GPU, which counts the former among
+// all loads (no other load of the kernels is volatile or ordered), and the latter not at all.
 #include <dlfcn.h>
 
 #include "vgpu_types.h"
@@ -22,7 +21,7 @@ extern "C" void vg_count_global(Thr* thread, Site* site, u64 address, u32 size) 
     next(thread, site, address, size);
 }
 
-// cuBLAS's, whose header need not be here: enumerations are ints.
+// cuBLAS's function, declared without its header: enumerations are ints.
 extern "C" int cublasGemmEx(void* handle, int ta, int tb, int m, int n, int k, const void* alpha,
                             const void* a, int a_type, int lda, const void* b, int b_type, int ldb,
                             const void* beta, void* c, int c_type, int ldc, int compute,

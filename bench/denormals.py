@@ -1,12 +1,12 @@
-"""Times layers whose state is subnormal beside the same layers with a state that is not.
+"""Times layers whose state is subnormal against the same layers with a normal state.
 
     python bench/denormals.py [--json bench/results/denormals.json]
 
-The input is zero and the gates keep nearly all of the state: begun at 1e-39, it stays for all T
-steps among the numbers below 1.2e-38, which have fewer digits and which many CPUs multiply in
-microcode. There is no bias but that of the gate: all other sums of a step are such numbers too.
-Ratios are of a layer's own times, by round: above 1 its subnormal numbers cost. fastrnn's kernels
-take them for zeros.
+The input is zero and the gates keep nearly all of the state. Started at 1e-39 it stays subnormal
+(below 1.2e-38) for all T steps, and many CPUs multiply such numbers in microcode. All biases but
+the gate's are zero, so that all other sums of a step are subnormal too. A ratio compares a layer
+with itself, by round: above 1 its subnormal numbers cost time. fastrnn's kernels take them as
+zeros.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ CELLS = ["LSTM", "GRU", "RNN"]
 MODES = ["inference", "training"]
 CONTESTANTS = ["fastrnn", "torch"]
 STATES = {"subnormal": 1e-39, "normal": 0.1}
-KEPT = 0.998  # of the state, a step: 0.8 of it is left after T
+KEPT = 0.998  # share of the state that a step keeps: 0.8 of it is left after T steps
 
 
 def decaying(cell: str, H: int) -> nn.RNNBase:
-    """torch's layer, whose state is multiplied by KEPT a step where the input is zero and the state
-    small."""
+    """torch's layer, in which a step multiplies a small state by KEPT if the input is zero."""
     layer = getattr(nn, cell)(H, H)
     open_gate = torch.tensor(KEPT / (1 - KEPT)).log()
     with torch.no_grad():
@@ -110,7 +109,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the results")
-    parser.add_argument("--rounds", type=int, default=7, help="at most so many (7)")
+    parser.add_argument("--rounds", type=int, default=7, help="at most this many (7)")
     args = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(0)

@@ -1,10 +1,10 @@
-"""Times an ensemble's models in one call of vmap, and in a Python loop over them.
+"""Times the models of an ensemble in one call of vmap against a Python loop over them.
 
     python bench/ensembles.py [--json bench/results/ensembles.json]
 
-E = 8 models of torch.func.stack_module_state have one input. The loops call fastrnn's modules
-and torch.nn's; gradients of all weights are those of the output's mean square. The contestants take
-turns as in bench/cpu.py. A ratio is the time of a loop over that of vmap, by round.
+E = 8 models of torch.func.stack_module_state have the same input. The loops call fastrnn's modules
+and torch.nn's; the loss is the output's mean square. Blocks of calls alternate as in bench/cpu.py.
+A speedup is the time of a loop divided by that of vmap.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def loss_of(output: Tensor) -> Tensor:
 
 
 def contestants(cell: str, mode: str, T: int, B: int) -> dict[str, Callable[[], Any]]:
-    """Each one's call, which returns the models' outputs or gradients."""
+    """The calls by contestant; each returns the models' outputs or gradients."""
     torch.manual_seed(0)
     x = torch.randn(T, B, H)
     models = {name: [getattr(m, cell)(H, H) for _ in range(E)] for name, m in LOOPS.items()}
@@ -72,7 +72,7 @@ def contestants(cell: str, mode: str, T: int, B: int) -> dict[str, Callable[[], 
 
 
 def by_model(result: Any) -> list[list[Tensor]]:
-    """Tensors of a call's result, model by model."""
+    """The tensors of a call's result by model."""
     if isinstance(result, list):
         return [list(r) if isinstance(r, tuple) else [r] for r in result]
     all_models = list(result.values()) if isinstance(result, dict) else [result]
@@ -80,7 +80,7 @@ def by_model(result: Any) -> list[list[Tensor]]:
 
 
 def measure(cell: str, mode: str, T: int, B: int, rounds: int) -> dict[str, Any]:
-    """A row: the seconds of every call, and the ratios."""
+    """A row: the seconds of every call, and the speedups."""
     calls = contestants(cell, mode, T, B)
     for call in calls.values():
         torch.testing.assert_close(by_model(call()), by_model(calls["vmap"]()))
@@ -93,8 +93,10 @@ def measure(cell: str, mode: str, T: int, B: int, rounds: int) -> dict[str, Any]
 
 
 def scaling(rounds: int) -> dict[str, float]:
-    """How much faster a product of matrices is on two threads than on one: at most so much can be
-    won by models on a thread each over models on one, one after the other."""
+    """The speedup of a matrix product on two threads over one.
+
+    It bounds the speedup of models on a thread each over one model after the other on one thread.
+    """
 
     def on(threads: int) -> Callable[[], Any]:
         call, _ = product(threads)
@@ -113,14 +115,14 @@ def scaling(rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the results")
-    parser.add_argument("--rounds", type=int, default=15, help="at most so many (15)")
+    parser.add_argument("--rounds", type=int, default=15, help="at most this many (15)")
     args = parser.parse_args()
     torch.set_num_threads(2)
 
     cases = [(cell, mode, T, B) for cell in CELLS for mode in MODES for T, B in SIZES]
     rows = [measure(*case, args.rounds) for case in track(cases, description="measuring")]
     two_threads = scaling(args.rounds)
-    table = Table(title=f"{E} models, H={H}: time of a loop / time of vmap")
+    table = Table(title=f"{E} models, H={H}: speedup of vmap over a loop")
     for name in ["row", "vmap", *LOOPS]:
         table.add_column(name, justify="left" if name == "row" else "right")
     for row in rows:
@@ -130,7 +132,7 @@ def main() -> None:
             duration(statistics.median(row["seconds"]["vmap"])),
             *(f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" for r in ratios),
         )
-    Console().print(table, f"sgemm, two threads beside one: {two_threads['median']:.2f}")
+    Console().print(table, f"sgemm, speedup of two threads over one: {two_threads['median']:.2f}")
     if args.json:
         about = {"machine": machine(), "versions": versions(), "sizes": {"E": E, "H": H}}
         save(args.json, {**about, "two threads beside one": two_threads, "rows": rows})

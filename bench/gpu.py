@@ -1,13 +1,13 @@
-"""Times fastrnn on a GPU beside torch.nn on cuDNN, CUDA graphs of both, a compiled loop and haste.
+"""Times fastrnn on a GPU against torch.nn on cuDNN, CUDA graphs, a compiled loop and haste.
 
     python bench/gpu.py --quick
     python bench/gpu.py --json bench/results/gpu.json --picture bench/results/gpu.png
 
-Times are the GPU's own, between two events around a block of calls; the contestants take turns, and
-a row gives medians and quartiles of the rounds' ratios: above 1, fastrnn is faster. Results are
-compared with torch's in float64 before a time counts. float32 is what a user of torch gets: layers
-round products to TF32, but in the group that says otherwise. Needs a GPU and a fastrnn built for
-it. On an emulated GPU (its name is in the results) it runs a few toy rows, as a test of itself.
+Times are the GPU's, between two events around a block of calls. Blocks of the contestants
+alternate, and a row has the median and quartiles of the speedup over the rounds: above 1 fastrnn is
+faster. Results are compared with torch's in float64 before a time counts. float32 products are
+rounded to TF32, as in torch's layers by default, except in the group FULL. It needs a GPU and a
+fastrnn built for it. On an emulated GPU it runs a few toy rows, to test itself.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from timing import quartiles, short
 
 import fastrnn
 
-BLOCK = 0.005  # seconds of the GPU's time that a block of calls takes, about
+BLOCK = 0.005  # approximate seconds of a block of calls, by the GPU's clock
 MOST_CALLS = 200
 
 
 def why_not() -> str | None:
-    """Why nothing can be timed here."""
+    """Why nothing can be timed here, or None."""
     if not torch.cuda.is_available():
         return "torch finds no GPU"
     built = fastrnn.build_info()["cuda"]
@@ -54,7 +54,7 @@ def emulated() -> bool:
 
 @contextlib.contextmanager
 def path(name: str) -> Iterator[None]:
-    """Has fastrnn take this path."""
+    """Forces fastrnn onto this path."""
     before = os.environ.get("FASTRNN_CUDA_PATH")
     os.environ["FASTRNN_CUDA_PATH"] = name
     try:
@@ -67,7 +67,7 @@ def path(name: str) -> Iterator[None]:
 
 
 def on_path(name: str, given: Problem) -> Contestant:
-    """fastrnn on the path of that name, whichever it would choose."""
+    """fastrnn, forced onto the path of this name."""
     inner = make("fastrnn", given)
 
     def forced(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -102,7 +102,7 @@ def in_a_graph(inner: Contestant) -> Contestant:
 
 
 def compiled_loop(given: Problem) -> Contestant:
-    """torch.nn.LSTM's formulas, written out and given to torch.compile."""
+    """torch.nn.LSTM's formulas in Python, compiled by torch.compile."""
     w_ih, w_hh, b_ih, b_hh = (p.detach() for p in given.layer.parameters())
 
     @torch.compile(mode="reduce-overhead")
@@ -118,9 +118,7 @@ def compiled_loop(given: Problem) -> Contestant:
         return torch.stack(outputs)
 
     def results() -> dict[str, torch.Tensor]:
-        # Its last states are the last of what it returns; the names are those of the others.
-        output = run(given.x).clone()
-        return {"output": output}
+        return {"output": run(given.x).clone()}
 
     return Contestant(lambda: run(given.x), results)
 
@@ -146,7 +144,7 @@ def contestant(name: str, given: Problem) -> Contestant:
 
 
 def same_names(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], name: str) -> Any:
-    """Of the expected results those that this contestant gives: ours and torch's give all."""
+    """The expected results that this contestant returns: fastrnn and torch return all."""
     if name in ("haste", "compiled loop"):
         return {key: value for key, value in expected.items() if key in found}
     return expected
@@ -156,7 +154,7 @@ def same_names(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 
 
 def seconds(call: Callable[[], object], calls: int) -> float:
-    """Of one call, by the GPU's clock."""
+    """Seconds per call, by the GPU's clock."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(calls):
@@ -167,10 +165,10 @@ def seconds(call: Callable[[], object], calls: int) -> float:
 
 
 def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds a call in each round of every contestant, in turns."""
+    """For every contestant: the calls of a block, and seconds per call in each round."""
     found: dict[str, dict[str, Any]] = {}
     for name, call in calls.items():
-        for _ in range(2):  # warm-up: memory is found, kernels are loaded
+        for _ in range(2):  # warm-up: memory is allocated, kernels are loaded
             call()
         a_call = max(seconds(call, 2), 1e-7)
         found[name] = {"calls": max(1, min(MOST_CALLS, int(BLOCK / a_call))), "seconds": []}
@@ -193,7 +191,7 @@ def measure(case: Case, rounds: int) -> Row:
             torch.backends.cudnn.flags(enabled=True, allow_tf32=rounded is not None),
             torch.inference_mode(case.mode != "training"),
         ):
-            with torch.device("cuda"):  # not while the calls are timed, each of which it would see
+            with torch.device("cuda"):  # not around the timed calls: the mode would cost each time
                 given = problem(case)
             expected = exact(given)
             for name in ["fastrnn", *case.peers]:
@@ -225,7 +223,7 @@ def measure(case: Case, rounds: int) -> Row:
 
 
 def draw(results: dict[str, Any], to: Path) -> None:
-    """torch's time over fastrnn's by hidden size, a panel a cell and mode, a line a batch."""
+    """The speedup over torch by hidden size: one panel per cell and mode, one line per batch."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -248,7 +246,7 @@ def draw(results: dict[str, Any], to: Path) -> None:
             panel.set_xscale("log", base=2)
             if panel.lines[:-1]:
                 panel.legend(fontsize="small")
-    figure.suptitle(f"time of cuDNN / time of fastrnn, T = 100, I = H: {results['machine']['gpu']}")
+    figure.suptitle(f"speedup over cuDNN, T = 100, I = H: {results['machine']['gpu']}")
     to.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=90)
     plt.close(figure)
@@ -298,9 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = [row for row in rows if row["group"] == group]
         if chosen:
             console.print(table(group, chosen))
-    console.print(
-        f"{machine['gpu']}. Ratios: time of the other / time of fastrnn, by the GPU's clock."
-    )
+    console.print(f"{machine['gpu']}. Speedups: the other's time / fastrnn's, by the GPU's clock.")
     if emulated():
         console.print("This GPU is emulated: its clock says nothing.")
     if args.picture:

@@ -1,4 +1,4 @@
-"""The rows of bench/gpu.py: what is computed in each, and beside whom."""
+"""The rows of bench/gpu.py: what is computed in each, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FULL = (
 )
 GROUPS = ["inference", "training", "streaming", "bidirectional", "packed", FULL, "compiled"]
 
-# nn.LSTM and nn.GRU run on cuDNN. A graph is recorded once and replayed: what a call costs without
-# its launches from the host. haste has neither 16 bits nor RNN.
+# nn.LSTM and nn.GRU run on cuDNN. A graph is recorded once and replayed, so that a call costs no
+# launches from the host. haste has neither 16 bits nor RNN.
 INFERENCE_PEERS = ("torch", "torch in a graph", "fastrnn in a graph", "fastrnn stepwise", "haste")
 TRAINING_PEERS = ("torch", "fastrnn stepwise", "haste")
 
@@ -26,9 +26,9 @@ def grid() -> Iterator[Case]:
             for dtype in DTYPES:
                 for H in SIZES:
                     if dtype == "bfloat16" and H not in (256, 1024):
-                        continue  # the kernels are float16's
+                        continue  # the same kernels as for float16
                     for B in BATCHES:
-                        # Beside both paths where it is close which of them is faster.
+                        # Both paths where they are about equally fast.
                         both = ("fastrnn persistent",) if B >= 64 else ()
                         yield square(mode, cell, mode, 100, B, H, dtype=dtype, peers=peers + both)
                         if dtype == "float32" and H <= 512 and B in (1, 32):
@@ -52,7 +52,7 @@ def others() -> Iterator[Case]:
 
 
 def compiled() -> Iterator[Case]:
-    # A cell written out in Python and compiled takes a minute to start.
+    # A compiled loop in Python takes a minute to start.
     for H in [128, 512]:
         yield square("compiled", "LSTM", "inference", 20, 32, H, peers=("torch", "compiled loop"))
 
@@ -62,7 +62,7 @@ def all_cases() -> list[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """Some of the rows, every group but the compiled one among them."""
+    """Some of the rows, from every group but the compiled one."""
 
     def chosen(case: Case) -> bool:
         if case.group in ("inference", "training"):
@@ -73,7 +73,7 @@ def quick_cases() -> list[Case]:
 
 
 def toy_cases() -> list[Case]:
-    """A row of each kind, small enough for an emulated GPU: to try the benchmark, not the speed."""
+    """One row of each kind, small enough for an emulated GPU: they test the benchmark itself."""
     return [
         square(
             "inference",

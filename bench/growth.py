@@ -2,7 +2,7 @@
 
     python bench/growth.py bench/results/cpu.json bench/results
 
-writes growth_T.png and its like for the others into the folder.
+writes growth_T.png and the figures of the others into the folder.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from figures import Row
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Time grows as this power of the size: every step costs the same, and so does every row; W_hh and
-# W_ih have H * H values a gate. Threads share the work, as far as there are cores.
+# The expected exponent of the time. Every step costs the same, and so does every row; W_hh and W_ih
+# have H * H values per gate. Threads partition the work, up to the number of cores.
 EXPECTED = {"T": 1, "B": 1, "H": 2, "threads": -1}
 
 
 def series(rows: list[Row], cell: str, axis: str, contestant: str) -> list[tuple[int, float]]:
-    """Sizes along an axis, the others as in GROWTH_BASE, and the median seconds of a call."""
+    """The sizes of an axis and the median seconds per call, with the other sizes of GROWTH_BASE."""
     found = []
     for row in rows:
         here = {name: row[name] for name in GROWTH_BASE}
@@ -37,7 +37,7 @@ def series(rows: list[Row], cell: str, axis: str, contestant: str) -> list[tuple
 
 
 def guide(axis: str, points: list[tuple[int, float]], cores: int) -> list[tuple[int, float]]:
-    """The expected line, through the point of the largest size (of threads, of the fewest)."""
+    """The expected line, through the point of the largest size, or of the fewest threads."""
     at, seconds = points[0] if axis == "threads" else points[-1]
 
     def expected(size: int) -> float:
@@ -69,7 +69,7 @@ def draw(results: dict[str, Any], axis: str, path: Path) -> None:
     panel.minorticks_off()
     panel.xaxis.set_major_formatter("{x:g}")
     panel.set_xlabel(axis)
-    panel.set_ylabel("seconds a call")
+    panel.set_ylabel("seconds per call")
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
     others = ", ".join(f"{name} = {value}" for name, value in GROWTH_BASE.items() if name != axis)

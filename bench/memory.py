@@ -1,9 +1,9 @@
-"""Peak memory of a training step, torch.nn's layers and fastrnn's, each in a process of its own.
+"""The memory of a training step of torch.nn's layers and fastrnn's, each in its own process.
 
     python bench/memory.py [--json bench/results/memory.json]
 
-Measured is the rise of the resident set's high-water mark over one forward and backward pass, and
-the bytes that autograd keeps in between (parameters and the input not counted). Linux only.
+It measures by how much one forward and backward pass raises the peak of the resident set, and how
+many bytes autograd saves in between, without parameters and the input. Linux only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
 def saved_bytes(layer: nn.Module, x: torch.Tensor) -> int:
-    """Bytes of the tensors that a forward pass keeps for the backward, each storage once."""
+    """Bytes of the tensors that a forward pass saves for backward, each storage once."""
     storages = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -55,10 +55,10 @@ def measure(module: str, cell: str, dtype: str) -> dict[str, int]:
     layer = getattr({"torch": nn, "fastrnn": fastrnn}[module], cell)(I, H)
     layer = layer.to(getattr(torch, dtype))
     x = torch.randn(T, B, I).to(getattr(torch, dtype))
-    layer(x[:2, :1])[0].sum().backward()  # what is allocated once, on first use
+    layer(x[:2, :1])[0].sum().backward()  # allocates what is allocated only once
     layer.zero_grad()
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     layer(x)[0].sum().backward()
     peak = status("VmHWM") - before
     return {"peak": peak, "saved": saved_bytes(layer, x)}

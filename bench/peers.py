@@ -1,4 +1,4 @@
-"""The same layer in other libraries. Each package is imported where it is used: none is needed."""
+"""The same layer in other libraries. Each package is optional, and imported where it is used."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def states_of(cell: str) -> list[str]:
 
 
 def onnx_model(given: Problem) -> bytes:
-    """A model of one node; where a call is a step, with the state among its inputs."""
+    """A model with one node; for streaming the state is among its inputs."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -61,7 +61,7 @@ def onnx_model(given: Problem) -> bytes:
 
     node = helper.make_node(
         cell,
-        # The empty name is that of the lengths, which are not given.
+        # The empty name stands for the lengths of sequences, which are not given.
         ["x", "W", "R", "B", "", *(f"{s}_0" for s in states if carried)],
         ["y", *(f"{s}_n" for s in states)],
         hidden_size=case.H,
@@ -81,7 +81,7 @@ def onnx_model(given: Problem) -> bytes:
 
 
 def of_runtime(given: Problem, run: Callable[[dict[str, np.ndarray]], list]) -> Contestant:
-    """A contestant from what runs an ONNX model: inputs by name to y, h_n and c_n."""
+    """A contestant from a function that runs an ONNX model: inputs by name -> y, h_n and c_n."""
     case = given.case
     x = {"x": given.x.numpy()}
     zeros = {f"{s}_0": np.zeros((1, case.B, case.H), np.float32) for s in states_of(case.cell)}
@@ -113,8 +113,8 @@ def onnx_runtime(given: Problem) -> Contestant:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = given.case.threads
-    # Its threads spin for work within a run, which makes it faster, but not on after it, where
-    # they would take time from the next contestant.
+    # Its threads spin within a run, which makes it faster, but not after it, when they would slow
+    # down the next contestant.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
         onnx_model(given), options, providers=["CPUExecutionProvider"]
@@ -133,12 +133,12 @@ def openvino(given: Problem) -> Contestant:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": given.case.threads,
             "NUM_STREAMS": 1,
-            # Without it, bfloat16 on CPUs that have it.
+            # The default is bfloat16 on CPUs that have it.
             "INFERENCE_PRECISION_HINT": "f32",
         },
     )
     request = compiled.create_infer_request()
-    # A shared output is the request's own memory. A state is copied, since it is the next input.
+    # A shared output is the request's memory. A state is copied: it is the next input.
     shared = given.case.mode != "streaming"
 
     def run(inputs: dict[str, np.ndarray]) -> list:
@@ -152,7 +152,7 @@ def openvino(given: Problem) -> Contestant:
 
 
 def jax_layer(cell: str, w: dict[str, Any], x: Any) -> tuple[Any, ...]:
-    """output, h_n and c_n: the products with the input in one, the rest in a scan."""
+    """output, h_n and c_n: one product for all steps of the input, and a scan over the rest."""
     import jax
     import jax.numpy as jnp
 
@@ -209,7 +209,7 @@ def jax_scan(given: Problem) -> Contestant:
 
 
 def layer_results(output: Tensor, *last: Tensor) -> dict[str, Tensor]:
-    """The results of a layer, from states [B, H] of it."""
+    """The results of a layer from its output and last states [B, H]."""
     return name_all([output, *(t.unsqueeze(0) for t in last)])
 
 
@@ -224,7 +224,7 @@ def gradients(output: Any, grad_x: Any, grad_w: dict[str, Any]) -> dict[str, Ten
 
 # --- TensorFlow ----------------------------------------------------------------------------------
 
-# Keras has a GRU's gates as z, r, h.
+# Keras orders the gates of a GRU as z, r, h.
 KERAS_ORDER = {"LSTM": [0, 1, 2, 3], "GRU": [1, 0, 2], "RNN": [0]}
 
 
@@ -241,7 +241,7 @@ def tensorflow(given: Problem) -> Contestant:
         options["reset_after"] = True
     kind = keras.layers.SimpleRNN if case.cell == "RNN" else getattr(keras.layers, case.cell)
     layer = kind(case.H, **options)
-    # Keras has the batch first, and one bias but in a GRU.
+    # Keras has the batch first, and a single bias except in a GRU.
     x = tf.constant(given.x.transpose(0, 1).contiguous().numpy())
     grad = tf.constant(given.grad.transpose(0, 1).contiguous().numpy())
     layer.build(x.shape)
@@ -252,7 +252,7 @@ def tensorflow(given: Problem) -> Contestant:
     )
     variables = [v.value for v in layer.trainable_variables]
 
-    # Keras itself would not compile these layers, and their loop would take twice the time.
+    # Keras does not compile these layers by itself; uncompiled their loop takes twice as long.
     @tf.function(jit_compile=True)
     def forward(x: Any) -> Any:
         return layer(x)

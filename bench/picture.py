@@ -1,4 +1,4 @@
-"""Draws results of bench/cpu.py: the peers' ratios and the share of the peak, by hidden size.
+"""Draws results of bench/cpu.py: the speedups and the share of the peak, by hidden size.
 
 python bench/picture.py bench/results/grid.json bench/results/cpu.png
 """
@@ -21,7 +21,7 @@ BATCHES = [1, 16]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Writes the picture: a row of panels a batch, and in it one a cell and one of the shares."""
+    """Writes the picture: per batch size a row of panels, one per cell and one of the shares."""
     figure, panels = plt.subplots(2, 4, figsize=(13, 6), sharex=True, layout="constrained")
     for B, line in zip(BATCHES, panels, strict=True):
         for panel in line[1:3]:
@@ -31,7 +31,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             chosen = [row for row in rows if (row["group"], row["cell"]) == ("inference", cell)]
             ratios(panel, chosen)
             panel.set_title(f"{cell}, B = {B}")
-        line[0].set_ylabel("time / time of fastrnn")
+        line[0].set_ylabel("speedup")
         shares(line[3], rows)
         line[3].set_title(f"share of sgemm's rate, B = {B}")
     handles = {}
@@ -54,7 +54,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def ratios(panel: Any, rows: list[dict[str, Any]]) -> None:
-    """A line a peer, with the quartiles as a band."""
+    """One line per peer, with the quartiles as a band."""
     for number, peer in enumerate(PEERS):
         found = [(row["H"], ratio(row, peer)) for row in rows if ratio(row, peer)]
         if found:
@@ -71,7 +71,7 @@ def ratios(panel: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def shares(panel: Any, rows: list[dict[str, Any]]) -> None:
-    """Two lines a cell, of inference and of training."""
+    """Two lines per cell: inference and training."""
     for number, cell in enumerate(CELLS):
         for mode, style in [("inference", "o-"), ("training", "s:")]:
             chosen = [row for row in rows if (row["group"], row["cell"]) == (mode, cell)]

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cases import CELLS
 from figures import PEERS, Row, duration, ours, ratio, speedups
 
 ROOT = Path(__file__).parent.parent
@@ -181,9 +180,10 @@ def cpu_grid(results: dict[str, Any]) -> str:
         if group == "inference" and own is not None:
             step = by_place.get(("training", cell, B, H), {})
             values = [times(ratio(row, peer)) for peer in PEERS]
-            cells = [cell, str(B), str(H), duration(own), f"{row['share']:.0%}", *values]
-            lines.append([*cells, times(ratio(step, "torch"))])
-    lines.sort(key=lambda cells: (CELLS.index(cells[0]), int(cells[1]), int(cells[2])))
+            line = [cell, str(B), str(H), duration(own), f"{row['share']:.0%}", *values]
+            lines.append([*line, times(ratio(step, "torch"))])
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    lines.sort(key=lambda line: (cells.index(line[0]), int(line[1]), int(line[2])))
     return "\n".join(table(["", "B", "H", "fastrnn", "share", *PEERS, "training: torch"], lines))
 
 

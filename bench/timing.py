@@ -1,9 +1,9 @@
 """Times one row of bench/cpu.py: alternating blocks of its contestants in a process of its own.
 
-`run` starts that process. In it each contestant's results are first compared with torch's in
-float64. Then come rounds: in each, every contestant and a product of matrices run one block of
-calls, in an order that changes from round to round. What is compared thus ran within a fraction of
-a second, and the product says what the machine gave at that moment.
+`run` starts that process. It first compares each contestant's results with torch's in float64.
+Then, in each round, every contestant and a matrix product (sgemm) run one block of calls, in an
+order that changes from round to round. So the times that are compared were taken within a fraction
+of a second, and sgemm's shows how fast the machine was at that moment.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Any
 
 from cases import Case
 
-BLOCK = 0.01  # seconds that a block takes at least
-# Between blocks: threads that wait for more work spin for some milliseconds before they sleep, and
-# they must not do so beside the next contestant.
+BLOCK = 0.01  # least seconds of a block
+# Seconds between blocks: threads that wait for work spin for some milliseconds before they sleep,
+# and must not do so while the next contestant runs.
 PAUSE = 0.01
-BUDGET = 3.0  # seconds for the rounds of a row; where calls are long there are fewer rounds...
-FEWEST = 3  # ...but never fewer than this
-LOADED = 5  # times as many rounds beside processes that load the machine, where times differ most
-LONG = 0.05  # a call of so many seconds needs no other before it: waking threads is nothing to it
-LIMIT = 600  # seconds after which a row is given up
-BUSY = "while True: pass"  # the program of a process that loads the machine
-SQUARE = 1024  # rows and columns of the matrices that the peak is measured with
+BUDGET = 3.0  # seconds for the rounds of a row; long calls get fewer rounds...
+FEWEST = 3  # ...but at least this many
+LOADED = 5  # times as many rounds when other processes load the machine: times vary most there
+LONG = 0.05  # seconds of a call that needs no warm-up: waking threads is negligible
+LIMIT = 600  # seconds until a row is given up
+BUSY = "while True: pass"  # the program of the processes that load the machine
+SQUARE = 1024  # rows and columns of the matrices of sgemm
 
 
 def cores() -> list[int]:
-    """CPUs that this process may use, one a core."""
+    """The CPUs that this process may use, one per core."""
     found = {}
     for cpu in sorted(os.sched_getaffinity(0)):
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -43,7 +43,7 @@ def cores() -> list[int]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What a row's process must find set before it imports anything."""
+    """The environment of a row's process: read when the packages are imported."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -62,8 +62,8 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", __file__, json.dumps(case.to_json()), str(rounds)]
     began = time.perf_counter()
     allowed = os.sched_getaffinity(0)
-    # Inherited by the process. Some peers start as many threads as there are CPUs, whatever they
-    # are told: with this, all have the same number of cores.
+    # The process inherits it. Some peers start as many threads as there are CPUs, whatever their
+    # settings: so all have the same number of cores.
     os.sched_setaffinity(0, cores()[: case.threads])
     others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(case.beside)]
     try:
@@ -95,12 +95,12 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def short(value: float) -> float:
-    """To the digits that mean something: the file of a full run is kept with the sources."""
+    """Rounded to four digits: the file of a full run is kept with the sources."""
     return float(f"{value:.4g}")
 
 
 def seconds(call: Callable[[], object], calls: int) -> float:
-    """Of one call, over a block of them."""
+    """Seconds per call, over a block of calls."""
     began = time.perf_counter()
     for _ in range(calls):
         call()
@@ -108,48 +108,48 @@ def seconds(call: Callable[[], object], calls: int) -> float:
 
 
 def calls_of_a_block(call: Callable[[], object]) -> tuple[int, float]:
-    """How many calls take BLOCK seconds, and what one takes."""
+    """How many calls take BLOCK seconds, and the seconds of one call."""
     calls = 1
     while True:
-        a_call = seconds(call, calls)
-        if a_call < LONG:
-            # Again, and the faster counts: the first calls wake threads and find their memory.
-            a_call = min(a_call, seconds(call, calls))
-        if a_call * calls >= BLOCK:
-            return calls, a_call
-        calls = min(10 * calls, int(1.1 * BLOCK / a_call) + 1)
+        per_call = seconds(call, calls)
+        if per_call < LONG:
+            # Again, and the faster counts: the first calls wake threads and allocate memory.
+            per_call = min(per_call, seconds(call, calls))
+        if per_call * calls >= BLOCK:
+            return calls, per_call
+        calls = min(10 * calls, int(1.1 * BLOCK / per_call) + 1)
 
 
 def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds a call in each round, and the calls of a block, of every contestant."""
+    """For every contestant: seconds per call in each round, and the calls of a block."""
     found: dict[str, dict[str, Any]] = {}
-    a_call = {}
+    per_call = {}
     for name, call in calls.items():
         time.sleep(PAUSE)
-        number, a_call[name] = calls_of_a_block(call)
+        number, per_call[name] = calls_of_a_block(call)
         found[name] = {"calls": number, "seconds": []}
-    a_round = sum(found[name]["calls"] * a_call[name] for name in calls)
+    per_round = sum(found[name]["calls"] * per_call[name] for name in calls)
     names = list(calls)
-    for number in range(max(FEWEST, min(rounds, int(BUDGET / a_round)))):
-        # Each in turn begins, and comes after its other neighbour every second time.
+    for number in range(max(FEWEST, min(rounds, int(BUDGET / per_round)))):
+        # Each contestant begins in turn; the order is reversed every second round.
         turn = number % len(names)
         order = names[turn:] + names[:turn]
         for name in order if number % 2 == 0 else reversed(order):
             time.sleep(PAUSE)
-            if a_call[name] < LONG:
+            if per_call[name] < LONG:
                 calls[name]()
             found[name]["seconds"].append(short(seconds(calls[name], found[name]["calls"])))
     return found
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
-    """Median, and as the spread the lower and upper quartile."""
+    """The median, and the lower and upper quartiles."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": short(median), "low": short(low), "high": short(high)}
 
 
 def summary(case: Case, contestants: dict[str, dict[str, Any]], peak: list[float]) -> dict:
-    """What is read off the times: ratios by round, since a round's times belong together."""
+    """The ratios, taken within each round, and the share of the peak."""
     ours = contestants["fastrnn"].get("seconds")
     if not ours:
         return {}
@@ -158,13 +158,13 @@ def summary(case: Case, contestants: dict[str, dict[str, Any]], peak: list[float
         for name, other in contestants.items()
         if name != "fastrnn" and "seconds" in other
     }
-    # The best of the rounds is the peak: others' work on the machine can only lower it.
+    # The best of the rounds is the peak: other load on the machine can only lower it.
     share = case.operations / statistics.median(ours) / max(peak)
     return {"ratio": ratios, "share": short(share)}
 
 
 def product(threads: int) -> tuple[Callable[[], object], int]:
-    """sgemm at its best: a call of it, and its operations. float32 whatever the row's dtype."""
+    """A call of sgemm, and its operations. float32 whatever the row's dtype."""
     import torch
 
     a, b, c = (torch.randn(SQUARE, SQUARE) for _ in range(3))
@@ -172,7 +172,7 @@ def product(threads: int) -> tuple[Callable[[], object], int]:
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """The row's contestants, each with its times or the reason why it has none."""
+    """The row's contestants, each with its times or the reason why there are none."""
     import torch
     from contestants import contestants
 
@@ -195,5 +195,5 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
 if __name__ == "__main__":
     found = measure(Case.from_json(json.loads(sys.argv[1])), int(sys.argv[2]))
     print(json.dumps(found), flush=True)
-    # At once: some peers take a second to put their threads away.
+    # Without cleaning up: some peers take a second to end their threads.
     os._exit(0)
