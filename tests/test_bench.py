@@ -116,11 +116,11 @@ def test_dtypes_and_options_pass_the_check():
 def test_contestants_with_wrong_results_are_not_timed(mode, monkeypatch):
     real = contestants.ours
 
-    def wrong(given, dtype, recompute):
-        changed = copy.deepcopy(given.layer)
+    def wrong(arguments, dtype, recompute):
+        changed = copy.deepcopy(arguments.layer)
         with torch.no_grad():
             changed.weight_hh_l0[0, 0] += 1e-2
-        return real(dataclasses.replace(given, layer=changed), dtype, recompute)
+        return real(dataclasses.replace(arguments, layer=changed), dtype, recompute)
 
     monkeypatch.setattr(contestants, "ours", wrong)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)

@@ -74,8 +74,8 @@ def allow_tf32():
 def forward_and_backward(layer, *args):
     """Outputs and gradients for cotangents of ones, without copies from the host."""
     outputs = flat(layer(*args))
-    wanted = [t for t in flat(args) if t.requires_grad] + list(layer.parameters())
-    return [*outputs, *torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])]
+    inputs = [t for t in flat(args) if t.requires_grad] + list(layer.parameters())
+    return [*outputs, *torch.autograd.grad(outputs, inputs, [torch.ones_like(o) for o in outputs])]
 
 
 def distance(a, b):
@@ -123,8 +123,8 @@ def test_gradients_of_biases(kind, path, steps, dtype, on_path):
 
         def found(layer, x, names):
             output = flat(layer(x))[0]
-            wanted = [layer.get_parameter(name) for name in names]
-            return torch.autograd.grad(output, wanted, torch.ones_like(output))
+            inputs = [layer.get_parameter(name) for name in names]
+            return torch.autograd.grad(output, inputs, torch.ones_like(output))
 
         on_path("stepwise")
         expected = found(exact, doubles, names)
@@ -150,8 +150,8 @@ def test_all_paths_agree_with_torch(kind, dtype, packed, on_path):
 
         def values(layer, args=args, differentiable=differentiable):
             outputs = flat(layer(*args))
-            wanted = [*flat(args), *layer.parameters()]
-            return [*outputs, *(gradients(outputs, wanted) if differentiable else [])]
+            inputs = [*flat(args), *layer.parameters()]
+            return [*outputs, *(gradients(outputs, inputs) if differentiable else [])]
 
         expected = values(theirs)
         doubles = leaves(mapped(args, torch.Tensor.double))
@@ -181,11 +181,11 @@ def test_without_initial_states(kind, path, on_path):
     layer, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True)
     avoid_corners(kind, layer)
     x, zeros = torch.randn(4, 3, 5), mapped(state_of(layer, 3), torch.zeros_like)
-    wanted = [x.requires_grad_(), *layer.parameters()]
+    inputs = [x.requires_grad_(), *layer.parameters()]
 
     def values(*states, x=x):
         outputs = flat(layer(x, *states))
-        return [*outputs, *gradients(outputs, wanted)]
+        return [*outputs, *gradients(outputs, inputs)]
 
     def higher_order(*states):
         output = layer(x, *states)[0]
@@ -193,8 +193,8 @@ def test_without_initial_states(kind, path, on_path):
         many = torch.stack([output.detach().cos(), output.detach()])
         return [
             first,
-            *gradients([first], wanted),
-            *torch.autograd.grad(output, wanted, many, is_grads_batched=True),
+            *gradients([first], inputs),
+            *torch.autograd.grad(output, inputs, many, is_grads_batched=True),
         ]
 
     def single_step(*states):

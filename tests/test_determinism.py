@@ -90,10 +90,10 @@ def test_batch_invariance(kind, dtype):
         x, state = arguments(layer, T, B, I)
         whole = flat(layer(x, state))
         cotangents = [torch.randn_like(t) for t in whole]
-        wanted = [x, *flat(state)]
-        whole_grads = torch.autograd.grad(whole, wanted, cotangents)
+        inputs = [x, *flat(state)]
+        whole_grads = torch.autograd.grad(whole, inputs, cotangents)
         for rows in [slice(0, 1), slice(B - 1, B), slice(2, 5), slice(1, B)]:
-            some = [t[:, rows].detach().clone().requires_grad_() for t in wanted]
+            some = [t[:, rows].detach().clone().requires_grad_() for t in inputs]
             hx = tuple(some[1:]) if len(some) == 3 else some[1]
             part = flat(layer(some[0], hx))
             assert_same_bits(part, [t[:, rows] for t in whole])
