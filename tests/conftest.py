@@ -94,7 +94,7 @@ CLASS_NAMES = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
 
 
 @pytest.fixture
-def without_direct_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules take the operator path: torch's forward code and fastrnn's operators.
 
     Without this fixture the fast path of csrc/direct.cpp bypasses both.

@@ -164,7 +164,7 @@ def leaves(nested: Any) -> Any:
     return mapped(nested, lambda t: t.detach().clone().requires_grad_())
 
 
-def avoid_corners(kind: str, *layers: nn.Module) -> None:
+def avoid_relu_kinks(kind: str, *layers: nn.Module) -> None:
     """Moves relu's pre-activations away from zero, where rounding decides whether a gradient flows.
 
     The biases switch every other unit on and the rest off.
@@ -263,7 +263,7 @@ def gradients(outputs: Any, inputs: Sequence[Tensor], seed: int = 1) -> list[Ten
     return list(found)
 
 
-def end_in_one_line(
+def one_line_error(
     run: Callable[..., object], capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str
 ) -> str:
     """The one-line usage error with which run(folder, *arguments) exits, leaving all pictures."""
@@ -282,13 +282,13 @@ def end_in_one_line(
     return err
 
 
-def count(config: pytest.Config) -> int:
+def example_count(config: pytest.Config) -> int:
     """The number of random cases: fewer on the virtual GPU and with FASTRNN_ISA set."""
     cases = config.getoption("fuzz")
     return max(1, cases // (50 if VIRTUAL else 5 if "FASTRNN_ISA" in os.environ else 1))
 
 
-def for_every(
+def check_examples(
     config: pytest.Config,
     cases: st.SearchStrategy[Any],
     check: Callable[[Any], None],

@@ -112,7 +112,7 @@ def test_nested_model():
     assert types(model) == before
 
 
-def test_fastrnn_functional_is_called(monkeypatch, without_direct_calls):
+def test_fastrnn_functional_is_called(monkeypatch, without_fast_path):
     calls = []
     lstm = fastrnn.functional.lstm
     monkeypatch.setattr(

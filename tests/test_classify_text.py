@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from helpers import end_in_one_line
+from helpers import one_line_error
 from torch import nn
 
 import fastrnn
@@ -188,19 +188,19 @@ def test_the_best_weights_are_kept():
     assert model.weight.item() == 2
 
 
-usage_error = functools.partial(end_in_one_line, run)
+error_of = functools.partial(one_line_error, run)
 
 
 def test_invalid_arguments_exit_with_one_line(tmp_path, capsys):
-    assert "'0' is not a whole number from 1 up" in usage_error(capsys, tmp_path, "--words", "0")
-    assert "--words: 1 of each language leave none for the" in usage_error(
+    assert "'0' is not a whole number from 1 up" in error_of(capsys, tmp_path, "--words", "0")
+    assert "--words: 1 of each language leave none for the" in error_of(
         capsys, tmp_path, "--words", "1"
     )
-    assert "no name for a picture" in usage_error(capsys, tmp_path, "--out", "a.txt")
+    assert "no name for a picture" in error_of(capsys, tmp_path, "--out", "a.txt")
     file = tmp_path / "file"
     file.write_text("kept")
-    assert "--checkpoint: " in usage_error(capsys, tmp_path, "--checkpoint", str(file / "a.pt"))
-    assert "--checkpoint: " in usage_error(capsys, tmp_path, "--checkpoint", str(tmp_path))
+    assert "--checkpoint: " in error_of(capsys, tmp_path, "--checkpoint", str(file / "a.pt"))
+    assert "--checkpoint: " in error_of(capsys, tmp_path, "--checkpoint", str(tmp_path))
     assert file.read_text() == "kept"
 
 
@@ -226,7 +226,7 @@ def test_invalid_checkpoint_is_reported_and_kept(tmp_path, capsys):
         else:
             common.save_checkpoint(path, content)
         before = path.read_bytes()
-        assert f"--checkpoint: {path} {reason}" in usage_error(
+        assert f"--checkpoint: {path} {reason}" in error_of(
             capsys, tmp_path, "--checkpoint", str(path)
         )
         assert path.read_bytes() == before

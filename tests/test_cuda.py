@@ -11,7 +11,7 @@ from helpers import (
     LOW,
     VIRTUAL,
     assert_pool_no_worse,
-    avoid_corners,
+    avoid_relu_kinks,
     flat,
     gradients,
     leaves,
@@ -179,7 +179,7 @@ def test_without_initial_states(kind, path, on_path):
     """
     on_path(path)
     layer, _ = pair(kind, 5, 17, num_layers=2, bidirectional=True)
-    avoid_corners(kind, layer)
+    avoid_relu_kinks(kind, layer)
     x, zeros = torch.randn(4, 3, 5), mapped(state_of(layer, 3), torch.zeros_like)
     inputs = [x.requires_grad_(), *layer.parameters()]
 
@@ -214,7 +214,7 @@ def test_tf32_agrees_with_torch_where_it_is_allowed(kind, packed, path, on_path)
     for B, H in [(3, 17), (17, 33), (5, 96)]:
         on_path("persistent")
         ours, theirs = pair(kind, 5, H, num_layers=2, bidirectional=True)
-        avoid_corners(kind, ours, theirs)
+        avoid_relu_kinks(kind, ours, theirs)
         lengths = [1 + 3 * b % 4 for b in range(B)]
         x = leaves(ragged(lengths, 5) if packed else torch.randn(4, B, 5))
         args = (x, leaves(state_of(theirs, B)))

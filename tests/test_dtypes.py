@@ -16,7 +16,7 @@ from helpers import (
     LOW,
     affordable,
     assert_pool_no_worse,
-    avoid_corners,
+    avoid_relu_kinks,
     cell_pair,
     cell_state,
     device,
@@ -51,10 +51,10 @@ def compare(draw, times=2, first_times=None):
         assert_pool_no_worse(pool, first_times if first_times and number == 0 else times)
 
 
-def avoid_corners_on_cuda(kind, dtype, *layers):
+def avoid_relu_kinks_on_cuda(kind, dtype, *layers):
     """On CUDA sums are rounded to 16 bits, as torch's are. On the CPU they stay in float32."""
     if dtype in LOW and device() == "cuda":
-        avoid_corners(kind, *layers)
+        avoid_relu_kinks(kind, *layers)
 
 
 @pytest.mark.parametrize("size", affordable(SIZES), ids=str)
@@ -90,7 +90,7 @@ def test_error_of_gradients(kind, dtype, size):
     def draw(seed):
         torch.manual_seed(seed)
         ours, theirs = pair(kind, I, H, bidirectional=True, dtype=dtype)
-        avoid_corners_on_cuda(kind, dtype, ours, theirs)
+        avoid_relu_kinks_on_cuda(kind, dtype, ours, theirs)
         args = leaves((torch.randn(T, B, I, dtype=dtype), random_state(theirs, B)))
         results = [
             gradients(layer(*args), [*flat(args), *layer.parameters()]) for layer in [ours, theirs]
@@ -250,7 +250,7 @@ def test_gradients_under_autocast(kind, packed, low):
     def draw(seed):
         torch.manual_seed(seed)
         ours, theirs = pair(kind, 5, 17, num_layers=2)
-        avoid_corners_on_cuda(kind, low, ours, theirs)
+        avoid_relu_kinks_on_cuda(kind, low, ours, theirs)
         args = leaves(
             (ragged([4, 2, 1, 4], 5) if packed else torch.randn(4, 4, 5), random_state(theirs, 4))
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import end_in_one_line
+from helpers import one_line_error
 from torch import nn
 
 import fastrnn
@@ -258,26 +258,26 @@ def test_folds_and_resumed_run(tmp_path, capsys):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
-usage_error = functools.partial(end_in_one_line, small)
+error_of = functools.partial(one_line_error, small)
 
 
 @pytest.mark.once
 def test_invalid_checkpoint_is_reported_and_kept(tmp_path, capsys):
     path = tmp_path / "state.pt"
     path.write_bytes(b"no checkpoint")
-    found = usage_error(capsys, tmp_path, "--checkpoint", str(path))
+    found = error_of(capsys, tmp_path, "--checkpoint", str(path))
     assert f"--checkpoint: {path} is none" in found
     path.unlink()
     small(tmp_path, "--checkpoint", str(path))
     capsys.readouterr()
     before = path.read_bytes()
-    found = usage_error(capsys, tmp_path, "--checkpoint", str(path), "--cell", "rnn")
+    found = error_of(capsys, tmp_path, "--checkpoint", str(path), "--cell", "rnn")
     assert "has cell gru, not rnn" in found
-    found = usage_error(capsys, tmp_path, "--checkpoint", str(path), "--epochs", "1")
+    found = error_of(capsys, tmp_path, "--checkpoint", str(path), "--epochs", "1")
     assert "has 2 epochs, more than 1" in found
     assert path.read_bytes() == before
     path.write_bytes(before[:-100])
-    assert f"{path} is none" in usage_error(capsys, tmp_path, "--checkpoint", str(path))
+    assert f"{path} is none" in error_of(capsys, tmp_path, "--checkpoint", str(path))
     assert path.read_bytes() == before[:-100]
 
 

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.once, pytest.mark.cpu("removes the CPU kernels")]
 
 
 @pytest.fixture(autouse=True)
-def no_kernels(monkeypatch, without_direct_calls):
+def no_kernels(monkeypatch, without_fast_path):
     """This build appears to have no CPU kernels, and the fallback counters are empty."""
     monkeypatch.setattr(functional, "_DEVICES", ())
     monkeypatch.setattr(functional, "_fallbacks", type(functional._fallbacks)())

@@ -14,12 +14,12 @@ from helpers import (
     CELLS,
     LAYERS,
     LOW,
-    avoid_corners,
+    avoid_relu_kinks,
     cell_pair,
     cell_state,
-    count,
+    check_examples,
+    example_count,
     flat,
-    for_every,
     gradients,
     leaves,
     mapped,
@@ -127,7 +127,7 @@ def check(case: Case) -> None:
         ours, theirs = cell_pair(case.kind, case.I, case.H, bias=case.bias, dtype=case.dtype)
         x = with_layout(torch.randn(case.B, case.I, dtype=case.dtype), case.strides)
         state = cell_state(theirs, case.B) if case.state else None
-    avoid_corners(case.kind if case.bias else "", ours, theirs)
+    avoid_relu_kinks(case.kind if case.bias else "", ours, theirs)
     # At a pre-activation of about 0, rounding decides whether a ReLU unit has a gradient.
     smooth = case.kind != "rnn_relu" or (case.bias and case.dtype not in LOW)
     requires_grad = case.requires_grad if smooth else 0
@@ -170,11 +170,13 @@ def check_and_print(case: Case) -> None:
 
 
 def test_layers(pytestconfig):
-    for_every(pytestconfig, layer_cases(), check_and_print, count(pytestconfig))
+    check_examples(pytestconfig, layer_cases(), check_and_print, example_count(pytestconfig))
 
 
 def test_cells(pytestconfig):
-    for_every(pytestconfig, cell_cases(), check_and_print, max(1, count(pytestconfig) // 5))
+    check_examples(
+        pytestconfig, cell_cases(), check_and_print, max(1, example_count(pytestconfig) // 5)
+    )
 
 
 @pytest.mark.slow
@@ -189,7 +191,7 @@ def test_failing_case_is_printed_as_one_line(pytestconfig, monkeypatch):
 
     monkeypatch.setattr(fastrnn.LSTM, "__call__", wrong)
     with pytest.raises(AssertionError, match="off by") as failure:
-        for_every(pytestconfig, layer_cases(), check_and_print, 500)
+        check_examples(pytestconfig, layer_cases(), check_and_print, 500)
     (line,) = [n for n in failure.value.__notes__ if n.startswith("check(Case(")]
     case = eval(line.removeprefix("check(").removesuffix(")"), {**globals(), "torch": torch})
     assert (case.kind, case.H, case.layers, case.lengths) == ("lstm", 21, 1, ())

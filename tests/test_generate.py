@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from helpers import end_in_one_line
+from helpers import one_line_error
 from torch import nn
 
 import fastrnn
@@ -182,7 +182,7 @@ def test_training_never_sees_the_test_set(tmp_path):
         assert torch.equal(value, weights[1][name])
 
 
-error_of = functools.partial(end_in_one_line, run)
+error_of = functools.partial(one_line_error, run)
 
 
 def test_argument_errors_are_one_line(tmp_path, capsys):

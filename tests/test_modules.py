@@ -114,7 +114,7 @@ def record_calls(monkeypatch, owner, name):
     + [(case, "packed") for case in LAYERS],
 )
 def test_functional_gets_the_arguments_that_torch_passes(
-    case, training, kind, monkeypatch, without_direct_calls
+    case, training, kind, monkeypatch, without_fast_path
 ):
     ours, theirs = build(fastrnn, case).train(training), build(nn, case).train(training)
     x = an_input(ours)

@@ -238,7 +238,7 @@ def gradients_after_overwriting(layer, x, hx, name, grads_of):
 def test_tensor_not_needed_by_backward_may_be_overwritten(kind, direct, request):
     """With frozen weights: the input if only a state requires grad, and a bias always."""
     if not direct:
-        request.getfixturevalue("without_direct_calls")
+        request.getfixturevalue("without_fast_path")
     x, hx = inputs(kind), states(both(kind, 3, 4)[0])
     suffix = "_l0" if kind in LAYERS else ""
     names = {

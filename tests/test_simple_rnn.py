@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from helpers import end_in_one_line
+from helpers import one_line_error
 from torch import nn
 
 import fastrnn
@@ -67,7 +67,7 @@ def test_training_resumes_identically(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "parts.pt", "whole.pt"]
 
 
-error_of = functools.partial(end_in_one_line, run)
+error_of = functools.partial(one_line_error, run)
 
 
 def test_argument_errors_are_one_line(tmp_path, capsys):

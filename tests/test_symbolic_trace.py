@@ -22,7 +22,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
-from training_cases import CASES, H, I, two
+from training_cases import CASES, H, I, module_pair
 
 import fastrnn
 from fastrnn import functional
@@ -71,7 +71,7 @@ def traced(module, args):
 
 
 def arguments(case, state):
-    ours, theirs, (x, hx) = two(case)
+    ours, theirs, (x, hx) = module_pair(case)
     return ours, theirs, leaves([x, *flat(hx)] if state else [x])
 
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from helpers import end_in_one_line
+from helpers import one_line_error
 from torch import nn
 
 import fastrnn
@@ -201,7 +201,7 @@ def test_training_learns(tmp_path, capsys):
     assert float(row[2][:-2]) > 100 * 2 * most_frequent
 
 
-error_of = functools.partial(end_in_one_line, run)
+error_of = functools.partial(one_line_error, run)
 
 
 def test_argument_errors_are_one_line(tmp_path, capsys):

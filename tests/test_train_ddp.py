@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import end_in_one_line
+from helpers import one_line_error
 
 pytest.importorskip("spellchecker", reason="the words come with the extra 'demo'")
 pytest.importorskip("matplotlib", reason="the plot needs the extra 'demo'")
@@ -161,7 +161,7 @@ def test_training_learns(tmp_path, capsys):
     assert share > 100 * 2 / 3  # twice the accuracy of guessing one of three
 
 
-error_of = partial(end_in_one_line, run)
+error_of = partial(one_line_error, run)
 
 
 def test_argument_errors_are_one_line(tmp_path, capsys):

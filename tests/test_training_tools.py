@@ -13,7 +13,7 @@ import torch
 from helpers import (
     LAYERS,
     assert_pool_no_worse,
-    avoid_corners,
+    avoid_relu_kinks,
     device,
     flat,
     gradients,
@@ -26,7 +26,7 @@ from helpers import (
 from torch.testing import assert_close
 from torch.utils import checkpoint as checkpoints
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_cases import CASES, H, I, squares, two
+from training_cases import CASES, H, I, mean_squares, module_pair
 
 # Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
@@ -37,8 +37,8 @@ DEEP = {"num_layers": 2, "bidirectional": True, "dropout": 0.4}
 
 
 def deep(case):
-    """two(case), with two bidirectional layers and dropout if the case is a layer."""
-    return two(case, **(DEEP if case in LAYERS else {}))
+    """module_pair(case), with two bidirectional layers and dropout if the case is a layer."""
+    return module_pair(case, **(DEEP if case in LAYERS else {}))
 
 
 def all_gradients(module, args, call=None):
@@ -77,17 +77,17 @@ def test_grad_scaler(case, low):
     pool = []
     for seed in range(3):
         torch.manual_seed(seed)
-        ours, theirs, args = two(case, dtype=torch.float32)
+        ours, theirs, args = module_pair(case, dtype=torch.float32)
         if device() == "cuda":
-            avoid_corners(case.removesuffix("_cell"), ours, theirs)
+            avoid_relu_kinks(case.removesuffix("_cell"), ours, theirs)
         if case in LAYERS:  # packed: torch's padded LSTM has no kernel for float16 on the CPU
             args = (ragged([4, 2, 1], I), args[1])
-        exact = two(case)[0]
+        exact = module_pair(case)[0]
         exact.load_state_dict(theirs.state_dict())
         optimizer = torch.optim.SGD(exact.parameters(), lr=0.5)
         for _ in range(3):
             optimizer.zero_grad()
-            squares(exact(*mapped(args, torch.Tensor.double))).backward()
+            mean_squares(exact(*mapped(args, torch.Tensor.double))).backward()
             optimizer.step()
         scales = [train_scaled(module, args, low) for module in [ours, theirs]]
         assert scales == [[1024, 1024, 512, 512]] * 2
@@ -191,7 +191,7 @@ def test_saved_tensors_on_the_cpu_and_on_disk(case, recompute, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_backward_uses_only_unpacked_tensors(case, recompute):
     """If unpacking returns zeros, all gradients that are products of saved tensors are zero."""
-    ours, _, args = two(case)
+    ours, _, args = module_pair(case)
     ours.recompute = recompute and case in LAYERS
     args = leaves(args)
     hooks = torch.autograd.graph.saved_tensors_hooks(
@@ -236,7 +236,7 @@ def test_checkpoint(case, reentrant):
                 results = flat(module(x, state))
             else:
                 results = checkpointed(module, x, *flat(state), use_reentrant=reentrant)
-            squares(results).backward()  # a reentrant checkpoint supports only backward()
+            mean_squares(results).backward()  # a reentrant checkpoint supports only backward()
             found.append([t.grad for t in [x, *flat(state), *module.parameters()]])
             assert len(calls) == (1 if plain else 2)
             calls.clear()
@@ -325,7 +325,7 @@ def train_with_hooks(module, args):
         torch.autograd.graph.register_multi_grad_hook(
             flat([x, state]), lambda grads: record("all inputs", grads)
         )
-        squares(outputs).backward()
+        mean_squares(outputs).backward()
         seen.append(("kept", [o.grad for o in outputs] + [t.grad for t in flat([x, state])]))
     return seen, list(module.parameters())
 
@@ -337,7 +337,7 @@ def by_name(seen):
 
 @pytest.mark.parametrize("case", CASES)
 def test_hooks_see_and_change_the_same_values_as_with_torch(case):
-    ours, theirs, args = two(case)
+    ours, theirs, args = module_pair(case)
     (seen, parameters), (expected, torchs) = (train_with_hooks(m, args) for m in [ours, theirs])
     assert len([n for n, _ in seen if n == "accumulated"]) == 3 * len(torchs)
     found, expected = by_name(seen), by_name(expected)
@@ -355,7 +355,7 @@ def test_hooks_see_and_change_the_same_values_as_with_torch(case):
 @pytest.mark.parametrize("case", CASES)
 def test_hooks_of_the_node(case):
     """A prehook may change the node's incoming gradients, a posthook the outgoing ones."""
-    ours, theirs, args = two(case)
+    ours, theirs, args = module_pair(case)
     args = leaves(args)
     results = flat(ours(*args))
     graph = results[0].grad_fn

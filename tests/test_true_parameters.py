@@ -9,7 +9,7 @@ from helpers import LAYERS, flat
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
-from training_cases import CASES, squares, two
+from training_cases import CASES, mean_squares, module_pair
 
 # Runs before any kernel, so one instruction set is enough.
 pytestmark = pytest.mark.once
@@ -56,7 +56,7 @@ ORIGINALS = {
 )
 @pytest.mark.parametrize("case", CASES)
 def test_original_parameters_are_trained(case, how):
-    ours, theirs, args = two(case)
+    ours, theirs, args = module_pair(case)
     name = "weight_hh_l0" if case in LAYERS else "weight_hh"
     losses = []
     for module in [ours, theirs]:
@@ -72,7 +72,7 @@ def test_original_parameters_are_trained(case, how):
             # cached() evaluates once per call. torch's layers evaluate several times otherwise, and
             # spectral_norm does a power iteration in each evaluation.
             with parametrize.cached():
-                loss = squares(module(*args))
+                loss = mean_squares(module(*args))
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
@@ -89,7 +89,7 @@ def test_original_parameters_are_trained(case, how):
     for module in [ours, theirs]:
         module.eval()
     results = flat(ours(*args))
-    plain = two(case)[1]
+    plain = module_pair(case)[1]
     plain.load_state_dict({n: getattr(ours, n).detach() for n in plain.state_dict()})
     assert_close(results, flat(plain(*args)))
     assert_close(results, flat(theirs(*args)))
@@ -97,14 +97,14 @@ def test_original_parameters_are_trained(case, how):
 
 @pytest.mark.parametrize("case", CASES)
 def test_pruned_weights_stay_zero(case):
-    ours, _, args = two(case)
+    ours, _, args = module_pair(case)
     name = "weight_hh_l0" if case in LAYERS else "weight_hh"
     unstructured(ours, name)
     zeros = getattr(ours, f"{name}_mask") == 0
     assert zeros.float().mean().item() == pytest.approx(0.4, abs=0.01)
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.5)
     for _ in range(2):
-        squares(ours(*args)).backward()
+        mean_squares(ours(*args)).backward()
         assert not getattr(ours, f"{name}_orig").grad[zeros].any()
         optimizer.step()
     expected = flat(ours(*args))

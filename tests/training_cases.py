@@ -7,7 +7,7 @@ CASES = [*LAYERS, *(f"{kind}_cell" for kind in CELLS)]
 I, H = 5, 17
 
 
-def two(case, dtype=torch.float64, **options):
+def module_pair(case, dtype=torch.float64, **options):
     """fastrnn's module, torch's with equal weights, and arguments: an input and states."""
     if case in LAYERS:
         ours, theirs = pair(case, I, H, dtype=dtype, **options)
@@ -16,6 +16,6 @@ def two(case, dtype=torch.float64, **options):
     return ours, theirs, (torch.randn(3, I, dtype=dtype), cell_state(theirs, 3))
 
 
-def squares(result):
+def mean_squares(result):
     """A loss: the mean squares of all results, added up."""
     return sum(t.square().mean() for t in flat(result))
