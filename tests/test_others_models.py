@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 from helpers import flat
-from test_others_code import Tagger, data, made
+from test_others_code import Tagger, build_both, data
 from torch import nn
 from torch.testing import assert_close
 
@@ -22,7 +22,7 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 def assert_alike(build, call, *, steps=3):
     """The same outputs, and the same parameters after some steps, of ours and of torch's."""
-    ours, theirs = made(build)
+    ours, theirs = build_both(build)
     modules = [m for m in ours.modules() if isinstance(m, RECURRENT)]
     assert modules
     assert all(type(m).__module__ == "fastrnn.modules" for m in modules), modules
@@ -142,7 +142,7 @@ def test_captum(build, method):
             return kind(model, model.head).attribute(x, n_steps=5, target=y)
         return kind(model).attribute(x, target=y)
 
-    found, expected = (flat(attributed(model)) for model in made(build))
+    found, expected = (flat(attributed(model)) for model in build_both(build))
     assert all(t.any() for t in found)
     assert_close(found, expected)
 
@@ -163,7 +163,7 @@ def test_peft(build, names):
         )  # fmt: skip
         return peft.get_peft_model(model, config)
 
-    models = [adapted(model) for model in made(build)]
+    models = [adapted(model) for model in build_both(build)]
     layer = next(m for m in models[0].modules() if isinstance(m, RECURRENT))
     assert isinstance(layer, fastrnn.LSTM | fastrnn.GRU)
     frozen = {n: p.clone() for n, p in models[0].named_parameters() if not p.requires_grad}
