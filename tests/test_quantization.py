@@ -113,6 +113,6 @@ def test_fx_graph_mode(name, how):
     assert type(quantize_fx.convert_fx(prepared).get_submodule("0")) is getattr(dynamic, name)
 
 
-def test_fx_cannot_trace_a_bare_layer():
+def test_fx_does_not_trace_fastrnns_layers():
     with pytest.raises(torch.fx.proxy.TraceError):
         torch.fx.symbolic_trace(nn.Sequential(fastrnn.LSTM(I, H)))
