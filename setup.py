@@ -23,6 +23,7 @@ from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent
+SUFFIXES = (".cpp", ".cu")  # of what is compiled
 VERSION = "0.1.0"
 # What examples/ needs, and the tests of them: the data come with arch, pyspellchecker and
 # pycantonese.
@@ -152,17 +153,10 @@ def nvidia_includes() -> list[str]:
 
 def extension() -> CppExtension:
     """fastrnn._C without the kernels that Build compiles once an instruction set."""
-    sources = [
-        str(p.relative_to(ROOT))
-        for p in sorted(ROOT.glob("csrc/**/*.cpp"))
-        if "cuda" not in p.parts
-    ]
-    sources = [s for s in sources if not Path(s).name.startswith("kernels_")]
-    cuda_sources = [
-        str(p.relative_to(ROOT))
-        for p in sorted((ROOT / "csrc/cuda").iterdir())
-        if p.suffix in (".cpp", ".cu")
-    ]
+    # Relative first: the folder that the project is in may be called cuda too.
+    paths = [p.relative_to(ROOT) for p in sorted(ROOT.glob("csrc/**/*")) if p.suffix in SUFFIXES]
+    cuda_sources = [str(p) for p in paths if "cuda" in p.parts]
+    sources = [str(p) for p in paths if "cuda" not in p.parts and not p.name.startswith("kernels_")]
     toolkit = cuda_toolkit()
     reason = why_no_cuda(os.environ.get("FASTRNN_CUDA"), nvcc_version(toolkit), torch.version.cuda)
     compiler = subprocess.run(

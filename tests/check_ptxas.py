@@ -2,14 +2,11 @@
 
     python tests/check_ptxas.py [--archs 80 90]
 
-Compiles csrc/cuda/*.cu and fails if
-- a kernel spills registers or has a local array;
-- a block of a persistent kernel needs more registers than a multiprocessor has: all blocks of such
-  a kernel must be resident at once;
-- a persistent kernel for a 16-bit type or TF32 has no tensor core instruction;
-- a persistent kernel has no 16-byte load for the operands of its products.
-
-Needs nvcc, and cuobjdump in PATH or from the triton that comes with torch. Needs no GPU.
+Compiles the .cu files in csrc/cuda and fails if a kernel spills registers or has a local array; if
+a block of a kernel that runs all steps needs more registers than a multiprocessor has; if such a
+kernel of 16 bits or TF32 has no instruction of the tensor cores, or any of them does not load 16
+bytes at a time where it reads what it multiplies. Needs nvcc, and cuobjdump in PATH or from the
+triton that comes with torch; no GPU.
 """
 
 from __future__ import annotations
@@ -30,12 +27,7 @@ from rich.table import Table
 
 CUDA = Path(__file__).parents[1] / "csrc/cuda"
 FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v"]
-FILE = 65536  # registers per multiprocessor, since compute capability 3.5
-# most_threads in csrc/cuda/persistent_kernel.h
-THREADS = {"float": 256, "Tf32": 256, "__half": 512, "__nv_bfloat16": 512}
-COLUMN_THREADS = 512  # column_threads in csrc/cuda/tiling.h
-# The maximum of one_block_threads in csrc/cuda/one_block_kernel.h, by a cell's number of gates.
-SMALL = {"Lstm": (192, 256), "Gru": (256, 256), "Rnn": (384, 512)}  # TF32, 16 bits
+FILE = 65536  # registers of a multiprocessor, since compute capability 3.5
 
 
 @dataclass
@@ -45,25 +37,15 @@ class Kernel:
     registers: int
     stack: int
     spilled: int
+    threads: int  # of the largest block, by its launch bounds; 0 without any
 
     @property
-    def is_persistent(self) -> bool:
-        """Whether one launch runs all steps."""
+    def runs_all_steps(self) -> bool:
         return "persistent_" in self.name or "one_block_" in self.name
 
     @property
-    def threads(self) -> int:
-        """Threads in the largest block of a persistent kernel."""
-        if "_columns<" in self.name:
-            return COLUMN_THREADS
-        if "one_block_" not in self.name:
-            return THREADS[self.multiplied]
-        cell = next(cell for cell in SMALL if f"::{cell}" in self.name)
-        return SMALL[cell][self.multiplied != "Tf32"]
-
-    @property
     def multiplied(self) -> str:
-        """The operand type of a persistent kernel's products."""
+        """The type that is multiplied by a kernel that runs all steps."""
         found = re.search(r", (?:\w+::)*(\w+)>\(", self.name)
         assert found, self.name
         return found.group(1)
@@ -76,6 +58,10 @@ def output(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
+def demangled(text: str) -> str:
+    return subprocess.run(["c++filt"], input=text, capture_output=True, text=True).stdout
+
+
 def cuobjdump() -> str:
     found = shutil.which("cuobjdump")
     triton = importlib.util.find_spec("triton")
@@ -86,11 +72,22 @@ def cuobjdump() -> str:
     return found
 
 
+def launch_bounds(cubin: Path) -> dict[str, int]:
+    """Threads of a block, by the kernel's name: only of kernels that have launch bounds."""
+    found = {}
+    for section in output([cuobjdump(), "-elf", str(cubin)]).split("\n.nv.info.")[1:]:
+        bounds = re.search(r"EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+0x(\w+)", section)
+        if bounds:
+            found[demangled(section.partition("\n")[0].strip())] = int(bounds.group(1), 16)
+    return found
+
+
 def compiled(source: Path, arch: str, folder: Path) -> tuple[list[Kernel], dict[str, str]]:
-    """The kernels of a file for an architecture, and each one's SASS, by name."""
-    cubin = folder / f"{source.stem}_{arch}.cubin"
+    """The kernels of a file for an architecture, and the instructions of each by its name."""
+    cubin = folder / f"{source.parent.name}_{source.stem}_{arch}.cubin"
     report = output(["nvcc", *FLAGS, f"-arch=sm_{arch}", "-cubin", str(source), "-o", str(cubin)])
-    report = subprocess.run(["c++filt"], input=report, capture_output=True, text=True).stdout
+    report = demangled(report)
+    bounds = launch_bounds(cubin)
     kernels = []
     for block in report.split("Compiling entry function ")[1:]:
         name = re.match(r"'(.*?)' for", block)
@@ -100,10 +97,10 @@ def compiled(source: Path, arch: str, folder: Path) -> tuple[list[Kernel], dict[
         ]
         if not name or not all(numbers):
             raise SystemExit(f"ptxas's report on {source.name} is not understood:\n{block}")
-        kernels.append(Kernel(arch, name.group(1), *(int(n.group(1)) for n in numbers if n)))
-    sass = output([cuobjdump(), "-sass", str(cubin)])
-    sass = subprocess.run(["c++filt"], input=sass, capture_output=True, text=True).stdout
-    parts = sass.split("Function : ")[1:]
+        registers, stack, spilled = (int(n.group(1)) for n in numbers if n)
+        threads = bounds.get(name.group(1), 0)
+        kernels.append(Kernel(arch, name.group(1), registers, stack, spilled, threads))
+    parts = demangled(output([cuobjdump(), "-sass", str(cubin)])).split("Function : ")[1:]
     return kernels, {part.partition("\n")[0].strip(): part for part in parts}
 
 
@@ -111,12 +108,15 @@ def faults(kernel: Kernel, instructions: str) -> list[str]:
     found = []
     if kernel.spilled or re.search(r"\b(STL|LDL)\b", instructions):
         found.append("spills registers")
-    if kernel.is_persistent:
+    if kernel.runs_all_steps:
+        if not kernel.threads:
+            found.append("has no launch bounds")
         if kernel.registers * kernel.threads > FILE:
             found.append(f"{kernel.threads} threads need more than {FILE} registers")
         if kernel.multiplied != "float" and "HMMA" not in instructions:
             found.append("does not use the tensor cores")
-        # The operands come from global memory, or from shared memory if the block computed them.
+        # What a step multiplies is read from memory, or, if the block itself has computed it, from
+        # shared memory.
         own = re.search("one_block_|_columns<", kernel.name)
         wide = r"LDS\.128" if own else r"LDG?\.E(\.\w+)*\.128"
         if not re.search(wide, instructions):
@@ -138,7 +138,7 @@ def main() -> None:
         table.add_column(column)
     wrong = 0
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:
-        jobs = [(source, arch) for source in sorted(CUDA.glob("*.cu")) for arch in args.archs]
+        jobs = [(source, arch) for source in sorted(CUDA.rglob("*.cu")) for arch in args.archs]
         results = pool.map(lambda job: compiled(*job, Path(folder)), jobs)
         for kernels, instructions in results:
             for kernel in kernels:

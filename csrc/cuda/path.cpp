@@ -1,88 +1,155 @@
 #include "path.h"
 
-#include "product.h"
-#include "run.h"
-
+#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 
+#include <array>
 #include <cstdlib>
+#include <optional>
+#include <string>
 #include <string_view>
+
+#include "one_block/launch.h"
+#include "persistent/launch.h"
+#include "product.h"
+#include "run.h"
 
 namespace fastrnn::cuda {
 namespace {
 
-// A group's tiles of rows take their turns, where a product of all rows does not. On an H100
-// (bench/results/gpu.json) groups of up to 4 tiles were faster than a product and a launch a step.
-// Beyond (B = 256, H = 1024) they took 1.2 to 2.4 times as long, but for an LSTM's training step in
-// float16: 0.97.
+constexpr std::array<std::string_view, 3> path_names = {"stepwise", "persistent", "one_block"};
+
+std::string name_of(Path path) { return std::string(path_names[static_cast<int>(path)]); }
+
+// On the persistent path a group's tiles of rows run one after the other, where a product of all
+// rows does not. On an H100 (bench/results/gpu.json) groups of up to 4 tiles were faster than a
+// product and a launch a step. Larger groups (B = 256, H = 1024) took 1.2 to 2.4 times as long,
+// except for an LSTM's training step in float16: 0.97.
 constexpr int most_group_rows = 4 * tile_rows;
 
-}  // namespace
-
-PersistentPlan choose_path(Pass pass, const Problem& p) {
+std::optional<Path> forced_path() {
     const char* variable = std::getenv("FASTRNN_CUDA_PATH");
-    const std::string_view asked = variable ? variable : "";
-    TORCH_CHECK_VALUE(
-        asked.empty() || asked == "stepwise" || asked == "persistent" || asked == "one_block",
-        "FASTRNN_CUDA_PATH is '", asked, "', expected stepwise, persistent or one_block");
-    if (asked == "stepwise") return {};
-    const auto planned = [&](decltype(plan_persistent)& by) {
-        return by(pass, p.cell_index, p.storage, p.hidden, p.batch, static_cast<int>(p.directions),
-                  p.projected, tf32_allowed(p), p.device.index());
-    };
-    if (asked != "persistent") {
-        const PersistentPlan plan = planned(plan_one_block);
-        if (plan.fits) return plan;
-        TORCH_CHECK_NOT_IMPLEMENTED(
-            asked.empty(),
-            "FASTRNN_CUDA_PATH is one_block, but this layer can not be: ", plan.reason);
-    }
-    PersistentPlan plan = planned(plan_persistent);
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        plan.fits || asked.empty(),
-        "FASTRNN_CUDA_PATH is persistent, but this layer can not be: ", plan.reason);
-    if (plan.fits && asked.empty() && plan.tiling.group_rows > most_group_rows) {
-        plan.fits = false;
-        plan.reason = "faster for so many rows";
-    }
-    return plan;
+    const std::string_view name = variable ? variable : "";
+    if (name.empty()) return std::nullopt;
+    for (size_t i = 0; i < path_names.size(); ++i)
+        if (name == path_names[i]) return static_cast<Path>(i);
+    TORCH_CHECK_VALUE(false, "FASTRNN_CUDA_PATH is '", name,
+                      "', expected stepwise, persistent or one_block");
 }
 
-Facts explain(const Problem& p, const fastrnn::Sequence& sequence, const Dimensions&, Pass pass) {
-    const PersistentPlan plan = choose_path(pass, p);
-    if (!plan.fits) {
-        const int64_t products = sequence.steps * p.directions * (p.projected ? 2 : 1);
-        return {{"path", "stepwise"},
-                {"why", plan.reason ? plan.reason : "FASTRNN_CUDA_PATH"},
-                {"launches", std::to_string(sequence.steps) + " and " + std::to_string(products) +
-                                 " products"}};
+void check_not_forced(std::optional<Path> forced, Path path, const Unfit& unfit) {
+    TORCH_CHECK_NOT_IMPLEMENTED(forced != path, "FASTRNN_CUDA_PATH is ", name_of(path),
+                                ", but this layer can not be: ", unfit.reason);
+}
+
+// The sequence on the device, with the memory of its offsets: packed data has some.
+struct SequenceOnDevice {
+    at::Tensor offsets;  // [T + 1] int64
+    DeviceSequence sequence;
+
+    SequenceOnDevice(const Sequence& host, at::Device device, cudaStream_t stream)
+        : sequence{.offsets = nullptr, .steps = host.steps, .batch = host.batch} {
+        if (host.rows() == host.steps * host.batch) return;
+        offsets = at::empty({host.steps + 1}, at::TensorOptions(device).dtype(at::kLong));
+        sequence.offsets = offsets.const_data_ptr<int64_t>();
+        C10_CUDA_CHECK(launch_store_offsets(host.offsets, host.steps,
+                                            offsets.mutable_data_ptr<int64_t>(), stream));
     }
-    const int64_t blocks = int64_t(plan.unit_blocks) * plan.groups * p.directions;
-    const bool one_block = !plan.kernel;
-    return {{"path", one_block ? "one_block" : "persistent"},
-            {"why", one_block ? "the weights fit into the registers of a block"
-                              : "all of its blocks are resident at once"},
+};
+
+template <class Arrays>
+void launch(const Plan& plan, const Problem& p, const Sequence& sequence,
+            LayerArguments<Arrays>& layer, cudaStream_t stream) {
+    if (const auto* one_block = std::get_if<OneBlockPlan>(&plan)) {
+        const SequenceOnDevice on_device(sequence, p.device, stream);
+        layer.sequence = on_device.sequence;
+        C10_CUDA_CHECK(launch_one_block(*one_block, layer, stream));
+        return;
+    }
+    const auto& persistent = std::get<PersistentPlan>(plan);
+    const at::Tensor workspace = at::empty({static_cast<int64_t>(persistent.workspace)},
+                                           at::TensorOptions(p.device).dtype(at::kByte));
+    const SequenceOnDevice on_device(sequence, p.device, stream);
+    layer.sequence = on_device.sequence;
+    C10_CUDA_CHECK(launch_persistent(persistent, layer, workspace.data_ptr(), stream));
+}
+
+Facts facts_of(const StepwisePlan& plan, const Problem& p, const Sequence& sequence) {
+    const int64_t products = sequence.steps * p.directions * (p.projected ? 2 : 1);
+    return {{"path", name_of(Path::stepwise)},
+            {"why", plan.reason},
+            {"launches",
+             std::to_string(sequence.steps) + " and " + std::to_string(products) + " products"}};
+}
+
+// Those of a plan of one launch.
+template <class OneLaunchPlan>
+Facts facts_of(const OneLaunchPlan& plan, Path path, const char* why, int unit_blocks,
+               size_t workspace) {
+    const int64_t blocks = int64_t(unit_blocks) * plan.groups * plan.directions;
+    return {{"path", name_of(path)},
+            {"why", why},
             {"product", plan.product},
-            {"blocks", std::to_string(blocks) + ": " + std::to_string(p.directions) + " x " +
+            {"blocks", std::to_string(blocks) + ": " + std::to_string(plan.directions) + " x " +
                            std::to_string(plan.groups) + " parts of the rows x " +
-                           std::to_string(plan.unit_blocks) + " parts of the units"},
-            {"barriers a step", plan.unit_blocks > 1 ? "1" : "0"},
+                           std::to_string(unit_blocks) + " parts of the units"},
+            {"barriers a step", unit_blocks > 1 ? "1" : "0"},
             {"threads a block", std::to_string(plan.threads)},
             {"registers a thread", std::to_string(plan.registers)},
             {"shared memory a block", std::to_string(plan.shared_bytes) + " bytes"},
-            {"workspace", std::to_string(plan.workspace) + " bytes"}};
+            {"workspace", std::to_string(workspace) + " bytes"}};
 }
 
-PersistentMemory::PersistentMemory(const PersistentPlan& plan, const Problem& p,
-                                   const fastrnn::Sequence& steps, cudaStream_t stream)
-    : sequence{nullptr, steps.steps, steps.batch} {
-    const auto options = at::TensorOptions(p.device);
-    workspace = at::empty({static_cast<int64_t>(plan.workspace)}, options.dtype(at::kByte));
-    if (steps.rows() == steps.steps * steps.batch) return;
-    offsets = at::empty({steps.steps + 1}, options.dtype(at::kLong));
-    sequence.offsets = offsets.const_data_ptr<int64_t>();
-    C10_CUDA_CHECK(launch_store_offsets(steps.offsets, steps.steps,
-                                        offsets.mutable_data_ptr<int64_t>(), stream));
+}  // namespace
+
+Plan choose_path(Pass pass, const Problem& p) {
+    const std::optional<Path> forced = forced_path();
+    if (forced == Path::stepwise) return StepwisePlan{.reason = "FASTRNN_CUDA_PATH"};
+    const PlanRequest request{.pass = pass,
+                              .cell = p.cell_index,
+                              .storage = p.storage,
+                              .tf32 = tf32_allowed(p),
+                              .hidden = p.hidden,
+                              .batch = p.batch,
+                              .directions = static_cast<int>(p.directions),
+                              .projected = p.projected,
+                              .device = p.device.index()};
+    if (forced != Path::persistent) {
+        const auto planned = plan_one_block(request);
+        if (const auto* plan = std::get_if<OneBlockPlan>(&planned)) return *plan;
+        check_not_forced(forced, Path::one_block, std::get<Unfit>(planned));
+    }
+    const auto planned = plan_persistent(request);
+    if (const auto* unfit = std::get_if<Unfit>(&planned)) {
+        check_not_forced(forced, Path::persistent, *unfit);
+        return StepwisePlan{.reason = unfit->reason};
+    }
+    const auto& plan = std::get<PersistentPlan>(planned);
+    if (!forced && plan.tiling.group_rows > most_group_rows)
+        return StepwisePlan{.reason = "faster for so many rows"};
+    return plan;
+}
+
+void run_in_one_launch(const Plan& plan, const Problem& problem, const Sequence& sequence,
+                       LayerArguments<ForwardArrays>& layer, cudaStream_t stream) {
+    launch(plan, problem, sequence, layer, stream);
+}
+
+void run_in_one_launch(const Plan& plan, const Problem& problem, const Sequence& sequence,
+                       LayerArguments<BackwardArrays>& layer, cudaStream_t stream) {
+    launch(plan, problem, sequence, layer, stream);
+}
+
+Facts explain(const Problem& p, const Sequence& sequence, const Dimensions&, Pass pass) {
+    const Plan plan = choose_path(pass, p);
+    if (const auto* stepwise = std::get_if<StepwisePlan>(&plan))
+        return facts_of(*stepwise, p, sequence);
+    if (const auto* one_block = std::get_if<OneBlockPlan>(&plan))
+        return facts_of(*one_block, Path::one_block,
+                        "the weights fit into the registers of a block", 1, 0);
+    const auto& persistent = std::get<PersistentPlan>(plan);
+    return facts_of(persistent, Path::persistent, "all of its blocks are resident at once",
+                    persistent.unit_blocks, persistent.workspace);
 }
 
 }  // namespace fastrnn::cuda

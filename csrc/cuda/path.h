@@ -1,25 +1,32 @@
-// Which way a layer goes: in one launch where that fits, of blocks on their own or of blocks that wait
-// for one another (plan.h), or step by step.
+// Which path a layer takes: all steps in one launch, of blocks that do not wait for one another
+// (one_block/) or of blocks that do (persistent/), or a launch for every step (stepwise/).
 #pragma once
+#include <variant>
+
 #include "../torch/network.h"
-#include "persistent.h"
-#include "tensors.h"
+#include "one_block/plan.h"
+#include "persistent/plan.h"
 
 namespace fastrnn::cuda {
 
-// The plan for a layer; one that does not fit sends it step by step. The environment variable
-// FASTRNN_CUDA_PATH, read at every call, can say "stepwise", "persistent" or "one_block": what does not
-// fit is an error then.
-PersistentPlan choose_path(Pass pass, const Problem& problem);
+enum class Path { stepwise, persistent, one_block };
 
-// What a persistent launch needs beside its plan and the directions.
-struct PersistentMemory {
-    Tensor workspace;  // [bytes]
-    Tensor offsets;    // [T + 1] int64, of packed data
-    Sequence sequence;
-
-    PersistentMemory(const PersistentPlan& plan, const Problem& problem,
-                     const fastrnn::Sequence& sequence, cudaStream_t stream);
+struct StepwisePlan {
+    const char* reason;  // why not in one launch
 };
+
+// The alternatives are in the order of Path.
+using Plan = std::variant<StepwisePlan, PersistentPlan, OneBlockPlan>;
+
+// The environment variable FASTRNN_CUDA_PATH, read at every call, can force a path by its name: if
+// it cannot run the layer, that is an error.
+Plan choose_path(Pass pass, const Problem& problem);
+
+// Runs all steps of both directions of a layer by a plan that is not stepwise. The sequence in
+// `layer` is set from the host's.
+void run_in_one_launch(const Plan& plan, const Problem& problem, const Sequence& sequence,
+                       LayerArguments<ForwardArrays>& layer, cudaStream_t stream);
+void run_in_one_launch(const Plan& plan, const Problem& problem, const Sequence& sequence,
+                       LayerArguments<BackwardArrays>& layer, cudaStream_t stream);
 
 }  // namespace fastrnn::cuda

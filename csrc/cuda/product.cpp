@@ -39,7 +39,7 @@ Products::Products(const Problem& p)
       type_(type_of(p.storage)),
       compute_(compute_type(p)) {
     TORCH_CUDABLAS_CHECK(cublasGetMathMode(handle_, &math_mode_));
-    // Neither TF32 because at::mm may, nor parts of a sum in 16 bits.
+    // Neither at::mm's setting for TF32, nor partial sums in 16 bits.
     TORCH_CUDABLAS_CHECK(cublasSetMathMode(
         handle_, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                            CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
@@ -50,7 +50,7 @@ Products::~Products() { cublasSetMathMode(handle_, math_mode_); }
 void Products::multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool add) const {
     const int64_t rows = out.rows, columns = out.columns, inner = a.transposed ? a.rows : a.columns;
     if (rows == 0 || columns == 0) return;
-    if (inner == 0) {  // cuBLAS would leave `out` alone
+    if (inner == 0) {  // cuBLAS would not write `out`
         if (!add)
             C10_CUDA_CHECK(cudaMemset2DAsync(out.data, out.stride * out.element, 0,
                                              columns * out.element, rows, stream_));
@@ -62,13 +62,13 @@ void Products::multiply(const Matrix& out, const Matrix& a, const Matrix& b, boo
                 std::max({out.stride, a.stride, b.stride}), " apart is too large for cuBLAS");
     const auto number = [](int64_t n) { return static_cast<int>(n); };
     const auto operation = [](const Matrix& m) { return m.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
-    // Factors are of the type that sums are of.
+    // alpha and beta have the type of the sums.
     const float single[] = {0, 1};
     const double twice[] = {0, 1};
     const bool wide = compute_ == CUBLAS_COMPUTE_64F;
     const void* alpha = wide ? static_cast<const void*>(twice + 1) : single + 1;
     const void* beta = wide ? static_cast<const void*>(twice + add) : single + add;
-    // To cuBLAS, which goes down the columns, all of these are transposed: out' = b' a'.
+    // cuBLAS is column-major, so that it sees all of these transposed: out' = b' a'.
     TORCH_CUDABLAS_CHECK(cublasGemmEx(
         handle_, operation(b), operation(a), number(columns), number(rows), number(inner), alpha,
         b.data, type_, number(b.stride), a.data, type_, number(a.stride), beta, out.data, type_,

@@ -1,5 +1,5 @@
-// Products of matrices by cuBLAS, called directly: with at::mm a product takes the host longer than a
-// step may, and float32 would follow another of torch's settings than torch's layer does.
+// Products of matrices by calls of cuBLAS. at::mm would take the host longer than a step takes the
+// device, and float32 would follow another of torch's settings than in torch's layer.
 #pragma once
 #include <cublas_v2.h>
 
@@ -7,7 +7,7 @@
 
 namespace fastrnn::cuda {
 
-// Rows of the storage type in memory that is another's, to be read as they are or transposed.
+// A view of rows of the storage type, to be read in memory order or transposed.
 struct Matrix {
     char* data;
     int64_t rows, columns;  // in memory
@@ -16,7 +16,7 @@ struct Matrix {
     bool transposed = false;
 
     Matrix t() const { return {data, rows, columns, stride, element, !transposed}; }
-    // Of what is not transposed: rows, or columns, [first, first + count).
+    // Rows, or columns, [first, first + count) of a matrix that is not transposed.
     Matrix some_rows(int64_t first, int64_t count) const {
         return {data + first * stride * element, count, columns, stride, element};
     }
@@ -25,14 +25,14 @@ struct Matrix {
     }
 };
 
-// Whether products of float32 may round what they multiply to TF32, as torch says it. What its layer
-// asks before it calls cuDNN: torch.backends.cudnn.allow_tf32 or its finer successors. For a single
-// step what its cells' products ask: torch.backends.cuda.matmul.
+// Whether products of float32 may round their operands to TF32, by the setting that torch's own
+// layer follows: that of cuDNN, torch.backends.cudnn.allow_tf32 or its finer successors. For a
+// single step by that of torch's cells: torch.backends.cuda.matmul.
 bool tf32_allowed(const Problem& problem);
 
 // The products of one call of a layer, on the current device and stream. Sums are of float (or
-// double for float64) for every type. None waits for the device, and all can be captured in a graph:
-// handle and workspace are torch's.
+// double for float64) for every type. None waits for the device, and all can be captured in a
+// graph: the handle and the workspace are torch's.
 class Products {
 public:
     explicit Products(const Problem& problem);

@@ -1,4 +1,4 @@
-"""Mutation tests: injects bugs into the persistent CUDA kernels, one at a time; all must be found.
+"""Plants bugs in the CUDA kernels of one launch, one at a time, and sees each of them found.
 
     python tests/mutations/run.py [--vgpu PROGRAM] [NAME...]
 
@@ -27,14 +27,21 @@ FLAGS += ["-gencode", "arch=compute_90,code=compute_90"]
 # Only check.py's cells, so that a kernel compiles in seconds; for most bugs only the first one.
 CELLS = {"lstm": "X(lstm, ::fastrnn::Lstm)", "gru": "X(gru, ::fastrnn::Gru)"}
 
-# The files whose bugs show in other cases of check.py than "persistent", and each case's kernels.
-OF_ONE_BLOCK = {"cuda/one_block.cuh", "cuda/held.cuh", "cuda/ahead.cuh"}
-OF_COLUMNS = {"cuda/persistent_columns.cuh", "cuda/columns.cuh", "cuda/bias_gradients.cuh"}
+# Which of check.py's cases see a bug of a file: those of one block for its folder, those of TF32
+# for these files, and for the others those of the persistent kernels of 16 bits.
+OF_COLUMNS = {
+    "cuda/persistent/columns_backward.cuh",
+    "cuda/persistent/columns_part.cuh",
+    "cuda/persistent/register_columns.cuh",
+    "cuda/common/bias_gradients.cuh",
+}
+PATHS = ["persistent", "one_block"]
+# The file whose kernels they run.
 KERNELS = {
-    "persistent": "persistent_float16.cu",
-    "one_block": "one_block_float16.cu",
-    "tf32": "persistent_tf32.cu",
-    "float32": "persistent_float32.cu",
+    "persistent": "persistent/kernels_float16.cu",
+    "one_block": "one_block/kernels_float16.cu",
+    "tf32": "persistent/kernels_tf32.cu",
+    "float32": "persistent/kernels_float32.cu",
 }
 
 
@@ -51,61 +58,61 @@ class Bug:
 BUGS = [
     Bug(
         "a block barrier is missing",
-        "cuda/persistent.cuh",
-        "            inputs.arrived();\n            __syncthreads();\n",
-        "            inputs.arrived();\n",
+        "cuda/persistent/forward.cuh",
+        "            inputs.wait();\n            __syncthreads();\n",
+        "            inputs.wait();\n",
     ),
     Bug(
         "a grid barrier is missing",
-        "cuda/grid_barrier.cuh",
+        "cuda/persistent/grid_barrier.cuh",
         "        if (blocks_ == 1) return;  // the",
         "        return;  // the",
     ),
     Bug(
-        "the arrival does not release",
-        "cuda/grid_barrier.cuh",
+        "the arrival is no release",
+        "cuda/persistent/grid_barrier.cuh",
         "red.release.gpu.global",
         "red.relaxed.gpu.global",
     ),
     Bug(
-        "the wait does not acquire",
-        "cuda/grid_barrier.cuh",
+        "the wait is no acquire",
+        "cuda/persistent/grid_barrier.cuh",
         "ld.acquire.gpu.global",
         "ld.relaxed.gpu.global",
     ),
     Bug(
         "h has a single buffer",
-        "cuda/persistent.cuh",
-        "exchange.of_step(step + 1)[Weights::place(row, part.unit(), width)] =",
-        "exchange.of_step(step)[Weights::place(row, part.unit(), width)] =",
+        "cuda/persistent/forward.cuh",
+        "exchange.of_step(step + 1)[Weights::index(row, part.unit(), width)] =",
+        "exchange.of_step(step)[Weights::index(row, part.unit(), width)] =",
     ),
     Bug(
         "the prefetch has a single buffer",
-        "cuda/persistent.cuh",
-        "ask(turn ^ 1, step + last, last ? 0 : row0 + tile_rows);",
-        "ask(turn, step + last, last ? 0 : row0 + tile_rows);",
+        "cuda/persistent/forward.cuh",
+        "prefetch(buffer ^ 1, step + last, last ? 0 : row0 + tile_rows);",
+        "prefetch(buffer, step + last, last ? 0 : row0 + tile_rows);",
     ),
     Bug(
         "the prefetch is not waited for",
-        "cuda/tile_inputs.cuh",
+        "cuda/persistent/tile_prefetch.cuh",
         "cp.async.wait_all;",
         "",
     ),
     Bug(
         "the sums have a single buffer",
-        "cuda/persistent_part.cuh",
+        "cuda/persistent/part.cuh",
         "return row / tile_rows % 2;",
         "return 0;",
     ),
     Bug(
         "the last unit is left out",
-        "cuda/persistent_part.cuh",
+        "cuda/persistent/part.cuh",
         "unit_row_ = unit() < a.size.hidden ?",
         "unit_row_ = unit() < a.size.hidden - 1 ?",
     ),
     Bug(
         "the last weight of a row is left out",
-        "cuda/persistent.cuh",
+        "cuda/persistent/forward.cuh",
         "own < H ? H - k : 0",
         "own < H ? H - k - 1 : 0",
     ),
@@ -117,161 +124,161 @@ BUGS = [
     ),
     Bug(
         "a missing write",
-        "cuda/persistent.cuh",
-        "out.put(d, a.size.output_stride, at, part.unit());",
+        "cuda/persistent/forward.cuh",
+        "out.store_output(d, a.size.output_stride, at, part.unit());",
         "",
     ),
     Bug(
         "a stale state",
-        "cuda/persistent.cuh",
+        "cuda/persistent/forward.cuh",
         "                if constexpr (Cell::has_c) c_states[part.state_at(row)] = c;\n",
         "",
     ),
     Bug(
         "a swapped index",
-        "cuda/persistent.cuh",
+        "cuda/persistent/forward.cuh",
         "((first + row) * G + gate) * H +",
         "((first + row) * G + (G - 1 - gate)) * H +",
     ),
     Bug(
         "the gradients of other gates",
-        "cuda/persistent.cuh",
+        "cuda/persistent/backward.cuh",
         "widen(out.of_h(g))",
         "widen(out.dgates[g])",
         cells=("lstm", "gru"),
     ),
     Bug(
         "a row that joins takes another's state",
-        "cuda/persistent.cuh",
-        "b < next.rows ? next.first + b : -1",
-        "next.first + b",
+        "cuda/persistent/backward_prefetch.cuh",
+        "b < before.count ? before.first + b : -1",
+        "before.first + b",
     ),
     Bug(
         "one block: the barrier of a step is missing",
-        "cuda/one_block.cuh",
+        "cuda/one_block/block.cuh",
         "        read_ = write_, write_ = read;\n        __syncthreads();\n",
         "        read_ = write_, write_ = read;\n",
     ),
     Bug(
         "one block: h has a single buffer",
-        "cuda/one_block.cuh",
+        "cuda/one_block/block.cuh",
         "        read_ = write_, write_ = read;\n",
         "        read_ = write_;\n",
     ),
     Bug(
         "one block: the prefetch is not waited for",
-        "cuda/ahead.cuh",
+        "cuda/one_block/pair_prefetch.cuh",
         "cp.async.wait_group 2;",
         "",
     ),
     Bug(
-        "one block: the wait is one prefetch short",
-        "cuda/ahead.cuh",
+        "one block: too little is waited for",
+        "cuda/one_block/pair_prefetch.cuh",
         "cp.async.wait_group 2;",
         "cp.async.wait_group 3;",
     ),
     Bug(
         "one block: the second unit is left out",
-        "cuda/ahead.cuh",
+        "cuda/one_block/pair_prefetch.cuh",
         "            if (u < count_) row[first_ + u] = pair.of[u];",
         "            if (u < count_ - 1) row[first_ + u] = pair.of[u];",
     ),
     Bug(
         "one block: another row's sums",
-        "cuda/held.cuh",
+        "cuda/one_block/register_units.cuh",
         "row = column / 2 + column % 2 * 4;",
         "row = column;",
     ),
     Bug(
         "one block: a row that joins takes zeros",
-        "cuda/one_block.cuh",
+        "cuda/one_block/forward.cuh",
         "for (int buffer = 0; buffer < 2; ++buffer) {",
         "for (int buffer = 0; buffer < 1; ++buffer) {",
     ),
     Bug(
         "one block: the gradients of other gates",
-        "cuda/one_block.cuh",
+        "cuda/one_block/backward.cuh",
         "{widen(out[0].of_h(g)), widen(out[1].of_h(g))}",
         "{widen(out[0].dgates[g]), widen(out[1].dgates[g])}",
         cells=("lstm", "gru"),
     ),
     Bug(
         "columns: the grid barrier is missing",
-        "cuda/persistent_columns.cuh",
+        "cuda/persistent/columns_backward.cuh",
         "        barrier.wait(step);\n",
         "",
     ),
     Bug(
         "columns: the barrier before the cell is missing",
-        "cuda/persistent_columns.cuh",
-        "            __syncthreads();  // the operands have been read, too\n",
+        "cuda/persistent/columns_backward.cuh",
+        "            __syncthreads();  // also: the operands of the tile before have been read\n",
         "",
     ),
     Bug(
         "columns: the barrier before the product is missing",
-        "cuda/persistent_columns.cuh",
-        "            __syncthreads();\n            part.forget();\n            if (row0 < rows)",
-        "            part.forget();\n            if (row0 < rows)",
+        "cuda/persistent/columns_backward.cuh",
+        "            __syncthreads();\n            part.rematerialize();\n            if (row0 <",
+        "            part.rematerialize();\n            if (row0 <",
     ),
     Bug(
         "columns: the sums have a single buffer",
-        "cuda/persistent_columns.cuh",
+        "cuda/persistent/columns_part.cuh",
         "((step & 1) * sources() + source)",
         "source",
     ),
     Bug(
         "columns: the last source is left out",
-        "cuda/persistent_columns.cuh",
+        "cuda/persistent/columns_part.cuh",
         "for (int i = sources(); i > 0; --i",
         "for (int i = sources(); i > 1; --i",
     ),
     Bug(
         "columns: the last row is left out",
-        "cuda/persistent_columns.cuh",
-        "if (row < min(rows, row0 + turn_rows))",
-        "if (row < min(rows - 1, row0 + turn_rows))",
+        "cuda/persistent/columns_backward.cuh",
+        "if (row < min(rows, row0 + rows_at_once))",
+        "if (row < min(rows - 1, row0 + rows_at_once))",
     ),
     Bug(
         "columns: the gradients of other gates",
-        "cuda/persistent_columns.cuh",
+        "cuda/persistent/columns_backward.cuh",
         "operand<M>(out.of_h(g))",
         "operand<M>(out.dgates[g])",
         cells=("lstm", "gru"),
     ),
     Bug(
         "columns: a stale state",
-        "cuda/persistent_columns.cuh",
+        "cuda/persistent/columns_backward.cuh",
         "                if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;\n",
         "",
     ),
     Bug(
         "columns: another gate's weights",
-        "cuda/persistent_columns.cuh",
+        "cuda/persistent/columns_backward.cuh",
         "const int gate = k / units, row",
         "const int gate = G - 1 - k / units, row",
     ),
     Bug(
         "columns: another row's sums on the tensor cores",
-        "cuda/columns.cuh",
+        "cuda/persistent/register_columns.cuh",
         "row = column / 2 + column % 2 * 4;",
         "row = column;",
     ),
     Bug(
         "columns: another row's sums by multiply-adds",
-        "cuda/columns.cuh",
+        "cuda/persistent/register_columns.cuh",
         "upper ? low : high, 2)",
         "upper ? high : low, 2)",
         cases="float32",
     ),
     Bug(
         "columns: a step is left out of the biases' gradients",
-        "cuda/persistent_columns.cuh",
+        "cuda/persistent/columns_backward.cuh",
         "                gradients.add(out);\n",
         "                if (step > 0) gradients.add(out);\n",
     ),
     Bug(
         "columns: the last block does not see the others' sums",
-        "cuda/bias_gradients.cuh",
+        "cuda/common/bias_gradients.cuh",
         "atom.acq_rel.gpu.global",
         "atom.relaxed.gpu.global",
     ),
@@ -335,9 +342,10 @@ def main() -> None:
         where = Path(folder)
         csrc = copied(where / "right", CELLS)
         changing = list(KERNELS.values())
-        parts = [*changing, "offsets.cu", "plan.cpp", "persistent.cpp"]
+        parts = [*changing, "common/store_offsets.cu", "common/plan.cpp"]
+        parts += [f"{path}/{name}.cpp" for path in PATHS for name in ("plan", "launch")]
         sources = [csrc / "cuda" / name for name in parts] + [HERE / "library.cu"]
-        objects = [where / f"{source.name}.o" for source in sources]
+        objects = [where / f"{i}.o" for i in range(len(sources))]
         right, others = objects[: len(changing)], objects[len(changing) :]
 
         def one(bug: Bug | None) -> str:
@@ -350,13 +358,13 @@ def main() -> None:
             if bug.right not in text:
                 raise SystemExit(f"'{bug.name}': {bug.file} does not contain\n{bug.right}")
             file.write_text(text.replace(bug.right, bug.wrong, 1))
-            # A cell's formulas are in all kernels; testing one of them is enough.
-            path = "one_block" if bug.file in OF_ONE_BLOCK else "persistent"
+            # The formulas of the cells are in the kernels of all: one will do.
+            path = "one_block" if bug.file.startswith("cuda/one_block/") else "persistent"
             path = "tf32" if bug.file in OF_COLUMNS else path
             path = bug.cases or path
             name = KERNELS[path]
             compiled(changed / "cuda" / name, changed, place / "kernels.o")
-            unchanged = [built for built in right if built.name != f"{name}.o"]
+            unchanged = [built for built, of in zip(right, changing, strict=True) if of != name]
             built = library([place / "kernels.o", *unchanged], others, place / "all.so")
             return verdict(args.vgpu, built, "--cells", *bug.cells, "--cases", path)
 

@@ -1,3 +1,0 @@
-#include "persistent_columns.cuh"
-
-FASTRNN_DEFINE_PERSISTENT(float32, float, columns_backward_kernel)
