@@ -1,11 +1,17 @@
-// What a device's kernels are told: one layer of a network, both directions, as plain pointers and
-// sizes. No torch here.
+// The arguments of a device's kernels: one layer of a network, both directions, as plain pointers and
+// sizes. Nothing of torch.
 //
-// Rows. A sequence of T steps is N rows, step after step: all rows of step 0, then those of step 1.
-// A padded input has B rows in every step; packed data has fewer and fewer. `void*` points to values
-// of the storage type (the dtype of the user's tensors) on the device. The arithmetic type is float,
-// or double for float64; the gradient type is what a device makes its gradients of (Device in
-// network.h): either of the two.
+// Rows. A sequence of T steps is N rows: all rows of step 0, then those of step 1, and so on. A padded
+// input has B rows in every step; packed data has fewer and fewer:
+//
+//     padded, T = 3, B = 3               packed, batch_sizes = {3, 2, 1}
+//     step 0   | row 0 | 1 | 2 |         step 0   | row 0 | 1 | 2 |      offsets = {0, 3, 5, 6}
+//     step 1   | 3     | 4 | 5 |         step 1   | 3     | 4 |
+//     step 2   | 6     | 7 | 8 |         step 2   | 5     |
+//
+// Types. `void*` points to values of the storage type (the dtype of the user's tensors) on the device.
+// The arithmetic type is float, or double for float64. The gradient type is the type in which a device
+// returns gradients: the storage type or the arithmetic type (Device::stores_gradients, device.h).
 #pragma once
 #include <stdint.h>
 
@@ -32,6 +38,16 @@ struct Dimensions {
     int directions;  // D
 };
 
+// What a forward and a backward pass over a layer have in common.
+struct Layer {
+    int cell;  // index in the registry (cells/registry.h)
+    Storage storage;
+    int device_index;  // of the GPU; not used on the CPU
+    int threads;       // the most CPU threads that may compute it; not used on a GPU
+    Sequence sequence;
+    Dimensions size;
+};
+
 struct Weights {          // contiguous
     const void* ih;       // [G * H, I]
     const void* hh;       // [G * H, R]
@@ -42,25 +58,23 @@ struct Weights {          // contiguous
 
 struct ForwardDirection {
     Weights weights;
-    const void* h0;  // [B, R]; null for zeros, on a GPU, of B rows in every step
-    const void* c0;  // [B, H] or null; likewise
-    void* h_n;       // [B, R]
-    void* c_n;       // [B, H] or null
-    void* output;    // [N, R], rows output_stride apart
-    void* again;     // likewise, or null: the output once more
-    void* saved;     // [N, saved * H] or null: what backward needs, if it is to be kept
-    void* c;         // [N, H] or null: c_t of every step, likewise
+    const void* h0;     // [B, R]. A GPU also takes null, for zeros, of a padded input
+    const void* c0;     // [B, H], or null for a cell without c. A GPU takes null as for h0
+    void* h_n;          // [B, R]
+    void* c_n;          // [B, H] or null
+    void* output;       // [N, R], rows output_stride apart
+    void* output_copy;  // a second copy of the output, with the same strides, or null
+    void* saved;        // [N, saved * H] or null: what backward needs, if it is saved
+    void* c;            // [N, H] or null: c_t of every step, if it is saved
 };
 
-struct ForwardLayer {
-    Sequence sequence;
-    Dimensions size;
+struct ForwardLayer : Layer {
     const void* input;  // [N, I], contiguous
     int64_t output_stride;
     ForwardDirection direction[2];
 };
 
-struct WeightGradients {  // of the gradient type, contiguous, null where not wanted
+struct WeightGradients {  // of the gradient type, contiguous, null where not required
     void* ih;
     void* hh;
     void* bias_ih;
@@ -83,15 +97,12 @@ struct BackwardDirection {
     void* grad_c0;  // [B, H] of the gradient type or null
 };
 
-struct BackwardLayer {
-    Sequence sequence;
-    Dimensions size;
+struct BackwardLayer : Layer {
     const void* input;  // [N, I], contiguous
     int64_t output_stride;
     int64_t grad_output_stride;
-    bool
-        grad_output_stored;  // whether grad_output is of the storage type, as the user gives it, or
-                             // of the gradient type
+    // Whether grad_output is of the storage type, as the user's is, or of the gradient type.
+    bool grad_output_stored;
     BackwardDirection direction[2];
     void* grad_input;  // [N, I] of the gradient type or null
 };

@@ -60,7 +60,7 @@ def test_on_the_cpu(capsys):
     forward = facts(capsys, layer, x[:1])["lstm, layer 0, forward"]
     assert forward["partition"] == "1 thread"
     assert forward["barriers a step"] == "0"
-    assert forward["operands"] == "weights as they lie"
+    assert forward["operands"] == "unpacked weights"
 
 
 @pytest.mark.parametrize(

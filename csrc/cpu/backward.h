@@ -11,7 +11,7 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-using cpu::BackwardLayer;
+using cpu::BackwardTask;
 
 // A chunk of steps [first, first + count) in time.
 struct Chunk {
@@ -55,7 +55,7 @@ struct BackwardPlan {
     Direction direction[2];
     size_t size;
 
-    explicit BackwardPlan(const BackwardLayer& layer) {
+    explicit BackwardPlan(const BackwardTask& layer) {
         constexpr int L = lanes<T>;
         const Dimensions& d = layer.size;
         const Sequence& s = layer.sequence;
@@ -118,7 +118,7 @@ struct BackwardPlan {
     }
 
     // The directions come to the same rows of the input's gradient in different chunks.
-    bool starts_from_zeros(const BackwardLayer& layer) const {
+    bool starts_from_zeros(const BackwardTask& layer) const {
         return layer.size.directions == 2 && chunks > 1;
     }
 
@@ -162,7 +162,7 @@ class BackwardLoop {
     using D = typename P::Row;
 
 public:
-    BackwardLoop(const BackwardLayer& layer, const BackwardPlan<Cell, T, P>& plan,
+    BackwardLoop(const BackwardTask& layer, const BackwardPlan<Cell, T, P>& plan,
                  const Share& share, int64_t rank, int64_t direction, int64_t chunk)
         : layer_(layer),
           plan_(plan),
@@ -178,8 +178,8 @@ public:
           R_(layer.size.recurrent),
           h_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)),
           m_panels_(Span{0, plan.hr.count()}.part(share.unit, share.units)),
-          hh_(own_.hh + share.row_part * plan.hh.size()),
-          hr_(own_.hr + share.row_part * plan.hr.size()),
+          hh_(own_.hh + share.row_share * plan.hh.size()),
+          hr_(own_.hr + share.row_share * plan.hr.size()),
           h_prev_{layer.sequence,
                   reverse_,
                   static_cast<const S*>(user_.output),
@@ -277,7 +277,7 @@ private:
             return minimum(share_.rows.last, s.batch_sizes[step]) - b0;
         };
         const int64_t rows = inside ? rows_in(t) : 0;
-        const int64_t linked = after >= 0 ? rows_in(after) : 0;
+        const int64_t following_rows = after >= 0 ? rows_in(after) : 0;
         const bool projected = layer_.size.projected;
 
         const auto add_up = [=, this](int64_t row, int64_t block, const Vec<T>& through) {
@@ -305,30 +305,31 @@ private:
         };
         const Span blocks{h_panels_.first * plan_.hh.blocks,
                           minimum(h_panels_.last * plan_.hh.blocks, plan_.hh.block_count())};
-        if (linked > 0) {
+        if (following_rows > 0) {
             // The last G gate gradients belong to W_hh h.
             const D* dgates = dgates_of(after, b0) + (Cell::grads - Cell::gates) * plan_.units;
             const auto add = [&](int64_t row, int64_t block, const Vec<T>* sums) {
                 add_up(row, block, sums[0]);
             };
-            if (share_.units > 1) ask_for_rows(dgates, plan_.stride, linked, plan_.hh.depth);
+            if (share_.units > 1)
+                prefetch_rows(dgates, plan_.stride, following_rows, plan_.hh.depth);
             const auto multiply = [&] {
                 if constexpr (P::step == 1)
                     if (plan_.unpacked_step)
-                        return product_of_few<T>(plan_.hh, blocks, step_weights(), dgates,
-                                                 plan_.stride, linked,
-                                                 plan_.template sums_of<T>(rank_), add);
+                        return unpacked_columns_product<T>(plan_.hh, blocks, step_weights(), dgates,
+                                                           plan_.stride, following_rows,
+                                                           plan_.template sums_of<T>(rank_), add);
                 product<P>(plan_.hh, h_panels_, t % 2 != 0, hh_, nullptr, dgates, plan_.stride,
-                           linked, add, [&](int64_t row, int count, int64_t panel) {
+                           following_rows, add, [&](int64_t row, int count, int64_t panel) {
                                const Rows asked{t, b0 + row, minimum(b0 + row + count, b0 + rows)};
                                const Span units = units_of(plan_.hh, panel);
-                               ask_for_grad_output(asked, units);
-                               if (!projected) ask_for_kept(asked, units);
+                               prefetch_grad_output(asked, units);
+                               if (!projected) prefetch_saved(asked, units);
                            });
             };
             multiply();
         }
-        for (int64_t row = linked > 0 ? linked : 0; row < rows; ++row)
+        for (int64_t row = following_rows > 0 ? following_rows : 0; row < rows; ++row)
             for (int64_t block = blocks.first; block < blocks.last; ++block)
                 add_up(row, block, Vec<T>{});
         if (!projected || rows <= 0) return;
@@ -342,7 +343,7 @@ private:
                 through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)), sums[0]);
             },
             [&](int64_t row, int count, int64_t panel) {
-                ask_for_kept({t, b0 + row, b0 + row + count}, units_of(plan_.hr, panel));
+                prefetch_saved({t, b0 + row, b0 + row + count}, units_of(plan_.hr, panel));
             });
     }
 
@@ -356,36 +357,36 @@ private:
     }
 
     template <class V>
-    static void ask_for_units(const V* row, const Span& units) {
-        for (int64_t unit = units.first; unit < units.last; unit += L) ask_for(row + unit);
+    static void prefetch_units(const V* row, const Span& units) {
+        for (int64_t unit = units.first; unit < units.last; unit += L) prefetch(row + unit);
     }
 
     // What add_up and through_cell are about to read, and was written long ago.
-    void ask_for_grad_output(const Rows& rows, const Span& units) const {
+    void prefetch_grad_output(const Rows& rows, const Span& units) const {
         if (!user_.grad_output) return;
         for (int64_t b = rows.first; b < rows.last; ++b) {
             const int64_t at = (layer_.sequence.offsets[rows.t] + b) * layer_.grad_output_stride;
             if (layer_.grad_output_stored)
-                ask_for_units(static_cast<const S*>(user_.grad_output) + at, units);
+                prefetch_units(static_cast<const S*>(user_.grad_output) + at, units);
             else
-                ask_for_units(static_cast<const T*>(user_.grad_output) + at, units);
+                prefetch_units(static_cast<const T*>(user_.grad_output) + at, units);
         }
     }
 
-    void ask_for_kept(const Rows& rows, const Span& units) const {
+    void prefetch_saved(const Rows& rows, const Span& units) const {
         const auto* saved = static_cast<const S*>(user_.saved);
         for (int64_t b = rows.first; b < rows.last; ++b) {
             const int64_t at = layer_.sequence.offsets[rows.t] + b;
             for (int i = 0; i < Cell::saved; ++i)
-                ask_for_units(saved + (at * Cell::saved + i) * H_, units);
+                prefetch_units(saved + (at * Cell::saved + i) * H_, units);
             if (Cell::needs_h)
-                ask_for_units(static_cast<const S*>(user_.output) + at * layer_.output_stride,
-                              units);
+                prefetch_units(static_cast<const S*>(user_.output) + at * layer_.output_stride,
+                               units);
             if (Cell::needs_h_prev && h_prev_.from_rows(rows.t, b))
-                ask_for_units(h_prev_.row(rows.t, b), units);
+                prefetch_units(h_prev_.row(rows.t, b), units);
             if (Cell::has_c) {
-                ask_for_units(static_cast<const S*>(user_.c) + at * H_, units);
-                if (c_prev_.from_rows(rows.t, b)) ask_for_units(c_prev_.row(rows.t, b), units);
+                prefetch_units(static_cast<const S*>(user_.c) + at * H_, units);
+                if (c_prev_.from_rows(rows.t, b)) prefetch_units(c_prev_.row(rows.t, b), units);
             }
         }
     }
@@ -420,7 +421,7 @@ private:
         return dh_prev;
     }
 
-    const BackwardLayer& layer_;
+    const BackwardTask& layer_;
     const BackwardPlan<Cell, T, P>& plan_;
     const Share& share_;
     const int64_t rank_;

@@ -1,6 +1,6 @@
-// A barrier for threads that meet every few microseconds: it spins a little, then sleeps. A thread
-// that only yielded its core would leave it to whatever else the machine runs for a whole time slice,
-// at every step.
+// A barrier for threads that meet every few microseconds. A waiting thread spins for a while, then
+// sleeps. If it only yielded its core, another process could run there for a whole time slice, at every
+// step.
 #pragma once
 #include <stdint.h>
 
@@ -12,7 +12,7 @@ public:
         size_ = size;
         arrived_ = 0;
     }
-    // Returns when `size` threads have called it. What each wrote before is visible to all after.
+    // Returns when `size` threads have called it. What each wrote before is then visible to all.
     void wait();
 
 private:

@@ -15,7 +15,7 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-using cpu::ForwardLayer;
+using cpu::ForwardTask;
 using cpu::odd_lines;
 using cpu::Workspace;
 
@@ -47,7 +47,7 @@ struct ForwardPlan {
     Direction direction[2];
     size_t size;
 
-    explicit ForwardPlan(const ForwardLayer& layer) {
+    explicit ForwardPlan(const ForwardTask& layer) {
         constexpr int L = lanes<T>;
         const Dimensions& d = layer.size;
         const int share = layer.team->partition.units;
@@ -110,7 +110,7 @@ class ForwardLoop {
     using H = typename P::Row;
 
 public:
-    ForwardLoop(const ForwardLayer& layer, const Plan& plan, const Share& share, int64_t direction)
+    ForwardLoop(const ForwardTask& layer, const Plan& plan, const Share& share, int64_t direction)
         : layer_(layer),
           plan_(plan),
           share_(share),
@@ -121,12 +121,12 @@ public:
           R_(layer.size.recurrent),
           my_panels_(Span{0, plan.hh.count()}.part(share.unit, share.units)),
           my_outputs_(Span{0, plan.hr.count()}.part(share.unit, share.units)),
-          ih_(own_.ih + share.row_part * plan.ih_size(share.units)),
-          hh_(own_.hh + share.row_part * plan.hh.size()),
-          bias_ih_(own_.bias_ih + share.row_part * plan.ih.columns()),
-          bias_hh_(own_.bias_hh + share.row_part * plan.hh.columns()),
-          hr_(own_.hr + share.row_part * plan.hr.size()),
-          lanes_(own_.lanes + (share.row_part * share.units + share.unit) * plan.lanes_size) {}
+          ih_(own_.ih + share.row_share * plan.ih_size(share.units)),
+          hh_(own_.hh + share.row_share * plan.hh.size()),
+          bias_ih_(own_.bias_ih + share.row_share * plan.ih.columns()),
+          bias_hh_(own_.bias_hh + share.row_share * plan.hh.columns()),
+          hr_(own_.hr + share.row_share * plan.hr.size()),
+          lanes_(own_.lanes + (share.row_share * share.units + share.unit) * plan.lanes_size) {}
 
     void run() {
         pack();
@@ -248,15 +248,15 @@ private:
     }
 
     // h for the next step, which is to see what the output holds.
-    static FASTRNN_INLINE void keep(H* to, Vec<T> h, int n) {
+    static FASTRNN_INLINE void store_h(H* to, Vec<T> h, int n) {
         store<T>(to, sizeof(H) == sizeof(S) ? h : rounded_to<T, S>(h), n);
     }
 
     // row: of the data
-    FASTRNN_INLINE void put(int64_t row, int64_t unit, Vec<T> h, int n) const {
+    FASTRNN_INLINE void store_output(int64_t row, int64_t unit, Vec<T> h, int n) const {
         const int64_t at = row * layer_.output_stride + unit;
         store<T>(static_cast<S*>(user_.output) + at, h, n);
-        if (user_.again) store<T>(static_cast<S*>(user_.again) + at, h, n);
+        if (user_.output_copy) store<T>(static_cast<S*>(user_.output_copy) + at, h, n);
     }
 
     static Span blocks_of(const Panels& panels, Span span) {
@@ -286,7 +286,7 @@ private:
         const bool projected = layer_.size.projected;
 
         if (share_.units > 1)
-            ask_for_rows(h_prev + b0 * plan_.h_stride, plan_.h_stride, rows, plan_.hh.depth);
+            prefetch_rows(h_prev + b0 * plan_.h_stride, plan_.h_stride, rows, plan_.hh.depth);
         multiply<P>(
             plan_.hh, my_panels_, t % 2 != 0, hh_, user_.weights.hh, R_, bias_hh_,
             h_prev + b0 * plan_.h_stride, plan_.h_stride, rows,
@@ -305,8 +305,8 @@ private:
                 if (projected) {
                     store<T>(own_.m + at_c, h, n);
                 } else {
-                    keep(h_next + at_h, h, n);
-                    put(row0 + row, unit, h, n);
+                    store_h(h_next + at_h, h, n);
+                    store_output(row0 + row, unit, h, n);
                 }
                 if (user_.saved)
                     for (int i = 0; i < Cell::saved; ++i)
@@ -324,8 +324,8 @@ private:
                            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                                const int64_t unit = block * L;
                                const int n = static_cast<int>(minimum(L, R_ - unit));
-                               keep(h_next + (b0 + row) * plan_.h_stride + unit, sums[0], n);
-                               put(row0 + row, unit, sums[0], n);
+                               store_h(h_next + (b0 + row) * plan_.h_stride + unit, sums[0], n);
+                               store_output(row0 + row, unit, sums[0], n);
                            });
     }
 
@@ -342,7 +342,7 @@ private:
         }
     }
 
-    const ForwardLayer& layer_;
+    const ForwardTask& layer_;
     const Plan& plan_;
     const Share& share_;
     const ForwardDirection& user_;
@@ -357,14 +357,14 @@ private:
 
 // body(X, P) with how this layer's products read their operands.
 template <class Cell, class T, class S, class Body>
-auto with_operands(const ForwardLayer& layer, const Body& body) {
+auto with_operands(const ForwardTask& layer, const Body& body) {
     if constexpr (sizeof(S) != sizeof(T)) {
         if (layer.sequence.steps > 1) {
             if constexpr (!std::is_same_v<Products<T, S>, Plain<T>>)
                 return body(Products<T, S>(), Products<T, S>());
             const int64_t values = Cell::gates * layer.size.hidden * layer.size.recurrent;
-            const bool far = values > cpu::values_far * layer.team->partition.units;
-            if (layer.sequence.batch <= (far ? cpu::compact_rows_far : cpu::compact_rows))
+            const bool far = values > cpu::values_outside_l2 * layer.team->partition.units;
+            if (layer.sequence.batch <= (far ? cpu::compact_rows_outside_l2 : cpu::compact_rows))
                 return body(Plain<T>(), Compact<T, S>());
         }
     }
@@ -372,7 +372,7 @@ auto with_operands(const ForwardLayer& layer, const Body& body) {
 }
 
 template <class Cell, class T, class S>
-size_t forward_workspace(const ForwardLayer& layer) {
+size_t forward_workspace(const ForwardTask& layer) {
     return with_operands<Cell, T, S>(layer, [&](auto x, auto p) {
         return ForwardPlan<Cell, T, S, decltype(x), decltype(p)>(layer).size;
     });
@@ -380,22 +380,22 @@ size_t forward_workspace(const ForwardLayer& layer) {
 
 // A step's rows go through panels of `vectors`; at most so many at a time.
 template <class P>
-cpu::Cut cut_of(const Panels& panels, const char* operands) {
+cpu::TileShape tile_shape(const Panels& panels, const char* operands) {
     const int vectors = panels.blocks_of(0) * panels.gates;
     return {lanes<typename P::T>, vectors, P::tile_rows(vectors), operands};
 }
 
 template <class Cell, class T, class S>
-cpu::Cut forward_cut(const ForwardLayer& layer) {
+cpu::TileShape forward_tile(const ForwardTask& layer) {
     return with_operands<Cell, T, S>(layer, [&](auto x, auto p) {
         const ForwardPlan<Cell, T, S, decltype(x), decltype(p)> plan(layer);
-        return cut_of<decltype(p)>(plan.hh,
-                                   plan.one_step ? "weights as they lie" : decltype(p)::name);
+        return tile_shape<decltype(p)>(plan.hh,
+                                       plan.one_step ? "unpacked weights" : decltype(p)::name);
     });
 }
 
 template <class Cell, class T, class S>
-void forward(const ForwardLayer& layer, int rank) {
+void forward(const ForwardTask& layer, int rank) {
     with_operands<Cell, T, S>(layer, [&](auto x, auto p) {
         const ForwardPlan<Cell, T, S, decltype(x), decltype(p)> plan(layer);
         const Share share(*layer.team, rank, layer.sequence, layer.size.directions);

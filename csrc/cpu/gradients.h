@@ -25,7 +25,7 @@ constexpr bool has_x_grads_first() {
 
 // The row of W_ih that the k-th gate gradient, of gates of so many units, is multiplied with.
 template <class Cell, class S>
-auto input_weights(const BackwardLayer& layer, int direction, int64_t units) {
+auto input_weights(const BackwardTask& layer, int direction, int64_t units) {
     const Dimensions& d = layer.size;
     const S* ih = static_cast<const S*>(layer.direction[direction].weights.ih);
     return [&d, ih, units](int64_t k) -> const S* {
@@ -43,7 +43,7 @@ public:
     using Plan = BackwardPlan<Cell, T, P>;
     using D = typename P::Row;
 
-    Gradients(const BackwardLayer& layer, const Plan& plan, int rank, int direction, int64_t chunk)
+    Gradients(const BackwardTask& layer, const Plan& plan, int rank, int direction, int64_t chunk)
         : layer_(layer),
           plan_(plan),
           user_(layer.direction[direction]),
@@ -63,9 +63,9 @@ public:
         if constexpr (P::step == 1)
             if (plan_.unpacked_input) {
                 const Span blocks = Span{0, plan_.ih.block_count()}.part(rank_, threads_);
-                product_of_few<T>(plan_.ih, blocks, input_weights(), own_.dgates, plan_.stride,
-                                  chunk_.rows, plan_.template sums_of<T>(rank_),
-                                  put_input(chunk_.row));
+                unpacked_columns_product<T>(
+                    plan_.ih, blocks, input_weights(), own_.dgates, plan_.stride, chunk_.rows,
+                    plan_.template sums_of<T>(rank_), store_input(chunk_.row));
                 return;
             }
         if (!plan_.at_once) {
@@ -76,7 +76,7 @@ public:
         auto* packed = own_.ih + rank_ * plan_.ih.offset(1);
         for (int64_t panel = mine.first; panel < mine.last; ++panel) {
             pack_columns<P>(plan_.ih, {panel, panel + 1}, input_weights(),
-                            packed - plan_.ih.offset(panel), cpu::rows_ahead);
+                            packed - plan_.ih.offset(panel), cpu::prefetch_distance);
             multiply({panel, panel + 1}, packed - plan_.ih.offset(panel), rows);
         }
     }
@@ -131,22 +131,22 @@ private:
         for (int64_t first = rows.first; first < rows.last; first += cpu::input_rows)
             product<P>(plan_.ih, panels, false, packed, nullptr, own_.dgates + first * plan_.stride,
                        plan_.stride, minimum(cpu::input_rows, rows.last - first),
-                       put_input(chunk_.row + first));
+                       store_input(chunk_.row + first));
     }
 
     // The epilogue of a product whose first row is that one of the data.
-    auto put_input(int64_t first) const {
+    auto store_input(int64_t first) const {
         const int64_t I = layer_.size.input;
         T* out = static_cast<T*>(layer_.grad_input) + first * I;
         const bool add = direction_ == 1 || plan_.starts_from_zeros(layer_);
         return [=](int64_t row, int64_t block, const Vec<T>* sums) {
             const int64_t unit = block * L;
             const int n = static_cast<int>(minimum(L, I - unit));
-            put(out + row * I + unit, sums[0], n, add);
+            store_or_add(out + row * I + unit, sums[0], n, add);
         };
     }
 
-    static FASTRNN_INLINE void put(T* to, Vec<T> value, int n, bool add) {
+    static FASTRNN_INLINE void store_or_add(T* to, Vec<T> value, int n, bool add) {
         store<T>(to, add ? load<T>(to, n) + value : value, n);
     }
 
@@ -253,13 +253,13 @@ private:
             [&](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
                 const int n = static_cast<int>(minimum(L, panels.units - unit));
-                put(to + row * panels.units + unit, sums[0], n, add);
+                store_or_add(to + row * panels.units + unit, sums[0], n, add);
             },
             [&](int64_t row, int count, int64_t panel) {
                 T* first = to + row * panels.units + panel * panels.width();
                 for (int r = 0; r < count; ++r)
                     for (int64_t i = 0; i < panels.width(); i += L)
-                        ask_to_write(first + r * panels.units + i);
+                        prefetch_for_write(first + r * panels.units + i);
             });
     }
 
@@ -270,8 +270,8 @@ private:
             for (int64_t block = mine.first; block < mine.last; ++block) {
                 const int n = static_cast<int>(minimum(L, H_ - block * L));
                 const D* from = own_.dgates + column[g] * plan_.units + block * L;
-                put(out + g * H_ + block * L, sum_pairwise(from, plan_.stride, chunk_.rows, n), n,
-                    !first_);
+                store_or_add(out + g * H_ + block * L,
+                             sum_pairwise(from, plan_.stride, chunk_.rows, n), n, !first_);
             }
     }
 
@@ -291,7 +291,7 @@ private:
 
     // Halves of halves: the rounding error grows with the logarithm of the number of rows.
     static Vec<T> sum_pairwise(const D* from, int64_t stride, int64_t rows, int n) {
-        if (rows <= 8) {
+        if (rows <= cpu::sequential_rows) {
             Vec<T> sum{};
             for (int64_t row = 0; row < rows; ++row) sum += load<T>(from + row * stride, n);
             return sum;
@@ -301,7 +301,7 @@ private:
                sum_pairwise(from + half * stride, stride, rows - half, n);
     }
 
-    const BackwardLayer& layer_;
+    const BackwardTask& layer_;
     const Plan& plan_;
     const BackwardDirection& user_;
     const typename Plan::Direction& own_;
@@ -313,19 +313,19 @@ private:
 };
 
 template <class Cell, class T, class S>
-size_t backward_workspace(const BackwardLayer& layer) {
+size_t backward_workspace(const BackwardTask& layer) {
     return BackwardPlan<Cell, T, Products<T, S>>(layer).size;
 }
 
 template <class Cell, class T, class S>
-cpu::Cut backward_cut(const BackwardLayer& layer) {
+cpu::TileShape backward_tile(const BackwardTask& layer) {
     using P = Products<T, S>;
     const BackwardPlan<Cell, T, P> plan(layer);
-    return cut_of<P>(plan.hh, plan.unpacked_step ? "weights as they lie" : P::name);
+    return tile_shape<P>(plan.hh, plan.unpacked_step ? "unpacked weights" : P::name);
 }
 
 template <class Cell, class T, class S>
-void backward(const BackwardLayer& layer, int rank) {
+void backward(const BackwardTask& layer, int rank) {
     static_assert(has_x_grads_first<Cell>(), "x_grad must be an order of 0, ..., gates - 1");
     using P = Products<T, S>;
     const BackwardPlan<Cell, T, P> plan(layer);

@@ -7,7 +7,7 @@
 #define FASTRNN_KERNEL(name, Cell)                                                       \
     {forward_workspace<Cell, Arithmetic, Storage>,  forward<Cell, Arithmetic, Storage>,  \
      backward_workspace<Cell, Arithmetic, Storage>, backward<Cell, Arithmetic, Storage>, \
-     forward_cut<Cell, Arithmetic, Storage>,        backward_cut<Cell, Arithmetic, Storage>},
+     forward_tile<Cell, Arithmetic, Storage>,       backward_tile<Cell, Arithmetic, Storage>},
 
 // Defines `kernels_<suffix>`: a kernel for each cell of the registry, in its order.
 #define FASTRNN_DEFINE_KERNELS(suffix, arithmetic, storage)                         \

@@ -1,5 +1,5 @@
-// What a CPU kernel is told: a layer (../layer.h), and how the threads share its work. Gradients are
-// of the arithmetic type, called T. No torch here.
+// The arguments of a CPU kernel: a layer (../layer.h), and how threads partition its work. Gradients
+// are of the arithmetic type, called T in the kernels.
 #pragma once
 #include <stddef.h>
 
@@ -8,9 +8,17 @@
 
 namespace fastrnn::cpu {
 
-// threads = directions * rows * units: which thread does what in the time loop. Threads of
-// different directions or of different rows never wait for each other; those that share the units
-// of a row meet once a step.
+// How the threads partition the time loop: threads = directions * rows * units. Threads of different
+// directions, or of different rows of the batch, never wait for each other in it. Threads that share
+// the units of the same rows meet once a step. Two of each:
+//
+//                       units [0, H/2)   units [H/2, H)
+//     direction 0
+//       rows [0, B/2)      thread 0         thread 1      <- these two meet
+//       rows [B/2, B)      thread 2         thread 3
+//     direction 1
+//       rows [0, B/2)      thread 4         thread 5
+//       rows [B/2, B)      thread 6         thread 7
 struct Partition {
     int directions = 1;
     int rows = 1;
@@ -22,35 +30,35 @@ struct Partition {
 struct Team {
     Partition partition;
     Barrier all;
-    Barrier* groups;  // [directions * rows]
+    Barrier* groups;  // [directions * rows]: for threads that share units
 };
 
-struct ForwardLayer : fastrnn::ForwardLayer {
-    void* workspace;
-    Team* team;
+struct ForwardTask : ForwardLayer {
+    void* workspace = nullptr;
+    Team* team = nullptr;
 };
 
-struct BackwardLayer : fastrnn::BackwardLayer {
-    void* workspace;
-    Team* team;
+struct BackwardTask : BackwardLayer {
+    void* workspace = nullptr;
+    Team* team = nullptr;
 };
 
-// How the product of a step is cut, for who asks (explain.cpp).
-struct Cut {
-    int lanes, vectors, tile_rows;  // a tile is up to so many rows of so many vectors
-    const char* operands;           // of what
+// The shape of a step's register tiles, for explain: up to `rows` rows of `vectors` vectors of `lanes`.
+struct TileShape {
+    int lanes, vectors, rows;
+    const char* operands;  // their name
 };
 
-// The kernels of one cell and one storage type. `forward` and `backward` are called by every thread
-// of the team with its rank; the workspace (64-byte aligned, of as many bytes as the other two say)
-// is shared by all.
+// The kernels of one cell and one storage type. Every thread of the team calls `forward` or `backward`
+// with its rank. They share the workspace, which is 64-byte aligned and of as many bytes as
+// forward_workspace or backward_workspace returns.
 struct Kernel {
-    size_t (*forward_workspace)(const ForwardLayer&);
-    void (*forward)(const ForwardLayer&, int rank);
-    size_t (*backward_workspace)(const BackwardLayer&);
-    void (*backward)(const BackwardLayer&, int rank);
-    Cut (*forward_cut)(const ForwardLayer&);
-    Cut (*backward_cut)(const BackwardLayer&);
+    size_t (*forward_workspace)(const ForwardTask&);
+    void (*forward)(const ForwardTask&, int rank);
+    size_t (*backward_workspace)(const BackwardTask&);
+    void (*backward)(const BackwardTask&, int rank);
+    TileShape (*forward_tile)(const ForwardTask&);
+    TileShape (*backward_tile)(const BackwardTask&);
 };
 
 }  // namespace fastrnn::cpu

@@ -10,18 +10,12 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-constexpr int max_panel_vectors = 4;
+using cpu::max_panel_vectors;
 
 constexpr int64_t depth_of_all = int64_t(1) << 40;
 
 // The smallest multiple of `step` that is not below n.
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// Rows of a tile, so that accumulators and a step's weights fit the registers.
-constexpr int rows_in_registers(int vectors) {
-    if (vector_registers == 32) return vectors == 4 ? 7 : 9;
-    return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 9;
-}
 
 template <class T_>
 struct Plain {
@@ -34,11 +28,11 @@ struct Plain {
     static constexpr const char* name = "packed weights";
     struct Registers {};  // what a thread must hold while it multiplies
 
-    static constexpr int tile_rows(int vectors) { return rows_in_registers(vectors); }
-    // Up to this many rows, two panels at once: a few rows alone have too few independent sums to
-    // hide the latency of an FMA.
+    static constexpr int tile_rows(int vectors) {
+        return cpu::tile_rows(vector_registers, vectors);
+    }
     static constexpr int paired_rows(int vectors) {
-        return vector_registers == 32 ? (vectors == 4 ? 2 : 3) : (vectors >= 3 ? 1 : 2);
+        return cpu::paired_rows(vector_registers, vectors);
     }
 
     static FASTRNN_INLINE Vec<T> weights(const T* p) { return load<T>(p, lanes<T>); }
@@ -47,10 +41,9 @@ struct Plain {
         return multiply_add(sum, value, weights);
     }
     // Of a panel that several tiles read, so much at a time stays in the L2 cache: whole sums.
-    static int64_t part_depth(int64_t sum_length, int64_t rows, int64_t tiles) {
+    static int64_t k_block(int64_t sum_length, int64_t rows, int64_t tiles) {
         if (tiles == 1) return depth_of_all;
-        return sum_length < cpu::part_depth ? cpu::part_depth / sum_length * sum_length
-                                            : sum_length;
+        return sum_length < cpu::k_block ? cpu::k_block / sum_length * sum_length : sum_length;
     }
     // What `weights` is to read, of `step` vectors.
     static FASTRNN_INLINE void pack(T* p, const Vec<T>* v) { store<T>(p, v[0], lanes<T>); }
@@ -129,14 +122,14 @@ class TileRegisters;
 // The same by the registers that hold tiles of 16 x 16 sums (amx.h): 32 values of k at a time.
 struct BFloat16Tiles : BFloat16Pairs {
     static constexpr int depth_step = 32;
-    static constexpr int64_t chunk_rows = cpu::tile_chunk_rows;
+    static constexpr int64_t chunk_rows = cpu::amx_chunk_rows;
     static constexpr const char* name = "packed tiles of bfloat16";
     using Registers = TileRegisters;
 
     static constexpr int tile_rows(int) { return 32; }
     // So much of 32 rows stays in the L1 cache while the columns of a panel pass by.
-    static int64_t part_depth(int64_t, int64_t rows, int64_t) {
-        return rows <= 16 ? depth_of_all : cpu::tile_part_depth;
+    static int64_t k_block(int64_t, int64_t rows, int64_t) {
+        return rows <= 16 ? depth_of_all : cpu::amx_k_block;
     }
     static constexpr int paired_rows(int) { return 0; }
 };

@@ -78,9 +78,7 @@ FASTRNN_INLINE void load_transposed<float>(const float* from, int64_t stride, Ve
     }
 }
 
-// So many values of each row are read at a time, into a buffer: rows that are a multiple of 4 KB
-// apart share few places in the L1 cache, and a line would leave it before it is used up.
-constexpr int64_t staged = 64;
+using cpu::staged;
 
 // to[k * to_stride + i] = from[i * from_stride + k] for `rows` <= lanes values of i and `depth` <=
 // staged of k, as P packs them; zeros for the other i. Whole: both are as many as can be.
@@ -157,7 +155,7 @@ FASTRNN_INLINE void pack_columns(const Panels& panels, Span span, const Row& row
                 const int64_t unit = (panel * panels.blocks + block) * L;
                 const int64_t left = panels.units - unit;
                 const int n = left < L ? static_cast<int>(left) : L;
-                if (next) ask_for(next + unit);
+                if (next) prefetch(next + unit);
                 Vec<T> values[P::step];
                 for (int i = 0; i < P::step; ++i)
                     values[i] = from[i] ? load<T>(from[i] + unit, n) : Vec<T>{};
@@ -179,8 +177,9 @@ void pack_tiles(const Panels& panels, const T* from, int64_t stride, int64_t row
     borders[tiles] = rows;
     for (int64_t k = 0; k < panels.depth; ++k) {
         const T* row = from + k * stride;
-        if (k + cpu::rows_ahead < panels.depth)
-            for (int64_t i = 0; i < rows; i += line) ask_for(row + cpu::rows_ahead * stride + i);
+        if (k + cpu::prefetch_distance < panels.depth)
+            for (int64_t i = 0; i < rows; i += line)
+                prefetch(row + cpu::prefetch_distance * stride + i);
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t first = borders[i], size = borders[i + 1] - first;
             T* to = packed + first * panels.depth + k * size;

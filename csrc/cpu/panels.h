@@ -92,7 +92,7 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
         const int64_t tiles = pair ? 1 : tile_count<P>(Tiled ? full : vectors, rows);
         const auto* w = packed + panel * t.pair_stride;
         t.bias = bias ? bias + panel * panels.width() : nullptr;
-        const int64_t part = Tiled ? panels.depth : P::part_depth(panels.sum_length, rows, tiles);
+        const int64_t part = Tiled ? panels.depth : P::k_block(panels.sum_length, rows, tiles);
         for (t.first = 0; t.first < panels.depth; t.first = t.last) {
             t.last = minimum(panels.depth, t.first + part);
             t.w = w + t.first * vectors * lanes<typename P::T>;
@@ -136,14 +136,14 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
 // Where a step's threads share units, others have just written a part of the rows that it multiplies. Those
 // lines are asked for together: a product that comes to one after the other waits for each.
 template <class T>
-FASTRNN_INLINE void ask_for_rows(const T* rows, int64_t stride, int64_t count, int64_t width) {
-    for (int64_t row = 0; row < minimum(count, cpu::rows_of_others); ++row)
+FASTRNN_INLINE void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64_t width) {
+    for (int64_t row = 0; row < minimum(count, cpu::exchanged_rows); ++row)
         for (int64_t i = 0; i < width; i += cpu::cache_line / int64_t(sizeof(T)))
-            ask_for(rows + row * stride + i);
+            prefetch(rows + row * stride + i);
 }
 
 // Does nothing before a tile.
-struct Nothing {
+struct NoPrefetch {
     template <class... A>
     void operator()(const A&...) const {}
 };
@@ -152,15 +152,15 @@ struct Nothing {
 // epilogue(row, block, sums) gets the sums, one vector a gate; bias (one value a packed column) is
 // where they start. Before a tile's products, ahead(row, rows, panel) may bring what its epilogue is to
 // read.
-template <class P, bool Tiled = false, class Epilogue, class Ahead = Nothing>
+template <class P, bool Tiled = false, class Epilogue, class Ahead = NoPrefetch>
 FASTRNN_INLINE void product(const Panels& panels, Span span, bool backwards,
                             const typename P::Packed* packed, const typename P::T* bias,
                             const typename P::Row* a, int64_t a_stride, int64_t rows,
                             const Epilogue& epilogue, const Ahead& ahead = {}) {
     // Where panels are read in parts, the sums of all rows wait for the last.
-    Vec<typename P::T> sums[cpu::part_rows * max_panel_vectors];
-    const bool parts = !Tiled && panels.depth > P::part_depth(panels.sum_length, rows, 2);
-    const int64_t groups = parts ? (rows + cpu::part_rows - 1) / cpu::part_rows : 1;
+    Vec<typename P::T> sums[cpu::k_block_rows * max_panel_vectors];
+    const bool parts = !Tiled && panels.depth > P::k_block(panels.sum_length, rows, 2);
+    const int64_t groups = parts ? (rows + cpu::k_block_rows - 1) / cpu::k_block_rows : 1;
     for (int64_t group = 0; group < groups; ++group) {
         const Span mine = Span{0, rows}.part(group, groups);
         for_each_tile<P, Tiled>(

@@ -1,17 +1,23 @@
-// Who does what: the choice of a Partition (layer.h) for a layer and a number of threads. No choice
-// changes a bit of the results.
+// The choice of a Partition (layer.h) for a layer and a number of threads. No choice changes a bit of
+// the results.
 #pragma once
 #include <omp.h>
 
+#include "../cells/registry.h"
 #include "choices.h"
 #include "layer.h"
 
 namespace fastrnn::cpu {
 
-inline int at_most(int a, int64_t b) { return a < b ? a : static_cast<int>(b < 1 ? 1 : b); }
+// n, but from 1 to `most`.
+inline int at_most(int most, int64_t n) {
+    return most < n ? most : static_cast<int>(n < 1 ? 1 : n);
+}
 
-inline Partition choose_partition(Pass pass, const Sequence& sequence, const Dimensions& d,
-                                  int gates, int threads) {
+inline Partition choose_partition(Pass pass, const Layer& layer, int threads) {
+    const Sequence& sequence = layer.sequence;
+    const Dimensions& d = layer.size;
+    const int gates = cells[layer.cell].gates;
     Partition p;
     const int64_t step = sequence.batch * gates * d.hidden * d.recurrent;
     const int64_t total =
@@ -32,7 +38,8 @@ inline Partition choose_partition(Pass pass, const Sequence& sequence, const Dim
         threads /= 2;
     }
     const auto share = [&](int64_t worth) {
-        return at_most(at_most(threads, step / worth), (d.hidden + 15) / 16);
+        return at_most(at_most(threads, step / worth),
+                       (d.hidden + shared_units - 1) / shared_units);
     };
     p.units = share(worth_a_barrier);
     if (p.units > 1 && p.threads() > omp_get_num_procs()) p.units = share(worth_a_sleep);

@@ -7,10 +7,9 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-// A tile has so many vectors of rows at most, and so many units: their sums are in registers.
-constexpr int lane_vectors = vector_registers == 32 ? 3 : 2;
+constexpr int lane_vectors = cpu::lane_vectors(vector_registers);
 template <class T>
-constexpr int lane_units = lanes<T> < vector_registers / 4 ? lanes<T> : vector_registers / 4;
+constexpr int lane_units = cpu::lane_units(vector_registers, lanes<T>);
 
 constexpr int log2_of(int n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
 
@@ -26,7 +25,8 @@ constexpr int lane_after(int j) {
 // to[i * to_stride] gets the i-th values of `rows` <= L rows, zeros beyond: all k that a lane would sum
 // up, a lane after the other, in the order of their sums.
 template <class T, class A>
-void turn_rows(const A* a, int64_t a_stride, int rows, int64_t depth, T* to, int64_t to_stride) {
+void transpose_to_lanes(const A* a, int64_t a_stride, int rows, int64_t depth, T* to,
+                        int64_t to_stride) {
     constexpr int L = lanes<T>;
     T* lane[L];
     int j = 0;
@@ -50,7 +50,7 @@ void turn_rows(const A* a, int64_t a_stride, int rows, int64_t depth, T* to, int
 // turned rows. Meanwhile what is multiplied next, `next_bytes` a value of `depth`, is brought into the L2
 // cache.
 template <class T, int Vectors>
-void lane_tile(const T* turned, const T* w, int64_t depth, int units, const char* next,
+void lane_tile(const T* transposed, const T* w, int64_t depth, int units, const char* next,
                int next_bytes, T* out, int64_t out_stride) {
     constexpr int L = lanes<T>, Units = lane_units<T>, levels = log2_of(L);
     const T* weights[Units];
@@ -64,7 +64,7 @@ void lane_tile(const T* turned, const T* w, int64_t depth, int units, const char
         for (int u = 0; u < Units; ++u)
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v) sums[u][v] = Vec<T>{};
-        for (int64_t k = lane; k < depth; k += L, turned += Vectors * L) {
+        for (int64_t k = lane; k < depth; k += L, transposed += Vectors * L) {
             __builtin_prefetch(next, 0, 2);
             next += next_bytes;
 #pragma GCC unroll 8
@@ -72,7 +72,7 @@ void lane_tile(const T* turned, const T* w, int64_t depth, int units, const char
                 const Vec<T> weight = broadcast(weights[u][k]);
 #pragma GCC unroll 4
                 for (int v = 0; v < Vectors; ++v)
-                    sums[u][v] = multiply_add(sums[u][v], load<T>(turned + v * L, L), weight);
+                    sums[u][v] = multiply_add(sums[u][v], load<T>(transposed + v * L, L), weight);
             }
         }
         int level = 0;
@@ -100,37 +100,40 @@ auto lane_tile_for(int64_t vectors) {
 }
 
 // Whether any of so many rows are turned: vectors of 16 bytes are not worth it.
-constexpr bool turns(int64_t rows) { return vector_bytes > 16 && rows >= cpu::turned_rows; }
+constexpr bool is_transposed(int64_t rows) {
+    return vector_bytes > 16 && rows >= cpu::transposed_rows;
+}
 
 // The scratch of a product of so many rows.
 template <class T>
 constexpr int64_t lane_scratch(int64_t rows, int64_t depth) {
     constexpr int L = lanes<T>;
-    if (!turns(rows)) return 0;
-    return round_up((minimum(round_up(rows, L), cpu::turned_at_once) + lane_units<T>)*depth, L);
+    if (!is_transposed(rows)) return 0;
+    return round_up((minimum(round_up(rows, L), cpu::transposed_at_once) + lane_units<T>)*depth, L);
 }
 
 // Of at most cpu::turned_at_once rows those that are turned: all that fill vectors, a last one far enough.
 template <class T>
-class TurnedRows {
+class TransposedRows {
     static constexpr int L = lanes<T>, Units = lane_units<T>;
-    static_assert(L % Units == 0 && cpu::turned_at_once % L == 0);
+    static_assert(L % Units == 0 && cpu::transposed_at_once % L == 0);
 
 public:
     // `scratch` keeps them: lane_scratch values.
     template <class A>
-    TurnedRows(const A* a, int64_t a_stride, int64_t rows, int64_t depth, T* scratch)
+    TransposedRows(const A* a, int64_t a_stride, int64_t rows, int64_t depth, T* scratch)
         : rows_(rows),
           depth_(depth),
-          vectors_(turns(rows) ? (rows + L * 3 / 8) / L : 0),
-          turned_(scratch),
+          vectors_(is_transposed(rows) ? (rows + L * 3 / 8) / L : 0),
+          transposed_(scratch),
           weights_(scratch + vectors_ * L * depth) {
         for (int64_t i = 0; i < tiles(); ++i) {
             const Span mine = tile(i);
             for (int64_t v = mine.first; v < mine.last; ++v)
-                turn_rows<T>(a + v * L * a_stride, a_stride,
-                             static_cast<int>(minimum(L, rows - v * L)), depth,
-                             turned_ + (mine.first * depth + v - mine.first) * L, mine.size() * L);
+                transpose_to_lanes<T>(a + v * L * a_stride, a_stride,
+                                      static_cast<int>(minimum(L, rows - v * L)), depth,
+                                      transposed_ + (mine.first * depth + v - mine.first) * L,
+                                      mine.size() * L);
         }
     }
 
@@ -141,24 +144,25 @@ public:
     template <class W>
     void block(const W* w, int units, Vec<T>* sums, int64_t stride) const {
         if (vectors_ == 0) return;
-        alignas(64) T found[L * cpu::turned_at_once];
+        alignas(64) T results[L * cpu::transposed_at_once];
         for (int first = 0; first < units; first += Units) {
             const int some = units - first < Units ? units - first : Units;
             const T* weights = as_values(w + first * depth_, some * depth_);
             for (int64_t i = 0; i < tiles(); ++i) {
                 const Span mine = tile(i);
                 lane_tile_for<T>(mine.size())(
-                    turned_ + mine.first * depth_ * L, weights, depth_, some,
+                    transposed_ + mine.first * depth_ * L, weights, depth_, some,
                     reinterpret_cast<const char*>(w + (first + some) * depth_), Units * sizeof(W),
-                    found + first * cpu::turned_at_once + mine.first * L, cpu::turned_at_once);
+                    results + first * cpu::transposed_at_once + mine.first * L,
+                    cpu::transposed_at_once);
             }
         }
         for (int64_t v = 0; v < vectors_; ++v) {
             Vec<T> columns[L];
 #pragma GCC unroll 16
             for (int u = 0; u < L; ++u)
-                columns[u] =
-                    u < units ? load<T>(found + u * cpu::turned_at_once + v * L, L) : Vec<T>{};
+                columns[u] = u < units ? load<T>(results + u * cpu::transposed_at_once + v * L, L)
+                                       : Vec<T>{};
             transpose<T>(columns);
             for (int64_t r = v * L; r < minimum(rows_, (v + 1) * L); ++r)
                 sums[r * stride] = columns[r - v * L];
@@ -180,7 +184,7 @@ private:
     }
 
     const int64_t rows_, depth_, vectors_;
-    T *const turned_, *const weights_;  // and a tile's weights that were of 16 bits
+    T *const transposed_, *const weights_;  // and a tile's weights that were of 16 bits
 };
 
 }  // namespace FASTRNN_ISA

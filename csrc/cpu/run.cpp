@@ -1,18 +1,16 @@
 #include "run.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/util/SmallVector.h>
 #include <omp.h>
-#include <pthread.h>
 
-#include <atomic>
-#include <filesystem>
+#include <string>
+#include <type_traits>
+#include <vector>
 
 #ifdef FASTRNN_X86
 #include <xmmintrin.h>
 #endif
 
+#include "../cells/registry.h"
 #include "dispatch.h"
 #include "partition.h"
 #include "scratch.h"
@@ -20,13 +18,13 @@
 namespace fastrnn::cpu {
 namespace {
 
-// While this lives, subnormal numbers are zeros to its thread. x86 CPUs multiply them in microcode: a
-// state or a gradient that decays would cost up to 80 times as much, for values that no sum shows.
-// Elsewhere it does nothing.
+// While an object of this class lives, its thread treats subnormal numbers as zeros. x86 CPUs multiply
+// them in microcode: a state or a gradient that decays would cost up to 80 times as much, for values
+// too small to change any sum. On other CPUs it does nothing.
 class SubnormalsAreZeros {
 public:
-    SubnormalsAreZeros() : own_(get()) { set(own_ | results | operands); }
-    ~SubnormalsAreZeros() { set(own_); }
+    SubnormalsAreZeros() : before_(get()) { set(before_ | results | operands); }
+    ~SubnormalsAreZeros() { set(before_); }
     SubnormalsAreZeros(const SubnormalsAreZeros&) = delete;
 
 private:
@@ -39,29 +37,31 @@ private:
     static void set(unsigned) {}
 #endif
 
-    const unsigned own_;
+    const unsigned before_;
 };
 
-// Runs one kernel with up to so many threads. False, and nothing was done, if the runtime gave fewer
-// than the work was divided among: the barriers would wait for the missing ones for ever.
-template <class Layer>
-bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_size)(const Layer&),
-              void (*kernel)(const Layer&, int)) {
-    constexpr Pass pass = std::is_same_v<Layer, ForwardLayer> ? Pass::forward : Pass::backward;
+// Runs one kernel on up to so many threads. Returns false, with nothing done, if OpenMP gave fewer
+// threads than the work was partitioned between: the barriers would wait for ever for the missing ones.
+template <class Task>
+bool run_with(int threads, Task& task, size_t (*workspace_size)(const Task&),
+              void (*kernel)(const Task&, int)) {
+    constexpr Pass pass = std::is_same_v<Task, ForwardTask> ? Pass::forward : Pass::backward;
     Team team{};
-    team.partition = choose_partition(pass, layer.sequence, layer.size, p.cell.gates, threads);
+    team.partition = choose_partition(pass, task, threads);
     const int planned = team.partition.threads();
     team.all.reset(planned);
-    c10::SmallVector<Barrier, 2> groups(team.partition.directions * team.partition.rows);
-    for (Barrier& group : groups) group.reset(team.partition.units);
-    team.groups = groups.data();
-    layer.team = &team;
-    layer.workspace = nullptr;
-    const Scratch workspace(workspace_size(layer));
-    layer.workspace = workspace.data();
+    const int count = team.partition.directions * team.partition.rows;
+    Barrier few[2];  // nearly always enough, without an allocation
+    std::vector<Barrier> many(count > 2 ? count : 0);
+    team.groups = count > 2 ? many.data() : few;
+    for (int i = 0; i < count; ++i) team.groups[i].reset(team.partition.units);
+    task.team = &team;
+    task.workspace = nullptr;
+    const Scratch workspace(workspace_size(task));
+    task.workspace = workspace.data();
     if (planned == 1) {
         const SubnormalsAreZeros here;
-        kernel(layer, 0);
+        kernel(task, 0);
         return true;
     }
     bool enough = true;
@@ -70,7 +70,7 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
         const int rank = omp_get_thread_num();
         if (omp_get_num_threads() == planned) {
             const SubnormalsAreZeros here;
-            kernel(layer, rank);
+            kernel(task, rank);
         } else if (rank == 0) {
             enough = false;
         }
@@ -78,98 +78,63 @@ bool run_with(int threads, const Problem& p, Layer& layer, size_t (*workspace_si
     return enough;
 }
 
+template <class Task>
+void run(Task task, size_t (*workspace_size)(const Task&), void (*kernel)(const Task&, int)) {
+    if (!run_with(task.threads, task, workspace_size, kernel))
+        run_with(1, task, workspace_size, kernel);
+}
+
 std::string counted(int64_t n, const char* what) {
     return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
 }
 
-std::atomic<bool> had_others{false}, lost_threads{false};
-
-// Threads that wait for no one's work count too, such as those of NumPy's OpenBLAS: nothing tells them
-// from OpenMP's.
-void count_threads() {
-    std::error_code none;
-    const std::filesystem::directory_iterator tasks("/proc/self/task", none);
-    had_others = none || std::distance(begin(tasks), end(tasks)) > 1;
-}
-
-const int watched = pthread_atfork(count_threads, nullptr, [] {
-    if (had_others) lost_threads = true;
-});
-
-int threads_allowed() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
-
-// Whether as many models as there are threads are best run at a time, on a thread each: none waits for
-// another at any step. Where their weights stay in that thread's cache, as with rows of its own.
-bool side_by_side(const Problem& p, int64_t models, int64_t threads) {
-    const int64_t inputs = p.input + (p.layers - 1) * p.directions * p.recurrent;
-    const int64_t unit = p.cell.gates * p.hidden;
-    const int64_t total = models * p.rows * p.directions * unit * (inputs + p.layers * p.recurrent);
-    return threads > 1 && models >= threads && total >= worth_a_thread * threads &&
-           unit * p.recurrent < values_per_thread;
-}
-
-// Runs one kernel with the threads that torch allows.
-template <class Layer>
-void run(const Problem& p, Layer layer, size_t (*workspace_size)(const Layer&),
-         void (*kernel)(const Layer&, int)) {
-    if (!run_with(threads_allowed(), p, layer, workspace_size, kernel))
-        run_with(1, p, layer, workspace_size, kernel);
-}
-
 }  // namespace
 
-void without_lost_threads() {
-    if (lost_threads && at::get_num_threads() > 1) at::set_num_threads(1);
+void forward(const ForwardLayer& layer) {
+    const Kernel& kernels = kernel(layer.cell, layer.storage);
+    run(ForwardTask{layer}, kernels.forward_workspace, kernels.forward);
 }
 
-void forward(const Problem& p, const fastrnn::ForwardLayer& layer) {
-    const Kernel& kernels = kernel(p.cell_index, p.storage);
-    run(p, ForwardLayer{layer, nullptr, nullptr}, kernels.forward_workspace, kernels.forward);
+void backward(const BackwardLayer& layer) {
+    const Kernel& kernels = kernel(layer.cell, layer.storage);
+    run(BackwardTask{layer}, kernels.backward_workspace, kernels.backward);
 }
 
-void backward(const Problem& p, const fastrnn::BackwardLayer& layer) {
-    const Kernel& kernels = kernel(p.cell_index, p.storage);
-    run(p, BackwardLayer{layer, nullptr, nullptr}, kernels.backward_workspace, kernels.backward);
+// On a thread of its own a model waits for no other thread at any step. Its weights must fit into the
+// cache of that thread's core, as where threads partition the rows.
+bool runs_models_in_parallel(const Models& models, int threads) {
+    return threads > 1 && models.count >= threads &&
+           models.count * models.multiply_adds >= worth_a_thread * threads &&
+           models.recurrent_weights < values_per_thread;
 }
 
-void for_each_model(const Problem& p, int64_t models, const std::function<void(int64_t)>& run) {
-    const int64_t threads = threads_allowed();
-    // The last ones, if they are fewer than the threads, have all of those each.
-    const int64_t together =
-        side_by_side(p, models, threads) ? models / threads * threads : int64_t{0};
-    at::parallel_for(0, together, together / threads, [&](int64_t begin, int64_t end) {
-        at::AutoDispatchBelowADInplaceOrView below_autograd;  // a thread's own, as the operator's
-        for (int64_t model = begin; model < end; ++model) run(model);
-    });
-    for (int64_t model = together; model < models; ++model) run(model);
-}
-
-Facts explain(const Problem& p, const Sequence& sequence, const Dimensions& size, Pass pass) {
-    const Kernel& kernels = kernel(p.cell_index, p.storage);
+Facts explain(const Layer& layer, Pass pass) {
+    const Kernel& kernels = kernel(layer.cell, layer.storage);
     Team team{};
-    team.partition = choose_partition(pass, sequence, size, p.cell.gates, threads_allowed());
-    // As if every gradient were asked for, but of no memory.
-    ForwardLayer forward{};
-    forward.sequence = sequence, forward.size = size, forward.team = &team;
-    BackwardLayer backward{};
-    backward.sequence = sequence, backward.size = size, backward.team = &team;
+    team.partition = choose_partition(pass, layer, layer.threads);
+    // With all gradients required, but at no address.
+    ForwardTask forward{};
+    static_cast<Layer&>(forward) = layer, forward.team = &team;
+    BackwardTask backward{};
+    static_cast<Layer&>(backward) = layer, backward.team = &team;
     const bool is_forward = pass == Pass::forward;
-    const Cut cut = is_forward ? kernels.forward_cut(forward) : kernels.backward_cut(backward);
+    const TileShape tile =
+        is_forward ? kernels.forward_tile(forward) : kernels.backward_tile(backward);
     const size_t bytes =
         is_forward ? kernels.forward_workspace(forward) : kernels.backward_workspace(backward);
-    const Partition& part = team.partition;
-    std::string sharing = counted(part.threads(), "thread");
-    if (part.threads() > 1)
-        sharing += ": " + counted(part.directions, "direction") + " x " +
-                   counted(part.rows, "part") + " of the rows x " + counted(part.units, "part") +
-                   " of the units";
+    const Partition& partition = team.partition;
+    std::string sharing = counted(partition.threads(), "thread");
+    if (partition.threads() > 1)
+        sharing += ": " + counted(partition.directions, "direction") + " x " +
+                   counted(partition.rows, "part") + " of the rows x " +
+                   counted(partition.units, "part") + " of the units";
     return {{"path", "cpu"},
             {"instruction set", isa_in_use()},
             {"partition", sharing},
-            {"barriers a step", part.units > 1 ? "1" : "0"},
-            {"tile", counted(cut.tile_rows, "row") + " x " + counted(cut.vectors, "vector") +
-                         " of " + std::to_string(cut.lanes)},
-            {"operands", cut.operands},
+            {"barriers a step", partition.units > 1 ? "1" : "0"},
+            {"tile", counted(tile.rows, "row") + " x " + counted(tile.vectors, "vector") + " of " +
+                         std::to_string(tile.lanes)},
+            {"operands", tile.operands},
             {"scratch", std::to_string(bytes) + " bytes"}};
 }
 

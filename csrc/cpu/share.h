@@ -12,7 +12,7 @@ using cpu::Team;
 // Which part of the time loop a thread runs.
 struct Share {
     Span directions, rows;
-    int64_t row_part;     // which of the partition's rows
+    int64_t row_share;    // which of the partition's rows
     int64_t unit, units;  // its place among the threads that share these rows, and their number
     Barrier* barrier;     // where those meet
 
@@ -23,10 +23,10 @@ struct Share {
         units = p.units;
         unit = rank % p.units;
         const int64_t group = rank / p.units, direction = group / p.rows;
-        row_part = group % p.rows;
+        row_share = group % p.rows;
         barrier = &team.groups[group];
         directions = p.directions == 1 ? Span{0, direction_count} : Span{direction, direction + 1};
-        rows = {border(sequence, row_part, p.rows), border(sequence, row_part + 1, p.rows)};
+        rows = {border(sequence, row_share, p.rows), border(sequence, row_share + 1, p.rows)};
     }
 
 private:

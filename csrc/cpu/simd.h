@@ -57,11 +57,11 @@ constexpr int lanes = vector_bytes / sizeof(T);
 // Brings the line of p, which is about to be read, into the L2 cache; or to the core that is about to
 // write it. GCC takes a function, or a lambda, that does nothing but __builtin_prefetch for one without
 // effects and drops the calls to it. The empty statement is an effect.
-FASTRNN_INLINE void ask_for(const void* p) {
+FASTRNN_INLINE void prefetch(const void* p) {
     __builtin_prefetch(p, 0, 2);
     asm volatile("");
 }
-FASTRNN_INLINE void ask_to_write(void* p) {
+FASTRNN_INLINE void prefetch_for_write(void* p) {
     __builtin_prefetch(p, 1);
     asm volatile("");
 }

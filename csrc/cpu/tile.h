@@ -49,7 +49,7 @@ void tile(const TileArguments<P>& t) {
             if (Pair == 1) {  // two panels are read as fast as they come, which the CPU foresees
 #pragma GCC unroll 4
                 for (int j = 0; j < Vectors; ++j)
-                    __builtin_prefetch(w + (cpu::steps_ahead * Vectors + j) * width);
+                    __builtin_prefetch(w + (cpu::prefetch_steps * Vectors + j) * width);
                 __builtin_prefetch(next, 0, 2);
                 next += next_step;
             }

@@ -95,20 +95,20 @@ FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W*
                                      T* scratch, const Epilogue& epilogue) {
     constexpr int L = lanes<T>;
     const int gates = panels.gates;
-    Vec<T> sums[cpu::turned_at_once * max_panel_vectors];
-    const int64_t parts = (rows + cpu::turned_at_once - 1) / cpu::turned_at_once;
+    Vec<T> sums[cpu::transposed_at_once * max_panel_vectors];
+    const int64_t parts = (rows + cpu::transposed_at_once - 1) / cpu::transposed_at_once;
     for (int64_t i = 0; i < parts; ++i) {
         const Span part = Span{0, rows}.part(i, parts, L);
         const A* of_part = a + part.first * a_stride;
-        const TurnedRows<T> turned(of_part, a_stride, part.size(), depth, scratch);
+        const TransposedRows<T> transposed(of_part, a_stride, part.size(), depth, scratch);
         for (int64_t block = blocks.first; block < blocks.last; ++block) {
             const int count = static_cast<int>(minimum(L, panels.units - block * L));
             for (int g = 0; g < gates; ++g) {
                 const W* of_block = w + (g * panels.units + block * L) * depth;
-                turned.block(of_block, count, sums + g, gates);
-                dot_block<T>(of_part + turned.count() * a_stride, a_stride,
-                             part.size() - turned.count(), of_block, depth, count,
-                             sums + turned.count() * gates + g, gates);
+                transposed.block(of_block, count, sums + g, gates);
+                dot_block<T>(of_part + transposed.count() * a_stride, a_stride,
+                             part.size() - transposed.count(), of_block, depth, count,
+                             sums + transposed.count() * gates + g, gates);
             }
             for (int64_t r = 0; r < part.size(); ++r) {
                 Vec<T>* of_row = sums + r * gates;
@@ -124,9 +124,11 @@ FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W*
 // [panels.units] values, is at w(k). Every sum has the bits of the packed product: a column's terms
 // come in the same order. `scratch` has room for 2 * rows values a column.
 template <class T, class W, class Epilogue>
-void product_of_few(const Panels& panels, Span blocks, const W& w, const T* a, int64_t a_stride,
-                    int64_t rows, T* scratch, const Epilogue& epilogue) {
-    constexpr int L = lanes<T>, most = 8;  // rows of weights that are read side by side
+void unpacked_columns_product(const Panels& panels, Span blocks, const W& w, const T* a,
+                              int64_t a_stride, int64_t rows, T* scratch,
+                              const Epilogue& epilogue) {
+    constexpr int L = lanes<T>,
+                  most = cpu::unpacked_columns_step;  // rows of weights that are read side by side
     const int64_t first = blocks.first * L, width = blocks.size() * L;
     T *const acc = scratch, *const total = scratch + rows * width;
     const auto add = [&](int64_t k, auto count, bool fresh) __attribute__((always_inline)) {

@@ -6,6 +6,7 @@
 
 #include "backward_tensors.h"
 #include "path.h"
+#include "problem.h"
 #include "run.h"
 #include "stepwise/run.h"
 
@@ -53,7 +54,8 @@ void bias_gradients(const Problem& p, const BackwardTensors& t, const WeightGrad
 
 }  // namespace
 
-void backward(const Problem& p, const BackwardLayer& layer) {
+void backward(const BackwardLayer& layer) {
+    const Problem p = problem_of(layer);
     const c10::cuda::CUDAGuard guard(p.device);
     const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     const Matrices m(p);

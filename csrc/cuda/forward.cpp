@@ -3,6 +3,7 @@
 
 #include "matrices.h"
 #include "path.h"
+#include "problem.h"
 #include "run.h"
 #include "stepwise/run.h"
 
@@ -29,14 +30,15 @@ ForwardArrays arrays_of(const ForwardDirection& user, const Tensor& x) {
             .c = nullptr,
             .c_n = user.c_n,
             .output = user.output,
-            .again = user.again,
+            .again = user.output_copy,
             .saved = user.saved,
             .kept_c = user.c};
 }
 
 }  // namespace
 
-void forward(const Problem& p, const ForwardLayer& layer) {
+void forward(const ForwardLayer& layer) {
+    const Problem p = problem_of(layer);
     const c10::cuda::CUDAGuard guard(p.device);
     const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     const Products products(p);

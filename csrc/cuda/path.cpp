@@ -11,6 +11,7 @@
 
 #include "one_block/launch.h"
 #include "persistent/launch.h"
+#include "problem.h"
 #include "product.h"
 #include "run.h"
 
@@ -140,10 +141,11 @@ void run_in_one_launch(const Plan& plan, const Problem& problem, const Sequence&
     launch(plan, problem, sequence, layer, stream);
 }
 
-Facts explain(const Problem& p, const Sequence& sequence, const Dimensions&, Pass pass) {
+Facts explain(const Layer& layer, Pass pass) {
+    const Problem p = problem_of(layer);
     const Plan plan = choose_path(pass, p);
     if (const auto* stepwise = std::get_if<StepwisePlan>(&plan))
-        return facts_of(*stepwise, p, sequence);
+        return facts_of(*stepwise, p, layer.sequence);
     if (const auto* one_block = std::get_if<OneBlockPlan>(&plan))
         return facts_of(*one_block, Path::one_block,
                         "the weights fit into the registers of a block", 1, 0);

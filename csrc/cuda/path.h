@@ -3,7 +3,7 @@
 #pragma once
 #include <variant>
 
-#include "../torch/network.h"
+#include "../torch/problem.h"
 #include "one_block/plan.h"
 #include "persistent/plan.h"
 

@@ -1,15 +1,20 @@
-// A GPU as a Device (../network.h): the products of a layer by cuBLAS, the rest by the kernels of
+// A GPU as a Device (../device.h): the products of a layer by cuBLAS, the rest by the kernels of
 // this folder. Nothing waits for the GPU or copies a value back from it. All of it runs on the
 // caller's stream, in memory of torch's allocator, and can be captured in a CUDA graph.
 #pragma once
-#include "../torch/network.h"
+#include "../device.h"
 
 namespace fastrnn::cuda {
 
-void forward(const Problem& problem, const ForwardLayer& layer);
-void backward(const Problem& problem, const BackwardLayer& layer);
-Facts explain(const Problem& problem, const Sequence& sequence, const Dimensions& size, Pass pass);
+void forward(const ForwardLayer& layer);
+void backward(const BackwardLayer& layer);
+Facts explain(const Layer& layer, Pass pass);
 
-inline constexpr Device device{forward, backward, explain, /*stores_gradients=*/true};
+inline constexpr Device device{.forward = forward,
+                               .backward = backward,
+                               .explain = explain,
+                               .runs_models_in_parallel = nullptr,
+                               .stores_gradients = true,
+                               .output_may_be_h_n = false};
 
 }  // namespace fastrnn::cuda

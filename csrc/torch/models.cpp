@@ -1,8 +1,8 @@
 #include "models.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-
-#include "../cpu/run.h"
 
 namespace fastrnn {
 namespace {
@@ -96,10 +96,22 @@ void check_counts(const Kept& k, const OutputGradients& g, int64_t models) {
 }
 
 void for_each(const Problem& p, int64_t models, const std::function<void(int64_t)>& run) {
-    if (p.device.is_cpu())
-        cpu::for_each_model(p, models, run);
-    else
-        for (int64_t model = 0; model < models; ++model) run(model);
+    const auto in_parallel = device_for(p.device).runs_models_in_parallel;
+    const int64_t inputs = p.input + (p.layers - 1) * p.directions * p.recurrent;
+    const int64_t gate_rows = p.cell.gates * p.hidden;
+    const Models all{
+        .count = models,
+        .multiply_adds = p.rows * p.directions * gate_rows * (inputs + p.layers * p.recurrent),
+        .recurrent_weights = gate_rows * p.recurrent};
+    const int threads = cpu_threads();
+    // The last models, if they are fewer than the threads, get all of the threads each.
+    const int64_t parallel =
+        in_parallel && in_parallel(all, threads) ? models / threads * threads : int64_t{0};
+    at::parallel_for(0, parallel, parallel / threads, [&](int64_t begin, int64_t end) {
+        at::AutoDispatchBelowADInplaceOrView below_autograd;  // dispatch keys are a thread's own
+        for (int64_t model = begin; model < end; ++model) run(model);
+    });
+    for (int64_t model = parallel; model < models; ++model) run(model);
 }
 
 }  // namespace
@@ -109,7 +121,7 @@ bool are_of_models(at::TensorList weights) {
 }
 
 ForwardResult forward_models(const Arguments& a, bool train, Keep keep) {
-    cpu::without_lost_threads();
+    without_lost_threads();
     const int64_t models = count(a);
     const Problem p = check(Model(a, 0).arguments);
     const ForwardResult all = results_of(a, p, train, keep, models);
@@ -125,7 +137,7 @@ ForwardResult forward_models(const Arguments& a, bool train, Keep keep) {
 
 BackwardResult backward_models(const Arguments& a, const Kept& kept,
                                const OutputGradients& gradients, const std::vector<bool>& wanted) {
-    cpu::without_lost_threads();
+    without_lost_threads();
     const int64_t models = count(a);
     const Model first(a, 0);
     const Problem p = check(first.arguments);

@@ -6,7 +6,6 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "../cpu/dispatch.h"
-#include "../cpu/run.h"
 #include "fast_path.h"
 #include "network.h"
 
@@ -77,7 +76,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("cells", &registered_cells,
           "The registered cells: name -> gates, states, values kept for backward.");
     m.def("build_info", &build_info, "What was built, and what is in use.");
-    m.def("without_lost_threads", &cpu::without_lost_threads,
+    m.def("without_lost_threads", &without_lost_threads,
           "In a forked child that lost its parent's OpenMP threads: torch.set_num_threads(1).");
     m.def("explain", &explain_network,
           "How each layer of a network would be computed, forward and backward.");

@@ -1,22 +1,19 @@
 #include "network.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/native_dropout.h>
 
-#include <algorithm>
-#include <atomic>
-#include <memory>
-
+#include "../cpu/fork.h"
+#include "../cpu/memory.h"
 #include "../cpu/run.h"
-#include "../cpu/scratch.h"
 #ifdef FASTRNN_HAS_CUDA
 #include "../cuda/run.h"
 #endif
 
 namespace fastrnn {
-namespace {
 
 using at::Tensor;
 
@@ -32,6 +29,14 @@ const Device& device_for(at::Device device) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, "fastrnn has no kernels for device ", device,
                                 ", expected tensors on the CPU or a CUDA device");
 }
+
+int cpu_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
+void without_lost_threads() {
+    if (cpu::lost_threads() && at::get_num_threads() > 1) at::set_num_threads(1);
+}
+
+namespace {
 
 at::ScalarType gradient_dtype(const Problem& p) {
     return device_for(p.device).stores_gradients ? p.dtype : p.arithmetic;
@@ -119,35 +124,16 @@ Tensor dropped(const Tensor& rows, const Tensor& mask, double dropout) {
 
 Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {
     const Tensor t = at::empty(size, options);
-    if (t.is_cpu()) cpu::in_huge_pages(t.mutable_data_ptr(), t.nbytes());
+    if (t.is_cpu()) cpu::use_huge_pages(t.mutable_data_ptr(), t.nbytes(), cpu_threads());
     return t;
 }
 
-// What a training step has kept for backward waits here, when it is done with, for the next step: memory
-// of so many bytes would be fresh at each, that is, cleared. One piece, of up to step_kept bytes. Time
-// of a step without / so, two cores of an Intel Xeon: LSTM, B = 32, H = 512, 1.1, B = 64, H = 256, 1.05.
-std::atomic<Tensor*> put_aside{nullptr};
-
-Tensor memory_of_a_step(int64_t bytes, const at::TensorOptions& options) {
-    const auto type = options.dtype(at::kByte);
-    if (bytes < cpu::always_fresh || bytes > cpu::step_kept) return allocate({bytes}, type);
-    const std::unique_ptr<Tensor> earlier(put_aside.exchange(nullptr));
-    const Tensor piece =
-        earlier && int64_t(earlier->nbytes()) >= bytes ? *earlier : allocate({bytes}, type);
-    return at::for_blob(piece.mutable_data_ptr(), {bytes})
-        .deleter([piece](void* data) {
-            cpu::lend(data, piece.nbytes());
-            delete put_aside.exchange(new Tensor(piece));
-        })
-        .options(type)
-        .make_tensor();
+cpu::Block allocate_block(size_t bytes) {
+    const Tensor t = at::empty({static_cast<int64_t>(bytes)}, at::kByte);
+    return {t.mutable_data_ptr(), [t](void*) {}};
 }
 
-// Tensors that live as long as one another, on the CPU in one piece of memory of `least` bytes or more.
-// malloc gives the end of its heap back once twice the largest piece it has seen is free there, and what
-// a training step asks for next is fresh again: a page fault every 4 KB. So the largest piece is to be
-// half of what a step asks for; what it holds beyond its tensors is never touched. A step of an LSTM, B =
-// 16, H = 256, in three pieces: 21.7 ms in some processes, 26.7 in others.
+// Tensors that live about equally long, on the CPU in one block of `least` bytes or more.
 std::vector<Tensor> allocate_together(const std::vector<at::DimVector>& sizes, int64_t least,
                                       const at::TensorOptions& options) {
     std::vector<Tensor> tensors;
@@ -155,32 +141,32 @@ std::vector<Tensor> allocate_together(const std::vector<at::DimVector>& sizes, i
         for (const at::DimVector& size : sizes) tensors.push_back(at::empty(size, options));
         return tensors;
     }
-    constexpr int64_t alignment = 64;
-    std::vector<int64_t> places;
-    int64_t bytes = 0;
-    for (const at::DimVector& size : sizes) {
-        places.push_back(bytes);
-        bytes += c10::multiply_integers(size) * options.dtype().itemsize();
-        bytes = (bytes + alignment - 1) / alignment * alignment;
-    }
-    if (least < cpu::always_fresh) bytes = std::max(bytes, least);
-    const Tensor memory = memory_of_a_step(bytes, options);
-    char* data = static_cast<char*>(memory.mutable_data_ptr());
+    std::vector<size_t> bytes;
+    for (const at::DimVector& size : sizes)
+        bytes.push_back(c10::multiply_integers(size) * options.dtype().itemsize());
+    const cpu::Pieces pieces = cpu::allocate_together(bytes, least, cpu_threads(), allocate_block);
     for (size_t i = 0; i < sizes.size(); ++i)
-        tensors.push_back(at::for_blob(data + places[i], sizes[i])
-                              .deleter([memory](void*) {})
+        tensors.push_back(at::for_blob(pieces.data[i], sizes[i])
+                              .deleter([block = pieces.block](void*) {})
                               .options(options)
                               .make_tensor());
     return tensors;
+}
+
+Layer layer_of(const Problem& p, const Sequence& sequence, int64_t layer) {
+    return {.cell = p.cell_index,
+            .storage = p.storage,
+            .device_index = p.device.index(),
+            .threads = cpu_threads(),
+            .sequence = sequence,
+            .size = dimensions_of(p, layer)};
 }
 
 // What a layer reads; where its results go is left to say.
 ForwardLayer forward_layer(const Problem& p, const Sequence& sequence,
                            const std::vector<Tensor>& weights, const Tensor& input,
                            const Tensor& h0, const Tensor& c0, int64_t layer) {
-    ForwardLayer task{};
-    task.sequence = sequence;
-    task.size = dimensions_of(p, layer);
+    ForwardLayer task{layer_of(p, sequence, layer)};
     task.input = input.const_data_ptr();
     task.output_stride = p.directions * p.recurrent;
     for (int64_t d = 0; d < p.directions; ++d) {
@@ -215,7 +201,7 @@ struct Gates {
             direction.saved = saved[d].data_ptr();
             direction.c = c[d].data_ptr();
         }
-        device.forward(p, task);
+        device.forward(task);
     }
 };
 
@@ -289,27 +275,27 @@ void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResul
             direction.output = out + first;
             // The last layer's output is kept, and returned: that is the user's to change.
             if (layer + 1 == p.layers && !last)
-                direction.again = mutable_slice(r.output, 0) + first;
+                direction.output_copy = mutable_slice(r.output, 0) + first;
             if (keep == Keep::gates) {
                 direction.saved = r.saved[layer][d].data_ptr();
                 direction.c = r.c[layer][d].data_ptr();
             }
         }
-        device.forward(p, task);
+        device.forward(task);
     }
 }
 
 ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep keep) {
-    cpu::without_lost_threads();
+    without_lost_threads();
     ForwardResult r = results_of(a, p, train, keep);
     forward(a, p, keep, r);
     return r;
 }
 
 ForwardResult forward_step(const Arguments& a, const Problem& p) {
-    // The output is h: on a GPU other threads write that than this.
-    if (!p.device.is_cpu()) return forward(a, p, /*train=*/false, Keep::nothing);
-    cpu::without_lost_threads();
+    if (!device_for(p.device).output_may_be_h_n)
+        return forward(a, p, /*train=*/false, Keep::nothing);
+    without_lost_threads();
     const auto options = a.input.options().memory_format(std::nullopt);
     ForwardResult r;
     r.output = r.h_n = at::empty({1, p.batch, p.recurrent}, options);
@@ -365,9 +351,7 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
         const Tensor layer_saved = again ? again->saved : saved[layer],
                      layer_c = again ? again->c : c[layer];
         const Tensor grad_below = layer > 0 ? allocate({p.rows, width}, options) : grad_input;
-        BackwardLayer task{};
-        task.sequence = rows.sequence;
-        task.size = dimensions_of(p, layer);
+        BackwardLayer task{layer_of(p, rows.sequence, layer)};
         task.input = input.const_data_ptr();
         task.output_stride = width;
         task.grad_output_stride = width;
@@ -397,7 +381,7 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
                 p.has_biases ? mutable_slice(g[3], 0) : nullptr,
                 p.projected ? mutable_slice(g[p.weights_per_layer - 1], 0) : nullptr};
         }
-        device.backward(p, task);
+        device.backward(task);
         if (layer > 0) grad_output = dropped(grad_below, mask, a.options.dropout);
     }
 }
@@ -411,7 +395,7 @@ BackwardResult in_their_dtype(const Problem& p, BackwardResult result) {
 
 BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted) {
-    cpu::without_lost_threads();
+    without_lost_threads();
     BackwardResult result = gradients_of(a, p, wanted);
     backward(a, p, kept, gradients, result);
     return in_their_dtype(p, std::move(result));
@@ -420,9 +404,8 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
 std::pair<Facts, Facts> explain(const Arguments& a, const Problem& p, int64_t layer) {
     const Device& device = device_for(p.device);
     const Rows rows(a, p);
-    const Dimensions size = dimensions_of(p, layer);
-    return {device.explain(p, rows.sequence, size, Pass::forward),
-            device.explain(p, rows.sequence, size, Pass::backward)};
+    const Layer of_network = layer_of(p, rows.sequence, layer);
+    return {device.explain(of_network, Pass::forward), device.explain(of_network, Pass::backward)};
 }
 
 }  // namespace fastrnn

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "../layer.h"
+#include "../device.h"
 #include "problem.h"
 
 namespace fastrnn {
@@ -50,19 +50,18 @@ void backward(const Arguments& arguments, const Problem& problem, const Kept& ke
 // The gradients as the operator returns them.
 BackwardResult in_their_dtype(const Problem& problem, BackwardResult result);
 
-// Names and values of what there is to know of how a pass over a layer is computed.
-using Facts = std::vector<std::pair<std::string, std::string>>;
-
 // Those of a layer's forward pass and of its backward pass. Nothing is computed.
 std::pair<Facts, Facts> explain(const Arguments& arguments, const Problem& problem, int64_t layer);
 
-// What a device does for a network: one layer at a time.
-struct Device {
-    void (*forward)(const Problem&, const ForwardLayer&);
-    void (*backward)(const Problem&, const BackwardLayer&);
-    Facts (*explain)(const Problem&, const Sequence&, const Dimensions&, Pass);
-    // Whether gradients are made in the storage type, or in the arithmetic type and then rounded.
-    bool stores_gradients;
-};
+// The kernels of a device. Throws c10::NotImplementedError if there are none.
+const Device& device_for(at::Device device);
+
+// How many CPU threads a call may use: as many as torch's operators would.
+int cpu_threads();
+
+// In a forked child that has lost its parent's threads, torch.set_num_threads(1) (cpu/fork.h). Called
+// when a child is born (fastrnn/__init__.py), and by each operator, because the number may have been set
+// since, or the process been forked without Python's os.fork.
+void without_lost_threads();
 
 }  // namespace fastrnn
