@@ -2,11 +2,13 @@
 
     python tests/check_ptxas.py [--archs 80 90]
 
-Compiles the .cu files in csrc/cuda and fails if a kernel spills registers or has a local array; if
-a block of a kernel that runs all steps needs more registers than a multiprocessor has; if such a
-kernel of 16 bits or TF32 has no instruction of the tensor cores, or any of them does not load 16
-bytes at a time where it reads what it multiplies. Needs nvcc, and cuobjdump in PATH or from the
-triton that comes with torch; no GPU.
+Compiles the .cu files in csrc/cuda and fails if
+- a kernel spills registers or has a local array;
+- a block of a kernel that runs all steps needs more registers than a multiprocessor has;
+- such a kernel for a 16-bit type or TF32 has no tensor core instruction;
+- such a kernel has no 16-byte load for the operands of its products.
+
+Needs nvcc, and cuobjdump in PATH or from the triton that comes with torch. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from rich.table import Table
 
 CUDA = Path(__file__).parents[1] / "csrc/cuda"
 FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v"]
-FILE = 65536  # registers of a multiprocessor, since compute capability 3.5
+FILE = 65536  # registers per multiprocessor, since compute capability 3.5
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Kernel:
 
     @property
     def multiplied(self) -> str:
-        """The type that is multiplied by a kernel that runs all steps."""
+        """The operand type of the products of a kernel that runs all steps."""
         found = re.search(r", (?:\w+::)*(\w+)>\(", self.name)
         assert found, self.name
         return found.group(1)
@@ -73,7 +75,7 @@ def cuobjdump() -> str:
 
 
 def launch_bounds(cubin: Path) -> dict[str, int]:
-    """Threads of a block, by the kernel's name: only of kernels that have launch bounds."""
+    """Threads per block by kernel name, for the kernels that have launch bounds."""
     found = {}
     for section in output([cuobjdump(), "-elf", str(cubin)]).split("\n.nv.info.")[1:]:
         bounds = re.search(r"EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+0x(\w+)", section)
@@ -83,7 +85,7 @@ def launch_bounds(cubin: Path) -> dict[str, int]:
 
 
 def compiled(source: Path, arch: str, folder: Path) -> tuple[list[Kernel], dict[str, str]]:
-    """The kernels of a file for an architecture, and the instructions of each by its name."""
+    """The kernels of a file for an architecture, and each one's SASS, by name."""
     cubin = folder / f"{source.parent.name}_{source.stem}_{arch}.cubin"
     report = output(["nvcc", *FLAGS, f"-arch=sm_{arch}", "-cubin", str(source), "-o", str(cubin)])
     report = demangled(report)
@@ -115,8 +117,7 @@ def faults(kernel: Kernel, instructions: str) -> list[str]:
             found.append(f"{kernel.threads} threads need more than {FILE} registers")
         if kernel.multiplied != "float" and "HMMA" not in instructions:
             found.append("does not use the tensor cores")
-        # What a step multiplies is read from memory, or, if the block itself has computed it, from
-        # shared memory.
+        # The operands come from global memory, or from shared memory if the block computed them.
         own = re.search("one_block_|_columns<", kernel.name)
         wide = r"LDS\.128" if own else r"LDG?\.E(\.\w+)*\.128"
         if not re.search(wide, instructions):

@@ -22,7 +22,8 @@ def build(folder, change=None):
     source.write_text(text)
     program = folder / "threads"
     command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-g", "-fopenmp", "-pthread"]
-    command += ["-fsanitize=thread", "-Icsrc", "-Icsrc/cpu", str(source), "tests/barrier/threads.cpp"]
+    command += ["-fsanitize=thread", "-Icsrc", "-Icsrc/cpu"]
+    command += [str(source), "tests/barrier/threads.cpp"]
     subprocess.run([*command, "-o", str(program)], cwd=ROOT, check=True)
     return program
 

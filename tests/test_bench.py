@@ -344,7 +344,7 @@ def test_growth(tmp_path):
     assert pictures == sorted(f"growth_{axis}.png" for axis in cases.GROWTH_AXES)
 
 
-def test_a_part_of_a_page_is_replaced():
+def test_section_of_a_page_is_replaced():
     text = "before\n<!-- cpu -->\nold\n<!-- end of cpu -->\nafter\n"
     new = readme.written(text, "cpu", "| new |")
     assert new == "before\n<!-- cpu -->\n| new |\n<!-- end of cpu -->\nafter\n"
@@ -353,7 +353,7 @@ def test_a_part_of_a_page_is_replaced():
         readme.written("nothing", "cpu", "| new |")
 
 
-def test_the_readme_names_every_slower_row():
+def test_readme_lists_every_slower_row():
     results = synthetic({})
     shown = readme.cpu_speed([results])
     assert "| 4 | 1.98 | 1.98 | 0 |" in shown  # the random rows
@@ -371,14 +371,14 @@ def test_the_readme_names_every_slower_row():
         assert f"T = {row['T']}, B = {row['B']}, H = {row['H']}, {layers}" in below
 
 
-def test_the_table_of_the_grid():
+def test_grid_table():
     table = readme.cpu_grid(synthetic({})).splitlines()
     assert len(table) == 2 + len(cases.CELLS) * len(cases.SIZES) * len(cases.BATCHES)
     assert table[2].startswith("| LSTM | 1 | 64 | 1.0 ms |")
     assert all(line.endswith("| 1.98 | 1.98 | 1.98 | 1.98 | 1.98 | 1.98 |") for line in table[2:])
 
 
-def test_every_row_of_the_results_has_a_place_in_the_readme():
+def test_readme_covers_every_group_of_results():
     for runs, names in [(readme.CPU_RUNS, readme.CPU_GROUPS), (["gpu"], readme.GPU_GROUPS)]:
         groups = [{row["group"] for row in readme.load(run)["rows"]} for run in runs]
         assert set.union(*groups) == set(names)
