@@ -59,7 +59,7 @@ def test_bitwise_equal(kind, options, dtype, packed):
 
 @pytest.mark.once
 @pytest.mark.parametrize("kind", LAYERS)
-def test_without_direct_calls(kind, without_fast_path):
+def test_without_fast_path(kind, without_fast_path):
     keeping, recomputing = both(kind, num_layers=2)
     args = leaves(torch.randn(6, 3, 5)), leaves(random_state(keeping, 3))
     assert_equal(results(recomputing, args), results(keeping, args))
