@@ -17,7 +17,7 @@ from helpers import (
     pair,
     random_state,
 )
-from replace_cases import OnOurs, OwnCall, OwnForward, Plain, PlainCell
+from replace_cases import ByName, OnOurs, OwnCall, Plain, PlainCell
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -195,7 +195,7 @@ def test_users_subclasses():
 
     replaced = fastrnn.GRU(3, 4)
     replaced.forward = lambda x: fastrnn.GRU.forward(replaced, x * 2)
-    others = [Doubling(3, 4), DoublingCall(3, 4), replaced, OwnForward(3, 4), OwnCall(3, 4)]
+    others = [Doubling(3, 4), DoublingCall(3, 4), replaced, ByName(3, 4), OwnCall(3, 4)]
     for module in others:
         with pytest.raises(fx.proxy.TraceError):
             fx.symbolic_trace(nn.Sequential(module))
