@@ -1,5 +1,5 @@
-// The interface between a network (network.h) and a device, which csrc/cpu and csrc/cuda implement.
-// Nothing of torch.
+// The interface between a network (torch/network.h) and a device, which csrc/cpu and csrc/cuda
+// implement. Nothing of torch.
 #pragma once
 #include <stdint.h>
 
@@ -14,7 +14,7 @@ namespace fastrnn {
 // Names and values of how a pass over a layer is computed (fastrnn.explain).
 using Facts = std::vector<std::pair<std::string, std::string>>;
 
-// Several networks of the same sizes, with weights of their own (models.h).
+// Several networks of the same sizes, with weights of their own (torch/models.h).
 struct Models {
     int64_t count;
     int64_t multiply_adds;      // of one network's forward pass
@@ -22,18 +22,20 @@ struct Models {
 };
 
 struct Device {
-    // A pass over one layer. They run on the caller's thread and, on the CPU, on up to layer.threads.
+    // A pass over one layer. They run on the caller's thread and, on the CPU, on up to
+    // layer.threads.
     void (*forward)(const ForwardLayer& layer);
     void (*backward)(const BackwardLayer& layer);
 
     // How such a pass would be computed. Nothing is computed.
     Facts (*explain)(const Layer& layer, Pass pass);
 
-    // Whether models are best computed side by side, one on each of `threads` threads, instead of one
-    // after the other. Null: they never are.
+    // Whether models are best computed side by side, one on each of `threads` threads, instead of
+    // one after the other. Null: they never are.
     bool (*runs_models_in_parallel)(const Models& models, int threads);
 
-    // Whether gradients are of the storage type, or of the arithmetic type and rounded by the caller.
+    // Whether gradients are of the storage type, or of the arithmetic type and rounded by the
+    // caller.
     bool stores_gradients;
 
     // Whether the output of a network of one step may be the same memory as h_n.

@@ -1,17 +1,18 @@
-// The arguments of a device's kernels: one layer of a network, both directions, as plain pointers and
-// sizes. Nothing of torch.
+// The arguments of a device's kernels: one layer of a network, both directions, as plain pointers
+// and sizes. Nothing of torch.
 //
-// Rows. A sequence of T steps is N rows: all rows of step 0, then those of step 1, and so on. A padded
-// input has B rows in every step; packed data has fewer and fewer:
+// Rows. A sequence of T steps is N rows: all rows of step 0, then those of step 1, and so on. A
+// padded input has B rows in every step; packed data has fewer and fewer:
 //
 //     padded, T = 3, B = 3               packed, batch_sizes = {3, 2, 1}
 //     step 0   | row 0 | 1 | 2 |         step 0   | row 0 | 1 | 2 |      offsets = {0, 3, 5, 6}
 //     step 1   | 3     | 4 | 5 |         step 1   | 3     | 4 |
 //     step 2   | 6     | 7 | 8 |         step 2   | 5     |
 //
-// Types. `void*` points to values of the storage type (the dtype of the user's tensors) on the device.
-// The arithmetic type is float, or double for float64. The gradient type is the type in which a device
-// returns gradients: the storage type or the arithmetic type (Device::stores_gradients, device.h).
+// Types. `void*` points to values of the storage type (the dtype of the user's tensors) on the
+// device. The arithmetic type is float, or double for float64. The gradient type is the type in
+// which a device returns gradients: the storage type or the arithmetic type
+// (Device::stores_gradients, device.h).
 #pragma once
 #include <stdint.h>
 

@@ -4,7 +4,6 @@ The source folder is the repository's root, so that a link to a file of the repo
 here and on a plain checkout. MyST copies what a page links to and is no page itself.
 """
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ CONTENTS = {
         "docs/swapping",
         "docs/pytorch",
         "docs/reliability",
+        "docs/cpu",
         "docs/cuda",
         "docs/adding-a-cell",
         "tests/vgpu/README",
@@ -56,17 +56,6 @@ def add_contents(_: Any, name: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{names}\n```\n"
 
 
-def keep_lines(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Has what is indented under a line that ends in a colon, as shapes are, stay a list."""
-    text = re.sub(
-        r"^([^:\s].*[^:\n]:\n)((?: {4}.*\n)+)",
-        lambda found: f"{found[1]}\n" + re.sub(r"^ {4}(?! )", "    | ", found[2], flags=re.M),
-        "\n".join(lines) + "\n",
-        flags=re.MULTILINE,
-    )
-    lines[:] = text.split("\n")
-
-
 def add_index(app: Any, error: Exception | None) -> None:
     if error is None and app.builder.name == "html":
         shutil.copy(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
@@ -75,4 +64,3 @@ def add_index(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> None:
     app.connect("source-read", add_contents)
     app.connect("build-finished", add_index)
-    app.connect("autodoc-process-docstring", keep_lines)

@@ -8,24 +8,10 @@ def without_lost_threads() -> None: ...
 def layer(cell: str, module: Any, input: Any, hx: Any) -> Any: ...
 def cell(cell: str, module: Any, input: Any, hx: Any) -> Any: ...
 def network(
-    cell: str,
-    input: Any,
-    hx: Any,
-    params: Any,
-    batch_sizes: Any,
-    options: tuple[bool, int, bool, float],
-    train: bool,
-    recompute: bool,
-    dtype: Any,
+    network: tuple[Any, ...], input: Any, hx: Any, params: Any, batch_sizes: Any, dtype: Any
 ) -> Any: ...
 def step(cell: str, input: Any, hx: Any, params: Any, dtype: Any) -> Any: ...
 def autocast_to(tensors: Any, dtype: Any) -> list[Any]: ...
 def explain(
-    cell: str,
-    input: Any,
-    h0: Any,
-    c0: Any,
-    weights: Any,
-    batch_sizes: Any,
-    options: tuple[bool, int, bool, float],
+    network: tuple[Any, ...], input: Any, h0: Any, c0: Any, weights: Any, batch_sizes: Any
 ) -> list[tuple[dict[str, str], dict[str, str]]]: ...

@@ -1,16 +1,18 @@
 """fastrnn: LSTM, GRU and RNN layers that drop in for torch.nn's, computed by fused kernels.
 
     import fastrnn
-    layer = fastrnn.LSTM(32, 64, num_layers=2)   # in the place of torch.nn.LSTM
-    fastrnn.accelerate(model)                    # or: every recurrent layer of a model, in place
+    layer = fastrnn.LSTM(32, 64, num_layers=2)   # instead of torch.nn.LSTM
+    fastrnn.accelerate(model)                    # or every recurrent layer of a model, in place
 
-Importing it registers the operators `torch.ops.fastrnn.forward` and `.backward`, has torch.compile
-take fastrnn's layers into its graphs (fastrnn/dynamo.py says how, and how not to), has torch.onnx
-export them as ONNX's own (fastrnn/onnx.py), enters the operators in the registries of torch's tools
-(fastrnn/registries.py) and in torch.ao's table of dynamic quantization (fastrnn/quantization.py),
-learns of DTensor when that is imported (fastrnn/distributed.py), and calls
-`torch.set_num_threads(1)` in each child that is forked from a process with threads. It changes
-nothing else.
+Importing fastrnn has these effects on the process, and no others:
+
+- It registers the operators `torch.ops.fastrnn.forward` and `.backward`.
+- torch.compile takes fastrnn's layers into its graphs (fastrnn/dynamo.py).
+- torch.onnx exports them as ONNX's own operators (fastrnn/onnx.py).
+- torch's FlopCounterMode counts them (fastrnn/registries.py).
+- torch.ao's dynamic quantization quantizes them (fastrnn/quantization.py).
+- They take DTensors, once torch.distributed.tensor is imported (fastrnn/distributed.py).
+- A child that is forked from a process with threads calls `torch.set_num_threads(1)`.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ if (
 import torch
 
 from fastrnn import _C as _C
-from fastrnn import distributed, dynamo, functional, quantization, reference, registries
+from fastrnn import distributed, dynamo, fake, functional, quantization, reference, registries
+from fastrnn.cells import CELLS
 from fastrnn.explain import explain
-from fastrnn.functional import fallbacks
+from fastrnn.fallback import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from fastrnn.ops import CELLS
 from fastrnn.replace import accelerate, patch, restore
 from fastrnn.when_imported import when_imported
 
@@ -65,13 +67,14 @@ __all__ = [
     "restore",
 ]
 
+fake.install()
 dynamo.install()
 registries.install()
 quantization.install()
 distributed.install()
-# Before anything is computed in a forked child, which has none of its parent's threads.
+# A forked child has none of its parent's threads.
 os.register_at_fork(after_in_child=_C.without_lost_threads)
-# The registry that torch.onnx.export reads, of a package that need not be there.
+# The registry that torch.onnx.export reads, of an optional package.
 when_imported(
     "onnxscript.function_libs.torch_lib.registration",
     lambda _: importlib.import_module("fastrnn.onnx"),
@@ -84,9 +87,9 @@ def build_info() -> dict[str, Any]:
     """What was built and what is in use.
 
     Returns:
-        version; torch (built against) and torch_running; isa (in use), isa_compiled, isa_supported
-        (of those, what this CPU has); openmp (its version as a date, or None); compiler;
-        cuda_archs, and cuda: "built", or why there is none.
+        A dict of version; torch (built against) and torch_running; isa (in use), isa_compiled,
+        isa_supported (compiled, and supported by this CPU); openmp (its version as a date, or
+        None); compiler; cuda_archs; and cuda: "built", or why there are no CUDA kernels.
     """
     built = _C.build_info()
     built["cuda_archs"] = [arch for arch in built["cuda_archs"].split(";") if arch]

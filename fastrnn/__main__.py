@@ -1,4 +1,4 @@
-"""`python -m fastrnn info`: what was built and what is in use."""
+"""`python -m fastrnn info` prints what was built and what is in use."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
 """torch.compile takes fastrnn's layers into its graphs.
 
-Dynamo refuses every subclass of torch.nn.RNN, LSTM and GRU unless torch._dynamo.config.allow_rnn is
-set, since it would unroll torch's. Ours are one operator, so that it is set for ours alone, while
-Dynamo looks at one of them: torch's own layers fare as before. `enabled = False` leaves ours to the
-rule as well; torch.compiler.disable(layer) leaves out one.
+Dynamo breaks the graph at every subclass of torch.nn.RNN, LSTM and GRU unless
+torch._dynamo.config.allow_rnn is set, since it would unroll torch's layers. fastrnn's are one
+operator, so this module sets that option while Dynamo wraps one of them. Nothing changes for
+torch's layers.
+
+Set `fastrnn.dynamo.enabled = False` to break the graph at fastrnn's layers too, or call
+torch.compiler.disable(layer) for one.
 """
 
 from __future__ import annotations
@@ -16,15 +19,15 @@ from typing import Any
 from fastrnn.when_imported import when_imported
 
 enabled = True
-"""Whether Dynamo takes fastrnn's layers."""
+"""Whether Dynamo takes fastrnn's layers into its graphs."""
 
 
 def install() -> None:
-    """Tell Dynamo, now or when it is imported: torch itself does that at its first use."""
-    when_imported("torch._dynamo.variables.builder", _teach)
+    """Patch Dynamo, now or when it is imported. torch imports it at the first use."""
+    when_imported("torch._dynamo.variables.builder", _patch)
 
 
-def _teach(builder: ModuleType) -> None:
+def _patch(builder: ModuleType) -> None:
     wrap_module: Callable[..., Any] = builder.VariableBuilder.wrap_module
 
     @functools.wraps(wrap_module)

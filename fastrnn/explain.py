@@ -1,4 +1,4 @@
-"""How a layer would be computed: the path, how the work is cut, and why."""
+"""How a layer would be computed: the path, the partition of the work, and why."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn import _C, functional
-from fastrnn.autograd import Network
+from fastrnn import _C
+from fastrnn.arguments import bind_layer, parse_cell, parse_layer
+from fastrnn.cells import TORCH_CELLS
 from fastrnn.marked import is_ours
-from fastrnn.modules import FAST, _on_fastrnn
+from fastrnn.modules import FAST, _rebind
+from fastrnn.network import Network
 
 
 def explain(module: nn.Module, input: Any, hx: Any = None) -> None:
     """Print how a call of a layer or cell would be computed, layer by layer, forward and backward.
 
-    Nothing is computed. On the CPU: the instruction set, the threads and what each has a part of,
-    the tile of a step's product, what it reads, and scratch memory. On CUDA: the path (stepwise or
-    persistent) and why, blocks, threads, registers and shared memory.
+    Nothing is computed. On the CPU: the instruction set, the threads and how the work is
+    partitioned among them, the register tile of a step's matrix product and the layout of its
+    operands, and workspace memory. On CUDA: the path (stepwise or persistent) and why, blocks,
+    threads, registers and shared memory.
 
     Args:
-        module: a layer or cell of fastrnn's, or of torch's under ``keep_types=True``.
-        input, hx: what it would be called with.
+        module: a layer or cell of fastrnn, or one of torch that ``keep_types=True`` made fast.
+        input, hx: the arguments of the call.
 
     Raises:
-        TypeError: if the module is none of fastrnn's.
+        TypeError: if the module is not computed by fastrnn.
         ValueError, RuntimeError: as the call itself would.
     """
     if not is_ours(module):
@@ -37,7 +40,7 @@ def explain(module: nn.Module, input: Any, hx: Any = None) -> None:
             "fastrnn.accelerate makes torch's layers ours"
         )
     cls = next(cls for cls in FAST if isinstance(module, cls))
-    forward = _on_fastrnn(inspect.unwrap(cls.forward), _VF=_RECORDER)
+    forward = _rebind(inspect.unwrap(cls.forward), _VF=_RECORDER)
     try:
         with torch.no_grad():
             forward(module, input, hx)
@@ -45,7 +48,7 @@ def explain(module: nn.Module, input: Any, hx: Any = None) -> None:
         print(found)
 
 
-class _Found(Exception):  # noqa: N818  (no error: torch's forward is left by it)
+class _Found(Exception):  # noqa: N818  (no error: it leaves torch's forward)
     pass
 
 
@@ -57,16 +60,7 @@ def _text(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
 ) -> str:
-    n = network
-    facts = _C.explain(
-        n.cell,
-        input,
-        h0,
-        c0,
-        weights,
-        batch_sizes,
-        (n.has_biases, n.num_layers, n.bidirectional, n.dropout),
-    )
+    facts = _C.explain(network, input, h0, c0, weights, batch_sizes)
     lines = []
     for number, passes in enumerate(facts):
         for name, found in zip(["forward", "backward"], passes, strict=True):
@@ -75,19 +69,19 @@ def _text(
     return "\n".join(lines)
 
 
-def _of_layer(cell: str) -> Callable[..., None]:
+def _layer(cell: str) -> Callable[..., None]:
     def record(*args: Any, **kwargs: Any) -> None:
-        given = functional.named(cell, args, kwargs)
-        network, input, (h0, *c0) = functional.network_of(cell, given)
-        weights, batch_sizes = given["params"], given.get("batch_sizes")
+        arguments = bind_layer(cell, args, kwargs)
+        network, input, (h0, *c0) = parse_layer(cell, arguments)
+        weights, batch_sizes = arguments["params"], arguments.get("batch_sizes")
         raise _Found(_text(network, input, h0, c0[0] if c0 else None, weights, batch_sizes))
 
     return record
 
 
-def _of_cell(cell: str) -> Callable[..., None]:
+def _cell(cell: str) -> Callable[..., None]:
     def record(input: Tensor, hx: Any, *weights: Any) -> None:
-        network, params = functional.network_of_cell(cell, *weights)
+        network, params = parse_cell(cell, *weights)
         x, h0, *c0 = (
             s.unsqueeze(0) for s in ([input, hx] if isinstance(hx, Tensor) else [input, *hx])
         )
@@ -96,8 +90,8 @@ def _of_cell(cell: str) -> Callable[..., None]:
     return record
 
 
-_NAMES = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+# The functions that torch's forward code calls, by name.
 _RECORDER = types.SimpleNamespace(
-    **{cell: _of_layer(cell) for cell in _NAMES},
-    **{f"{cell}_cell": _of_cell(cell) for cell in _NAMES},
+    **{cell: _layer(cell) for cell in TORCH_CELLS},
+    **{f"{cell}_cell": _cell(cell) for cell in TORCH_CELLS},
 )

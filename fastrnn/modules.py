@@ -1,17 +1,16 @@
-"""torch.nn's recurrent layers and cells, with the computation replaced and nothing else.
+"""torch.nn's recurrent layers and cells, computed by fastrnn.
 
-Each class here is a subclass of torch's class of the same name. Constructor, parameters, initial
-values, state_dict, repr and pickling are inherited. ``forward`` is torch's own code, run with the
-name ``_VF`` standing for ``fastrnn.functional``, so that every check, message and convention is the
-installed torch's own. Where only the numbers are wanted (no gradient, autocast or transform, plain
-tensors on the CPU) it is skipped for a direct call of the kernels, csrc/direct.cpp.
+Each class is a subclass of torch's class of the same name, from which it inherits constructor,
+parameters, initial values, state_dict, repr and pickling. ``forward`` is torch's code with the name
+``_VF`` bound to ``fastrnn.functional``, so all checks, errors and conventions are those of the
+installed torch. Ordinary calls (dense tensors, no autocast, no transforms) skip that code: a fast
+path in C++ computes them.
 
-``torch.jit.script`` can't compile these layers, so it is given torch's in their place, on the same
-parameters. It leaves those in the model it was called on, too: a warning in the log ``fastrnn``
-says so, and ``fastrnn.accelerate`` brings ours back.
+``torch.jit.script`` can't compile these layers: it compiles torch's layers on the same parameters.
+It also leaves them in the model that it was called on, with a warning in the log ``fastrnn``;
+``fastrnn.accelerate`` makes them fast again.
 """
 
-import copy
 import functools
 import logging
 import operator
@@ -22,36 +21,40 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from fastrnn import _C
 
-# torch's forward code says `_VF.lstm(...)` and runs with the globals of this module: this name is
-# the whole replacement.
+# torch's forward code calls `_VF.lstm(...)`. It runs with the globals of this module.
 from fastrnn import functional as _VF
+from fastrnn.copies import deep_copy, with_class
 from fastrnn.symbolic import call_of_module
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 RECOMPUTE = "_fastrnn_recompute"
-"""The instance attribute that holds the option `recompute`, by a name that no user's class has.
+"""The instance attribute of the option `recompute`, with a name that no user's class has.
 
-csrc/direct.cpp reads it too.
+The fast path in C++ reads it too.
 """
 
 _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def _on_fastrnn(forward: _Forward, **names: Any) -> _Forward:
+def _rebind(forward: _Forward, **names: Any) -> _Forward:
     """Return torch's ``forward`` with ``_VF`` bound to ``fastrnn.functional``.
 
-    Or, in a copy of this module's globals, with other ``names`` bound.
+    Args:
+        forward: a function of torch.nn that calls _VF.
+        names: other bindings, in a copy of this module's globals.
+
+    Raises:
+        ImportError: if the installed torch's ``forward`` does not call _VF.
     """
     theirs = cast(types.FunctionType, forward)
     if "_VF" not in theirs.__code__.co_names:
         raise ImportError(f"{theirs.__module__}.{theirs.__qualname__} does not call torch._VF")
-    # A real module's globals and not a copy of torch's: torch.compile guards on importable names.
+    # The globals of a module, not a copy of torch's: torch.compile guards on importable names.
     ours = globals()
     for name in theirs.__code__.co_names:
         if name in theirs.__globals__:
@@ -69,7 +72,7 @@ def _on_fastrnn(forward: _Forward, **names: Any) -> _Forward:
     return cast(_Forward, made)
 
 
-# What torch's forward calls of its own class, and a direct call does not.
+# Methods that torch's forward calls and the fast path does not.
 _STEPS = (
     "check_input",
     "get_expected_hidden_size",
@@ -81,54 +84,55 @@ _STEPS = (
 )
 
 
-@functools.lru_cache(maxsize=128)  # bounded: parametrized modules have a class each
-def _has_steps_of_its_own(cls: type[nn.Module]) -> bool:
+@functools.lru_cache(maxsize=128)  # bounded: each parametrized module has its own class
+def _overrides_steps(cls: type[nn.Module]) -> bool:
     """Whether a user's subclass overrides one of them."""
-    # Of the six classes, fastrnn's or, for layers that keep their types, torch's.
+    # The base is fastrnn's class or, for layers that keep their types, torch's.
     base: Any = next(base for base in cls.__mro__ if base in FAST or base in FAST.values())
     return any(getattr(cls, name, None) is not getattr(base, name, None) for name in _STEPS)
 
 
-def _directly(direct: Callable[..., Any], theirs: _Forward) -> _Forward:
-    """Return torch's ``forward`` on fastrnn, before which ``direct(self, input, hx)`` is asked.
+def _with_fast_path(fast_path: Callable[..., Any], theirs: _Forward) -> _Forward:
+    """Return torch's ``forward`` computed by fastrnn, with a fast path before it.
 
-    It returns None where it does not apply. torch.compile sees ``forward`` alone.
+    ``fast_path(self, input, hx)`` returns None where it does not apply. torch.compile traces
+    torch's ``forward`` only.
     """
-    forward = _on_fastrnn(theirs)
-    recomputing = _on_fastrnn(theirs, _VF=_VF.recomputing)
+    forward = _rebind(theirs)
+    recomputing = _rebind(theirs, _VF=_VF.recomputing)
 
     @functools.wraps(forward)
-    def direct_or_forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
-        cls: Any = type(self)  # mypy doubts that the classes of modules are hashable
+    def fast_forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
+        cls: Any = type(self)  # mypy takes the classes of modules for unhashable
         if not torch.compiler.is_compiling():
-            result = None if _has_steps_of_its_own(cls) else direct(self, input, hx)
+            result = None if _overrides_steps(cls) else fast_path(self, input, hx)
             if result is None:
-                result = call_of_module(direct_or_forward, self, input, hx)
+                result = call_of_module(fast_forward, self, input, hx)
             if result is not None:
                 return result
         if getattr(self, RECOMPUTE, False):
             return recomputing(self, input, hx)
         return forward(self, input, hx)
 
-    return cast(_Forward, direct_or_forward)
+    return cast(_Forward, fast_forward)
 
 
 def _with_recompute(init: _Forward) -> _Forward:
-    """Return torch's ``__init__`` with the option of fastrnn's layers beside torch's."""
+    """Return torch's ``__init__`` with the option ``recompute``."""
 
     @functools.wraps(init)
     def init_with_recompute(
         self: nn.Module, *args: Any, recompute: bool = False, **kw: Any
     ) -> None:
         init(self, *args, **kw)
-        if recompute:  # else the instance has torch's attributes alone
+        if recompute:  # else the instance has only torch's attributes
             setattr(self, RECOMPUTE, True)
 
     return cast(_Forward, init_with_recompute)
 
 
 def _with_options(extra_repr: _Forward) -> _Forward:
-    """Return torch's ``extra_repr`` with that option where it is on."""
+    """Return torch's ``extra_repr`` with the option ``recompute`` where it is on."""
 
     @functools.wraps(extra_repr)
     def extra_repr_with_options(self: nn.Module) -> str:
@@ -140,7 +144,7 @@ def _with_options(extra_repr: _Forward) -> _Forward:
 
 def _get_recompute(self: nn.Module) -> Any:
     own = vars(self)
-    # An attribute of this name that somebody gave a torch.nn.LSTM before it became ours is theirs.
+    # A user may have set an attribute of this name before the layer became fastrnn's.
     return own["recompute"] if "recompute" in own else own.get(RECOMPUTE, False)
 
 
@@ -150,16 +154,16 @@ def _set_recompute(self: nn.Module, value: bool) -> None:
 
 
 _recompute = property(
-    _get_recompute, _set_recompute, doc="Whether only the outputs are kept for backward."
+    _get_recompute, _set_recompute, doc="Whether only the outputs are saved for backward."
 )
 
 
 def _read_weights(self: nn.RNNBase) -> None:
-    """Bring ``self._flat_weights``, which forward computes with, up to date by torch's rule.
+    """Update ``self._flat_weights``, the weights that forward computes with, by torch's rule.
 
-    The list counts as it is, so that code may write weights into it, until an attribute is no
-    longer the tensor of ``_flat_weight_refs``: then all attributes are read. torch evaluates a
-    parametrization up to three times a call to find out; here each attribute is read once.
+    All attributes are read again when one is no longer the tensor in ``_flat_weight_refs``. Until
+    then, code may write weights into the list. torch evaluates a parametrization up to three times
+    a call; here each attribute is read once.
     """
     params = self._parameters
     names = self._flat_weights_names
@@ -175,11 +179,12 @@ def _read_weights(self: nn.RNNBase) -> None:
         self.flatten_parameters()
 
 
-def _within_bounds(permute: _Forward) -> _Forward:
+def _with_batch_check(permute: _Forward) -> _Forward:
     """Return torch's ``permute_hidden``, which sorts the states of a PackedSequence, with a check.
 
-    On a GPU a state of too few rows would end the process's use of it, with an assertion. To a
-    compiler neither number is known; the code it generates checks what it selects.
+    On a GPU, a state with too few rows would fail a device-side assertion, and the process could
+    not use the GPU any more. A compiler knows neither size; the code that it generates checks
+    indices itself.
     """
 
     @functools.wraps(permute)
@@ -187,18 +192,18 @@ def _within_bounds(permute: _Forward) -> _Forward:
         if permutation is not None and not torch.compiler.is_compiling():
             for state in hx if isinstance(hx, tuple) else (hx,):
                 if state.is_cuda and state.dim() == 3 and state.size(1) < permutation.numel():
-                    wanted = (state.size(0), permutation.numel(), state.size(2))
-                    raise RuntimeError(f"Expected hidden size {wanted}, got {list(state.size())}")
+                    expected = (state.size(0), permutation.numel(), state.size(2))
+                    raise RuntimeError(f"Expected hidden size {expected}, got {list(state.size())}")
         return permute(self, hx, permutation)
 
     return cast(_Forward, permute_hidden)
 
 
-def _known_at_run_time(check: _Forward) -> _Forward:
-    """Return torch's ``check_forward_args``, but for a PackedSequence that is being compiled.
+def _without_compiled_batch(check: _Forward) -> _Forward:
+    """Return torch's ``check_forward_args``, which skips a PackedSequence that is being compiled.
 
-    Its batch is a value in a tensor, of which a compiler knows no more than a name. The operator
-    compares it with the states at every call.
+    The batch size of a PackedSequence is a value in a tensor, which a compiler does not know. The
+    operator compares it with the states at each call.
     """
 
     @functools.wraps(check)
@@ -209,38 +214,8 @@ def _known_at_run_time(check: _Forward) -> _Forward:
     return cast(_Forward, check_forward_args)
 
 
-def deep_copy(self: _Module, memo: dict[int, Any]) -> _Module:
-    """Copy as copy.deepcopy does, also where weights are computed from other tensors.
-
-    copy.deepcopy refuses tensors that were, which a parametrization leaves in ``_flat_weights``,
-    and pruning and the old weight_norm as attributes. The copy has the values of the latter, and
-    computes its own weights at every call, as the original does.
-
-    A copy of a module whose ``compile()`` was called is not compiled, like that of an nn.Linear: in
-    torch's layers it goes on computing with the original's parameters.
-    """
-    for value in vars(self).values():
-        if isinstance(value, torch.Tensor) and not value.is_leaf:
-            memo[id(value)] = value.detach().clone()
-    if parametrize.is_parametrized(self):  # it can't be pickled, and torch copies its attributes
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        state = vars(self).copy()
-        if "_flat_weights" in state:  # the weak references say that it is to be read again
-            state["_flat_weights"] = [None] * len(state["_flat_weights"])
-        vars(copied).update(copy.deepcopy(state, memo))
-    else:
-        make, arguments, *rest = cast(tuple[Any, ...], self.__reduce_ex__(4))
-        copied = make(*copy.deepcopy(arguments, memo))
-        memo[id(self)] = copied
-        if rest and rest[0] is not None:
-            copied.__setstate__(copy.deepcopy(rest[0], memo))
-    vars(copied).pop("_compiled_call_impl", None)
-    return copied
-
-
-def _torch_twin(self: _Module) -> _Module:
-    """Return torch's layer on the same parameters: what torch.jit.script compiles."""
+def _for_jit_script(self: _Module) -> _Module:
+    """Return torch's layer on the same parameters, for torch.jit.script to compile."""
     cls = type(self)
     if cls not in FAST.values():
         return self
@@ -248,14 +223,7 @@ def _torch_twin(self: _Module) -> _Module:
         "torch.jit.script compiles torch.nn's %s and leaves it in the model it was called on",
         cls.__name__,
     )
-    return as_torchs(self, cls.__base__)
-
-
-def as_torchs(self: _Module, cls: Any) -> _Module:
-    """Return a module of the class ``cls`` on the same parameters."""
-    twin = copy.copy(self)
-    twin.__class__ = cls
-    return twin
+    return with_class(self, cls.__base__)
 
 
 class RNN(nn.RNN):
@@ -263,81 +231,105 @@ class RNN(nn.RNN):
 
     Arguments, attributes, errors and results are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
+    and this option:
 
-    Shapes, for T steps, batch B, I = input_size, H = hidden_size, L layers,
-    D = 2 if bidirectional else 1:
-        input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
-        hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
-        returns output: [T, B, D*H] in the layout of the input, and h_n: as hx
+    Args:
+        recompute: whether to save only the outputs for backward, which computes the gates again: a
+            fraction of the memory, at the cost of another forward pass. Also an attribute.
 
-    ``recompute=True`` (an attribute too) keeps the outputs alone for backward.
+    Shape:
+        - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
+        - hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
+        - output: [T, B, D*H], in the layout of the input
+        - h_n: as hx
+
+    T is the number of steps, B the batch size, I ``input_size``, H ``hidden_size``, L
+    ``num_layers``, and D is 2 if ``bidirectional``, else 1.
+
+    All tensors have the dtype of the parameters: float32, float64, bfloat16 or float16.
     """
 
     recompute = _recompute
     __init__ = _with_recompute(nn.RNN.__init__)
     extra_repr = _with_options(nn.RNN.extra_repr)
-    forward = _directly(
+    forward = _with_fast_path(
         lambda self, input, hx: _C.layer(self.mode.lower(), self, input, hx),
         nn.RNN.forward,
     )
-    permute_hidden = _within_bounds(nn.RNN.permute_hidden)
-    check_forward_args = _known_at_run_time(nn.RNN.check_forward_args)
+    permute_hidden = _with_batch_check(nn.RNN.permute_hidden)
+    check_forward_args = _without_compiled_batch(nn.RNN.check_forward_args)
     _update_flat_weights = _read_weights
     __deepcopy__ = deep_copy
-    __prepare_scriptable__ = _torch_twin
+    __prepare_scriptable__ = _for_jit_script
 
 
 class LSTM(nn.LSTM):
-    """Drop-in for :class:`torch.nn.LSTM`, gates in torch's order i, f, g, o.
+    """Drop-in for :class:`torch.nn.LSTM`, with gates in torch's order i, f, g, o.
 
     Arguments, attributes, errors and results are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+    and this option:
 
-    Shapes, for T steps, batch B, I = input_size, H = hidden_size, L layers,
-    D = 2 if bidirectional else 1, and P = proj_size, or H where there is no projection:
-        input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
-        hx: (h_0, c_0) of [L*D, B, P] and [L*D, B, H], without B if unbatched; zeros if not given
-        returns output: [T, B, D*P] in the layout of the input, and (h_n, c_n): as hx
+    Args:
+        recompute: whether to save only the outputs for backward, which computes the gates again: a
+            fraction of the memory, at the cost of another forward pass. Also an attribute.
 
-    ``recompute=True`` (an attribute too) keeps the outputs alone for backward, which computes the
-    gates again: a fraction of the memory, for another forward pass.
+    Shape:
+        - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
+        - hx: (h_0 [L*D, B, P], c_0 [L*D, B, H]), without B if unbatched; zeros if not given
+        - output: [T, B, D*P], in the layout of the input
+        - (h_n, c_n): as hx
+
+    T is the number of steps, B the batch size, I ``input_size``, H ``hidden_size``, L
+    ``num_layers``, and D is 2 if ``bidirectional``, else 1; P is ``proj_size``, or H without a
+    projection.
+
+    All tensors have the dtype of the parameters: float32, float64, bfloat16 or float16.
     """
 
     recompute = _recompute
     __init__ = _with_recompute(nn.LSTM.__init__)
     extra_repr = _with_options(nn.LSTM.extra_repr)
-    forward = _directly(functools.partial(_C.layer, "lstm"), nn.LSTM.forward)
-    permute_hidden = _within_bounds(nn.LSTM.permute_hidden)
-    check_forward_args = _known_at_run_time(nn.LSTM.check_forward_args)
+    forward = _with_fast_path(functools.partial(_C.layer, "lstm"), nn.LSTM.forward)
+    permute_hidden = _with_batch_check(nn.LSTM.permute_hidden)
+    check_forward_args = _without_compiled_batch(nn.LSTM.check_forward_args)
     _update_flat_weights = _read_weights
     __deepcopy__ = deep_copy
-    __prepare_scriptable__ = _torch_twin
+    __prepare_scriptable__ = _for_jit_script
 
 
 class GRU(nn.GRU):
-    """Drop-in for :class:`torch.nn.GRU`, gates in torch's order r, z, n.
+    """Drop-in for :class:`torch.nn.GRU`, with gates in torch's order r, z, n.
 
     Arguments, attributes, errors and results are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
+    and this option:
 
-    Shapes, for T steps, batch B, I = input_size, H = hidden_size, L layers,
-    D = 2 if bidirectional else 1:
-        input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence
-        hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
-        returns output: [T, B, D*H] in the layout of the input, and h_n: as hx
+    Args:
+        recompute: whether to save only the outputs for backward, which computes the gates again: a
+            fraction of the memory, at the cost of another forward pass. Also an attribute.
 
-    ``recompute=True`` (an attribute too) keeps the outputs alone for backward.
+    Shape:
+        - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
+        - hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
+        - output: [T, B, D*H], in the layout of the input
+        - h_n: as hx
+
+    T is the number of steps, B the batch size, I ``input_size``, H ``hidden_size``, L
+    ``num_layers``, and D is 2 if ``bidirectional``, else 1.
+
+    All tensors have the dtype of the parameters: float32, float64, bfloat16 or float16.
     """
 
     recompute = _recompute
     __init__ = _with_recompute(nn.GRU.__init__)
     extra_repr = _with_options(nn.GRU.extra_repr)
-    forward = _directly(functools.partial(_C.layer, "gru"), nn.GRU.forward)
-    permute_hidden = _within_bounds(nn.GRU.permute_hidden)
-    check_forward_args = _known_at_run_time(nn.GRU.check_forward_args)
+    forward = _with_fast_path(functools.partial(_C.layer, "gru"), nn.GRU.forward)
+    permute_hidden = _with_batch_check(nn.GRU.permute_hidden)
+    check_forward_args = _without_compiled_batch(nn.GRU.check_forward_args)
     _update_flat_weights = _read_weights
     __deepcopy__ = deep_copy
-    __prepare_scriptable__ = _torch_twin
+    __prepare_scriptable__ = _for_jit_script
 
 
 class RNNCell(nn.RNNCell):
@@ -346,18 +338,21 @@ class RNNCell(nn.RNNCell):
     Arguments, attributes, errors and results are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html
 
-    Shapes, for batch B, I = input_size, H = hidden_size:
-        input: [B, I] or [I]
-        hx: [B, H] or [H]; zeros if not given
-        returns h: as hx
+    Shape:
+        - input: [B, I] or [I]
+        - hx: [B, H] or [H]; zeros if not given
+        - h': as hx
+
+    B is the batch size, I ``input_size``, H ``hidden_size``. All tensors have the dtype of the
+    parameters: float32, float64, bfloat16 or float16.
     """
 
-    forward = _directly(
+    forward = _with_fast_path(
         lambda self, input, hx: _C.cell(f"rnn_{self.nonlinearity}", self, input, hx),
         nn.RNNCell.forward,
     )
     __deepcopy__ = deep_copy
-    __prepare_scriptable__ = _torch_twin
+    __prepare_scriptable__ = _for_jit_script
 
 
 class LSTMCell(nn.LSTMCell):
@@ -366,15 +361,18 @@ class LSTMCell(nn.LSTMCell):
     Arguments, attributes, errors and results are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
 
-    Shapes, for batch B, I = input_size, H = hidden_size:
-        input: [B, I] or [I]
-        hx: (h, c), both [B, H] or [H]; zeros if not given
-        returns (h, c): as hx
+    Shape:
+        - input: [B, I] or [I]
+        - hx: (h, c), both [B, H] or [H]; zeros if not given
+        - (h', c'): as hx
+
+    B is the batch size, I ``input_size``, H ``hidden_size``. All tensors have the dtype of the
+    parameters: float32, float64, bfloat16 or float16.
     """
 
-    forward = _directly(functools.partial(_C.cell, "lstm"), nn.LSTMCell.forward)
+    forward = _with_fast_path(functools.partial(_C.cell, "lstm"), nn.LSTMCell.forward)
     __deepcopy__ = deep_copy
-    __prepare_scriptable__ = _torch_twin
+    __prepare_scriptable__ = _for_jit_script
 
 
 class GRUCell(nn.GRUCell):
@@ -383,15 +381,18 @@ class GRUCell(nn.GRUCell):
     Arguments, attributes, errors and results are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html
 
-    Shapes, for batch B, I = input_size, H = hidden_size:
-        input: [B, I] or [I]
-        hx: [B, H] or [H]; zeros if not given
-        returns h: as hx
+    Shape:
+        - input: [B, I] or [I]
+        - hx: [B, H] or [H]; zeros if not given
+        - h': as hx
+
+    B is the batch size, I ``input_size``, H ``hidden_size``. All tensors have the dtype of the
+    parameters: float32, float64, bfloat16 or float16.
     """
 
-    forward = _directly(functools.partial(_C.cell, "gru"), nn.GRUCell.forward)
+    forward = _with_fast_path(functools.partial(_C.cell, "gru"), nn.GRUCell.forward)
     __deepcopy__ = deep_copy
-    __prepare_scriptable__ = _torch_twin
+    __prepare_scriptable__ = _for_jit_script
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {

@@ -1,6 +1,6 @@
-"""torch.ao's table of dynamic quantization, by the exact type, with fastrnn's layers in it too.
+"""fastrnn's layers in torch.ao's table of dynamic quantization, which lists exact types.
 
-A layer with a qconfig is quantized as torch's layer on the same parameters.
+A layer with a qconfig is quantized as torch's layer with the same parameters.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from fastrnn.modules import FAST, as_torchs
+from fastrnn.copies import with_class
+from fastrnn.modules import FAST
 from fastrnn.when_imported import when_imported
 
 
 def install() -> None:
-    """Add to the table, now or when it is imported."""
+    """Add the layers to the table, now or when it is imported."""
     when_imported("torch.ao.quantization.quantization_mappings", _add)
 
 
@@ -28,7 +29,7 @@ def _add(mappings: ModuleType) -> None:
 
 def _from_ours(quantized: Any, theirs: type[nn.Module]) -> Any:
     def from_float(cls: Any, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Any:
-        return quantized.from_float(as_torchs(mod, theirs), use_precomputed_fake_quant)
+        return quantized.from_float(with_class(mod, theirs), use_precomputed_fake_quant)
 
     namespace = {
         "__doc__": quantized.__doc__,

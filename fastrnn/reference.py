@@ -1,13 +1,13 @@
-"""Each cell in plain PyTorch: the definition, the tests' oracle, and what is differentiated again.
+"""Each cell in plain PyTorch: its definition, the tests' oracle, and the higher derivatives.
 
 The formulas are those of torch.nn's documentation (torch/nn/modules/rnn.py), in the order of
-operations of torch's own CPU code (aten/src/ATen/native/RNN.cpp). Nothing is done in place, so that
-every function here can be differentiated any number of times, forward or backward, in any dtype and
-on any device.
+operations of torch's CPU code (aten/src/ATen/native/RNN.cpp). No function writes in place, so each
+can be differentiated any number of times, in forward or reverse mode, in any dtype and on any
+device.
 
-A new cell is one function under ``@_cell``, named as in the registry of the extension.
+A new cell is one function decorated with ``@_cell``, with the cell's name in the C++ registry.
 Sizes: T steps, B batch, I input, H hidden, P projection, G gates, L layers, D directions, and N
-rows of all steps together (T * B, or the sum of batch_sizes).
+rows of all steps (T*B, or the sum of batch_sizes).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ __all__ = ["CELLS", "gru", "lstm", "rnn_relu", "rnn_tanh", "run"]
 Cell = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 #: name -> one time step, as ``(x: [B, G*H], r: [B, G*H], h: [B, H], c: [B, H] or None) -> (h, c)``
-#: where x = W_ih x_t + b_ih, r = W_hh h_{t-1} + b_hh, and the h returned is not projected yet.
+#: where x = W_ih x_t + b_ih, r = W_hh h_{t-1} + b_hh, and the result h is not projected yet.
 CELLS: dict[str, Cell] = {}
 
 
@@ -34,9 +34,14 @@ def _cell(step: Cell) -> Cell:
 def lstm(x: Tensor, r: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """One step of torch.nn.LSTM (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000).
 
-    i, f, o = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*),  g = tanh(the same with g)
-    c_t = f * c_{t-1} + i * g
-    h_t = o * tanh(c_t), times W_hr^T where there is a projection (Sak et al. 2014), done by `run`
+    ::
+
+        i, f, o = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*)
+        g = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(c_t)
+
+    `run` multiplies h_t by W_hr^T where there is a projection (Sak et al. 2014).
     """
     assert c is not None
     i, f, g, o = (x + r).chunk(4, dim=1)
@@ -48,9 +53,11 @@ def lstm(x: Tensor, r: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Ten
 def gru(x: Tensor, r: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """One step of torch.nn.GRU (Cho et al. 2014, with the reset gate after the product).
 
-    r, z = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*)
-    n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
-    h_t = (1 - z) * n + z * h_{t-1}
+    ::
+
+        r, z = sigmoid(W_i* x_t + b_i* + W_h* h_{t-1} + b_h*)
+        n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
+        h_t = (1 - z) * n + z * h_{t-1}
     """
     x_r, x_z, x_n = x.chunk(3, dim=1)
     r_r, r_z, r_n = r.chunk(3, dim=1)
@@ -71,12 +78,12 @@ def rnn_relu(x: Tensor, r: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor,
 
 
 def _first(state: Tensor, n: int) -> Tensor:
-    """The states of the n sequences that are alive at a step."""
+    """The states of the n sequences that have a row at a step."""
     return state if n == state.size(0) else state[:n]
 
 
 def _renew(new: Tensor, state: Tensor) -> Tensor:
-    """The new states of those, above the others': at their end already, or still at their start."""
+    """The new states of the first sequences, and the old ones of those without a row."""
     n = new.size(0)
     return new if n == state.size(0) else torch.cat([new, state[n:]])
 
@@ -98,8 +105,8 @@ def _direction(
     w_hr = weights[-1] if len(weights) % 2 else None
     xs = F.linear(x, w_ih, b_ih).split(sizes)
     outputs: list[Tensor] = []
-    # The reverse direction needs no case of its own for ragged batches: a sequence joins, with its
-    # initial state, at the step where the batch has grown to its row, which is its own last step.
+    # The reverse direction needs no case of its own for packed data. In reverse, the batch grows: a
+    # sequence starts from its initial state at its own last step.
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         h_t = _first(h, sizes[t])
         c_t = None if c is None else _first(c, sizes[t])
@@ -113,23 +120,37 @@ def _direction(
 
 def run(
     cell: str,
-    input: Tensor,  # [T, B, I], or packed [N, I]
-    h0: Tensor,  # [L*D, B, H or P]
-    c0: Tensor | None,  # [L*D, B, H] for cells of two states
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None = None,  # [T], int64 on the CPU, not increasing
+    batch_sizes: Tensor | None = None,
     *,
     has_biases: bool,
     num_layers: int,
     bidirectional: bool,
     dropout: float = 0.0,
-    dropout_mask: Tensor | None = None,  # [L-1, N, D*H], uint8 or bool: what dropout keeps
+    dropout_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A whole stack: output ([T, B, D*H], or [N, D*H] of packed data), h_n and c_n (or None).
+    """A network of all layers and directions.
 
-    The weights are in torch's order, by layer and then by direction: w_ih: [G*H, I or D*H],
-    w_hh: [G*H, H], then b_ih, b_hh: [G*H] if has_biases, then w_hr: [P, H] if there is one left.
-    Without `dropout_mask` there is no dropout, whatever its rate.
+    Args:
+        cell: a name in `CELLS`.
+        input: [T, B, I], or packed data [N, I] with `batch_sizes`.
+        h0: [L*D, B, H or P].
+        c0: [L*D, B, H] for a cell with c, else None.
+        weights: in torch's order, for each layer and direction: w_ih [G*H, I or D*H], w_hh [G*H,
+            H], then b_ih and b_hh [G*H] if `has_biases`, then w_hr [P, H] if there is a projection.
+        batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence.
+        dropout: the probability of a zero in `dropout_mask`.
+        dropout_mask: [L-1, N, D*H] of uint8 or bool: which outputs between two layers are kept.
+            Without it nothing is dropped, whatever `dropout` is.
+
+    Returns:
+        output [T, B, D*H] or [N, D*H], h_n and c_n (or None), shaped as h0 and c0.
+
+    Raises:
+        RuntimeError: if there are no steps.
     """
     if batch_sizes is None:
         T, B = input.shape[:2]
@@ -144,7 +165,7 @@ def run(
     c_n: list[Tensor] = []
     for layer in range(num_layers):
         if layer > 0 and dropout_mask is not None:
-            # As torch does it: 0 or 1 / (1 - p), rounded to the dtype, times the value.
+            # As torch does: the value times 0 or 1 / (1 - p), rounded to the dtype.
             keep = dropout_mask[layer - 1].to(x.dtype)
             x = x * (keep / (1 - dropout) if dropout < 1 else keep)
         outputs: list[Tensor] = []

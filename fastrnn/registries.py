@@ -1,8 +1,8 @@
-"""The operators in torch's registries: what tools know of torch's own operators they know of ours.
+"""The operators in the registries of torch's tools.
 
-- torch.utils.flop_counter: how many operations the products of a call are, for FlopCounterMode.
+- torch.utils.flop_counter: the number of floating-point operations, for FlopCounterMode.
 
-Each registry is told when it is imported, by whoever needs it; fastrnn imports none.
+A registry is filled when some other code imports it: fastrnn imports none.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastrnn.ops import CELLS
+from fastrnn import ops
+from fastrnn.cells import CELLS
+from fastrnn.network import Network, bind
 from fastrnn.when_imported import when_imported
 
 _Shape = Sequence[int]
 
 
 def install() -> None:
-    """Register the operators, now or when the registries are imported."""
+    """Register the operators now, or when the registries are imported."""
     when_imported("torch.utils.flop_counter", _register_flops)
 
 
@@ -29,7 +31,7 @@ def install() -> None:
 
 
 class _Direction(NamedTuple):
-    """A direction of a layer: multiply-adds for each row, and whose gradients are wanted."""
+    """A direction of a layer: multiply-adds per row, and which gradients are wanted."""
 
     input: int  # of W_ih x
     state: int  # of W_hh h
@@ -45,32 +47,31 @@ class _Direction(NamedTuple):
         return rows * (self.input + self.state + self.projection)
 
     def backward(self, rows: int, batch: int, below: bool) -> int:
-        """Of the gradients of what is wanted, and of the layer's input if `below` is true.
+        """The multiply-adds of the wanted gradients, and of the layer's input's if `below`.
 
-        Each product has two, of its weights and of its other factor.
+        A product has two gradients: of its weights and of its other factor.
         """
-        first = batch * (not self.h0)  # rows where h is a constant
+        first = batch * (not self.h0)  # rows whose h_{t-1} is a constant
         products = rows * self.input * (self.weights[0] + below)
         products += (rows * self.weights[1] + rows - first) * self.state
         if self.projection:
-            only = not (below or any(self.weights[:-1]) or self.h0 or self.c0)  # W_hr
-            products += (rows * self.weights[-1] + rows - only * batch) * self.projection
+            only_w_hr = not (below or any(self.weights[:-1]) or self.h0 or self.c0)
+            products += (rows * self.weights[-1] + rows - only_w_hr * batch) * self.projection
         return products
 
 
-def _directions(
-    cell: str,
+def _layers(
+    network: Network,
     h0: _Shape,
     c0: _Shape | None,
     weights: Sequence[_Shape],
-    num_layers: int,
-    bidirectional: bool,
     wanted: Sequence[bool],
 ) -> list[list[_Direction]]:
-    """Of each layer, for the shapes of one model or of several."""
-    D, G, R = 2 if bidirectional else 1, CELLS[cell]["gates"], h0[-1]
+    """The directions of each layer, for the shapes of one model or of several."""
+    L, D, G = network.num_layers, network.directions, CELLS[network.cell]["gates"]
+    R = h0[-1]
     H = R if c0 is None else c0[-1]
-    count = len(weights) // (num_layers * D)
+    count = len(weights) // (L * D)
     return [
         [
             _Direction(
@@ -83,65 +84,41 @@ def _directions(
             )
             for k in range(layer * D * count, (layer + 1) * D * count, count)
         ]
-        for layer in range(num_layers)
+        for layer in range(L)
     ]
 
 
 def _rows(input: _Shape) -> int:
-    """Of all models together."""
+    """The rows of all steps, and of all models."""
     return math.prod(input[:-1])
 
 
-def _forward_flops(
-    cell: str,
-    input: _Shape,
-    h0: _Shape,
-    c0: _Shape | None,
-    weights: Sequence[_Shape],
-    batch_sizes: _Shape | None,
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    *_: Any,
-    **__: Any,
-) -> int:
-    """Two for each multiply-add of a product of matrices, as torch counts; others are left out."""
-    none = [False] * (3 + len(weights))
-    layers = _directions(cell, h0, c0, weights, num_layers, bidirectional, none)
-    return 2 * sum(d.forward(_rows(input)) for layer in layers for d in layer)
+# The formulas are called with shapes in the place of tensors.
 
 
-def _backward_flops(
-    cell: str,
-    grad_output: _Shape | None,
-    grad_h_n: _Shape | None,
-    grad_c_n: _Shape | None,
-    input: _Shape,
-    h0: _Shape,
-    c0: _Shape | None,
-    weights: Sequence[_Shape],
-    batch_sizes: _Shape | None,
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    dropout: float,
-    hidden: _Shape,
-    saved: _Shape,
-    c: _Shape,
-    dropout_mask: _Shape,
-    wanted: Sequence[bool],
-    **_: Any,
-) -> int:
-    """The same, of what the wanted gradients need; with nothing saved the forward counts again."""
-    rows, batch = _rows(input), _rows(h0) // (num_layers * (2 if bidirectional else 1))
+def _forward_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Two for each multiply-add of a matrix product, as torch counts; the rest is left out."""
+    network, shapes = bind(ops.forward, args, kwargs)
+    h0, c0, weights = shapes["h0"], shapes["c0"], shapes["weights"]
+    rows = _rows(shapes["input"])
+    layers = _layers(network, h0, c0, weights, [False] * (3 + len(weights)))
+    return 2 * sum(direction.forward(rows) for layer in layers for direction in layer)
+
+
+def _backward_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """As for forward, of what the wanted gradients need, and of forward again to recompute."""
+    network, shapes = bind(ops.backward, args, kwargs)
+    h0, c0, weights, wanted = (shapes[name] for name in ("h0", "c0", "weights", "wanted"))
+    rows, batch = _rows(shapes["input"]), _rows(h0) // (network.num_layers * network.directions)
+    recompute = len(shapes["saved"]) == 1  # empty
     products = 0
     below = wanted[0]
-    for layer in _directions(cell, h0, c0, weights, num_layers, bidirectional, wanted):
-        for d in layer:
-            if below or d.is_wanted():
-                products += d.backward(rows, batch, below)
-                products += d.forward(rows) if len(saved) == 1 else 0
-        below = below or any(d.is_wanted() for d in layer)
+    for layer in _layers(network, h0, c0, weights, wanted):
+        for direction in layer:
+            if below or direction.is_wanted():
+                products += direction.backward(rows, batch, below)
+                products += direction.forward(rows) if recompute else 0
+        below = below or any(direction.is_wanted() for direction in layer)
     return 2 * products
 
 

@@ -1,6 +1,7 @@
 """fastrnn in models and code that were written for torch.nn: accelerate(), restore(), patch().
 
-What can't be swapped is left alone and named, with the reason, at WARNING in the log ``fastrnn``.
+Modules that can't be converted are left unchanged, and reported with the reason as a warning in the
+log ``fastrnn``.
 """
 
 import abc
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastrnn import forwards, marked, modules
+from fastrnn.copies import deep_copy, with_class
 
 __all__ = ["Patch", "accelerate", "patch", "restore"]
 
@@ -31,40 +33,46 @@ _TORCH: dict[_Class, _Class] = {fast: slow for slow, fast in _FAST.items()}
 _THEIRS: tuple[_Class, ...] = tuple(_FAST)
 _OURS: tuple[_Class, ...] = tuple(_TORCH)
 
-_joined: dict[_Class, _Class] = {}  # a user's subclass -> the same on fastrnn's class, made here
+_joined: dict[_Class, _Class] = {}  # a user's subclass -> its subclass made by _join
 
 
 class _KeptError(Exception):
-    """Why a module keeps its class."""
+    """The reason why a module keeps its class."""
 
 
 def accelerate(model: _Module, *, keep_types: bool = False, recompute: bool = False) -> _Module:
-    """Turn every torch.nn RNN, LSTM, GRU and cell in ``model`` into fastrnn's; return ``model``.
+    """Convert every RNN, LSTM, GRU and cell of torch.nn in ``model`` to fastrnn's, in place.
 
-    In place, and only a module's class changes: parameters, buffers, hooks, training flag and every
-    reference to the module from elsewhere (optimizers, shared submodules) stay what they were. A
-    second call changes nothing.
+    Only the class of a module changes. Parameters, buffers, hooks, the training flag and all
+    references to the module (from optimizers, from shared submodules) stay the same. A second call
+    changes nothing.
 
-    A subclass that keeps torch's ``forward``, or overrides it and calls ``super().forward``, is
-    fast then too, and its modules stay instances of it. Left alone and reported are subclasses
-    whose ``forward`` does not call it, those with a ``__call__``, rules of pickling or of class
-    creation of their own (a metaclass other than ABCMeta), and modules whose ``forward`` was
-    replaced on the instance. Scripted and quantized modules are none of torch.nn's classes, and
-    modules in a plain list are not the model's: neither is touched.
+    A user's subclass is converted too if it has torch's ``forward`` or one that calls
+    ``super().forward``; its modules stay instances of it. These modules are left unchanged and
+    reported in the log ``fastrnn``: those of subclasses whose ``forward`` does not call
+    ``super().forward``, or that define ``__call__``, their own pickling or ``__init_subclass__``,
+    or have a metaclass other than ABCMeta; and those with a ``forward`` set on the instance.
+    Scripted and quantized modules are not of torch.nn's classes, and modules in a plain list do not
+    belong to the model: both are left unchanged.
 
-    ``keep_types=True`` leaves the classes as well: ``type(module) is torch.nn.LSTM`` holds, for
-    tools that look for the exact type, and the module has an attribute ``_fastrnn`` by which
-    torch's class calls fastrnn. The first use in a process adds that to the methods of torch's six
-    classes, for good; other modules are computed as before. A subclass keeps its class, whatever
-    rules it has, and may call ``torch.nn.LSTM.forward(self, ...)`` by that name. Another process
-    that unpickles such a module runs torch's code until it calls this function or :func:`patch`
-    with ``keep_types=True`` too.
-    Layers that are fastrnn's already stay as they are: :func:`restore` them first.
+    Args:
+        model: a module that contains recurrent layers, or is one.
+        keep_types: whether to keep the classes too, for tools that compare the exact type:
+            ``type(module) is torch.nn.LSTM`` still holds. The module gets an attribute
+            ``_fastrnn``, and the first use in a process patches the methods of torch's six classes
+            for the rest of the process, to call fastrnn for modules with this attribute. Any
+            subclass keeps its class, and its ``forward`` may also call
+            ``torch.nn.LSTM.forward(self, ...)``. A process that unpickles such a module runs
+            torch's code until it calls this function, or :func:`patch`, with ``keep_types=True``.
+            Layers that are fastrnn's already are not changed: :func:`restore` them first.
+        recompute: whether to set the option ``recompute`` of every RNN, LSTM and GRU in the model
+            that fastrnn computes after the call. Cells have no such option.
 
-    ``recompute=True`` turns that option on in every RNN, LSTM and GRU of the model that is then
-    fastrnn's, those of users' subclasses too; cells have no such option.
+    Returns:
+        ``model``.
 
-    Raises TypeError where ``model`` is not a torch.nn.Module.
+    Raises:
+        TypeError: if ``model`` is not a torch.nn.Module.
     """
     _swap(model, _keep_type if keep_types else _change_type)
     if recompute:
@@ -75,52 +83,59 @@ def accelerate(model: _Module, *, keep_types: bool = False, recompute: bool = Fa
 
 
 def restore(model: _Module) -> _Module:
-    """Turn every fastrnn module in ``model`` back into torch.nn's, in place; return ``model``.
+    """Convert every module of fastrnn in ``model`` to torch.nn's, in place.
 
-    The way back from :func:`accelerate`, and it also takes layers that were built as fastrnn's and
-    those that kept their types. A subclass written on fastrnn's class has no torch class to go back
-    to: left alone and reported.
+    This undoes :func:`accelerate`, and converts layers that were built as fastrnn's. Modules of a
+    subclass of fastrnn's class have no class of torch's: they are left unchanged and reported in
+    the log ``fastrnn``.
 
-    Raises TypeError where ``model`` is not a torch.nn.Module.
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: if ``model`` is not a torch.nn.Module.
     """
     return _swap(model, _restore)
 
 
 def patch(*, keep_types: bool = False) -> "Patch":
-    """Let ``torch.nn.LSTM(...)`` and the five others, written anywhere, build fastrnn's from now.
+    """Make ``torch.nn.LSTM(...)`` and the five other classes build fastrnn's layers.
 
-    For good::
+    For the rest of the process::
 
         fastrnn.patch()
 
-    or for a block::
+    or in a block::
 
         with fastrnn.patch():
             model = library.make_model()
 
-    The constructors of torch's classes are patched and no name is replaced: a ``from torch.nn
-    import LSTM`` done earlier builds fastrnn's as well, ``isinstance(m, nn.LSTM)`` holds for old
-    and new layers, ``class MyLSTM(nn.LSTM)`` and old pickles work. Subclasses fare as with
-    :func:`accelerate`; a class that is left alone is reported once. Layers built before, copied or
-    unpickled keep their class: :func:`accelerate` is for those. What was built under a patch stays
-    fastrnn's when it ends.
+    This patches the constructors of torch's classes and replaces no name: ``LSTM`` from an earlier
+    ``from torch.nn import LSTM`` builds fastrnn's layers too, ``isinstance(m, nn.LSTM)`` holds for
+    old and new layers, and ``class MyLSTM(nn.LSTM)`` and old pickles work. Subclasses are converted
+    as by :func:`accelerate`, and a class that is left unchanged is reported once. Layers that were
+    built before, copied or unpickled keep their class: use :func:`accelerate`. Layers that were
+    built under a patch stay fastrnn's after it ends.
 
-    With ``keep_types=True`` a layer built is of torch's class, as code that compares
-    ``type(m)`` expects, and computed by fastrnn; :func:`accelerate` says how.
+    A patch applies to all threads of the process. Several patches may nest, and end in any order;
+    the newest one's ``keep_types`` counts. torch's constructors are restored when the last patch
+    ends.
 
-    A patch holds for the whole process: other threads that build layers meanwhile get fastrnn's
-    too. Patches, each from a call of its own, may nest and end in any order; ``keep_types`` is that
-    of the newest. torch's constructors are back when the last has ended.
+    Args:
+        keep_types: whether a new layer is of torch's class, as :func:`accelerate` describes.
+
+    Returns:
+        The patch, a context manager with a method ``undo()``.
     """
     return Patch(keep_types)
 
 
 class Patch:
-    """What :func:`patch` returns: in effect until :meth:`undo` or the end of its ``with`` block."""
+    """A patch by :func:`patch`, in effect until :meth:`undo` or the end of its ``with`` block."""
 
     _lock = threading.Lock()
     _active: ClassVar[tuple["Patch", ...]] = ()
-    _inits: ClassVar[dict[_Class, tuple[_Init, _Init]]] = {}  # torch's and ours
+    _inits: ClassVar[dict[_Class, tuple[_Init, _Init]]] = {}  # torch's and the patched
 
     def __init__(self, keep_types: bool = False) -> None:
         self.keep_types = keep_types
@@ -147,7 +162,7 @@ class Patch:
             Patch._active = tuple(p for p in Patch._active if p is not self)
             if not Patch._active:
                 for cls, (theirs, ours) in Patch._inits.items():
-                    # Where somebody has wrapped ours since, it stays below theirs, idle by _active.
+                    # If other code has wrapped ours, it stays: without _active it does nothing.
                     if vars(cls)["__init__"] is ours:
                         cls.__init__ = theirs  # type: ignore[method-assign]
 
@@ -204,7 +219,7 @@ def _swap(model: _Module, change: Callable[[nn.Module], None]) -> _Module:
 def _change_type(module: nn.Module) -> None:
     if _needs_work(module):
         module.__class__ = _fast_class(module)
-        _tell_of_types()
+        _log_changed_types()
 
 
 def _keep_type(module: nn.Module) -> None:
@@ -220,7 +235,7 @@ def _restore(module: nn.Module) -> None:
 
 def _needs_work(module: nn.Module) -> bool:
     if marked.is_marked(module):
-        marked.install()  # it may come from another process
+        marked.install()  # it may have been unpickled
     if marked.is_ours(module):
         return False
     if "forward" in vars(module):
@@ -228,8 +243,8 @@ def _needs_work(module: nn.Module) -> bool:
     return True
 
 
-@functools.cache  # once a process
-def _tell_of_types() -> None:
+@functools.cache  # once per process
+def _log_changed_types() -> None:
     _logger.info(
         "layers change their classes from torch.nn's to fastrnn's, subclasses of them: code that "
         "compares type(layer) with torch.nn's no longer sees them; keep_types=True keeps the types"
@@ -248,8 +263,8 @@ def _convert(module: nn.Module, convert: Callable[[_Class], _Class]) -> _Class:
     cls = type(module)
     if not parametrize.is_parametrized(module):
         return convert(cls)
-    # torch.nn.utils.parametrize gave this module a class of its own, which holds the properties and
-    # has the class before as its base. Deep copies of the module share it: leave it, make another.
+    # torch.nn.utils.parametrize gave this module its own class, a subclass of its previous class
+    # with properties. Deep copies of the module share it: leave it unchanged and make another.
     if len(cls.__bases__) != 1:
         raise _KeptError("was parametrized and then given another class")
     before = cls.__bases__[0]
@@ -257,9 +272,9 @@ def _convert(module: nn.Module, convert: Callable[[_Class], _Class]) -> _Class:
     if after is before:
         return cls
     namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-    # torch's is among them only where the class before had none.
-    if getattr(before, "__deepcopy__", modules.deep_copy) is modules.deep_copy:
-        namespace["__deepcopy__"] = modules.deep_copy
+    # parametrize adds a __deepcopy__ only if the previous class has none.
+    if getattr(before, "__deepcopy__", deep_copy) is deep_copy:
+        namespace["__deepcopy__"] = deep_copy
     return type(cls.__name__, (after,), namespace)
 
 
@@ -285,7 +300,7 @@ def _base(cls: _Class) -> _Class:
 
 
 def _check_forwards(cls: _Class, by_name: bool = False) -> None:
-    """Check that the user's forwards call the next and the last torch's, or torch's ``by_name``."""
+    """Check that users' forwards call super().forward or, if ``by_name``, torch's by its name."""
     base = _base(cls)
     for c in cls.__mro__[: cls.__mro__.index(base)]:
         forward = vars(c).get("forward")
@@ -301,15 +316,15 @@ def _check_forwards(cls: _Class, by_name: bool = False) -> None:
         return
 
 
-class _Unnamed:
-    """Attributes of fastrnn's classes that users' subclasses do not inherit."""
+class _WithoutOptions:
+    """Hides the attributes of fastrnn's classes that users' subclasses must not inherit."""
 
     class _Absent:
         def __init__(self, name: str) -> None:
             self._name = name
 
         def __get__(self, module: nn.Module | None, cls: _Class) -> Any:
-            # Of an instance, nn.Module looks on among its parameters, buffers and submodules.
+            # For an instance, nn.Module then looks in its parameters, buffers and submodules.
             raise AttributeError(f"{cls.__name__!r} object has no attribute {self._name!r}")
 
     recompute = _Absent("recompute")
@@ -322,7 +337,7 @@ def _join(cls: _Class) -> _Class:
     _check_forwards(cls)
     base = _base(cls)
     before = [vars(c) for c in cls.__mro__[: cls.__mro__.index(base)]]
-    # The first may not call forward at all; the rest could tell the class made here from cls.
+    # The first need not call forward; the others could tell the class made here from cls.
     for name in ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__"):
         if any(name in names for names in before):
             raise _KeptError(f"overrides {name}")
@@ -333,7 +348,7 @@ def _join(cls: _Class) -> _Class:
         made = object.__reduce_ex__(self, max(protocol, 2))
         if type(self) is not joined or not isinstance(made, tuple):
             return made
-        # pickle finds a class by its name, and by this name it finds the user's.
+        # pickle stores a class by its name, and this name is the user's class.
         return _unpickled, (cls, *made[1][1:]), *made[2:]
 
     namespace = {
@@ -341,14 +356,14 @@ def _join(cls: _Class) -> _Class:
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": reduce,
-        "__prepare_scriptable__": lambda self: modules.as_torchs(self, cls),
+        "__prepare_scriptable__": lambda self: with_class(self, cls),
     }
-    joined: _Class = type(cls.__name__, (cls, _Unnamed, _FAST[base]), namespace)
+    joined: _Class = type(cls.__name__, (cls, _WithoutOptions, _FAST[base]), namespace)
     return _joined.setdefault(cls, joined)
 
 
 def _unpickled(cls: _Class, *args: Any) -> nn.Module:
-    """Return a blank module of the user's class ``cls``, fast where that is (still) possible."""
+    """Return an empty module of the user's class ``cls``, fast if that is (still) possible."""
     with contextlib.suppress(_KeptError):
         cls = _fast_base(cls)
     return cls.__new__(cls, *args)

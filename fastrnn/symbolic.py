@@ -1,8 +1,8 @@
-"""Layers and functions under torch.fx.symbolic_trace: a node each, as torch's have.
+"""Layers and functions under torch.fx.symbolic_trace: one node each, as torch's.
 
-A tracer runs a model with Proxy objects in the place of tensors. It takes the modules of torch.nn
-as leaves, by the name of their Python module, and calls the forward of all others. Each tracer has
-such a rule of its own, so that ours record themselves when they are called with a Proxy.
+A tracer runs a model with Proxy objects instead of tensors. Each tracer has its own rule for leaf
+modules; most take modules of the Python package torch.nn as leaves and call the forward of all
+others. So fastrnn's layers and functions record themselves when they are called with a Proxy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _proxy_in(values: Iterable[Any]) -> fx.Proxy | None:
-    """The first proxy among values and the elements of their tuples and lists."""
+    """The first proxy in the values, and in tuples and lists among them."""
     for value in values:
         if isinstance(value, fx.Proxy):
             return value
@@ -34,13 +34,16 @@ def _proxy_in(values: Iterable[Any]) -> fx.Proxy | None:
 def call_of_module(
     forward: Callable[..., Any], module: nn.Module, input: Any, hx: Any
 ) -> fx.Proxy | None:
-    """A call of ``module`` as a node of the graph that is being traced.
+    """Record a call of ``module`` as a node of the graph that is being traced.
 
-    None if no graph is, and for a module that isn't called by this ``forward`` alone: a subclass
-    with its own, or the root of what is traced. torch's forward then raises its TraceError.
+    Returns:
+        The node's proxy. None if no graph is being traced, if the module is the root of the trace,
+        or if a call does more than ``forward``, as in a subclass with its own. torch's forward then
+        raises its TraceError.
 
-    Raises TraceError for a module with forward hooks: the tracer records what they do around this
-    node, which would do it again.
+    Raises:
+        TraceError: if the module has forward hooks. The tracer records what they do next to this
+            node, which would do it again.
     """
     proxy = _proxy_in((input, hx))
     cls = type(module)
@@ -69,7 +72,7 @@ def call_of_module(
 
 
 def one_node(function: _Function) -> _Function:
-    """Decorate a function of tensors to be a node of a graph that is being traced."""
+    """Make calls of a function of tensors nodes of the graph that is being traced."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

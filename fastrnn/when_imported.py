@@ -1,4 +1,4 @@
-"""What is to be done when somebody imports a module, which fastrnn itself does not import."""
+"""Callbacks on the import of modules that fastrnn itself does not import."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-_Act = Callable[[ModuleType], object]
+_Callback = Callable[[ModuleType], object]
 
 
-def when_imported(name: str, act: _Act) -> None:
-    """Call ``act`` with the module of that name: now, or as soon as it has been imported."""
+def when_imported(name: str, callback: _Callback) -> None:
+    """Call ``callback`` with the module of this name, now or right after its import."""
     if name in sys.modules:
-        act(sys.modules[name])
+        callback(sys.modules[name])
     else:
-        sys.meta_path.insert(0, _Finder(name, act))
+        sys.meta_path.insert(0, _Finder(name, callback))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, name: str, act: _Act) -> None:
-        self._name, self._act = name, act
+    def __init__(self, name: str, callback: _Callback) -> None:
+        self._name, self._callback = name, callback
 
     def find_spec(
         self, name: str, path: Any = None, target: Any = None
@@ -33,15 +33,15 @@ class _Finder(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._act)
+            spec.loader = _Loader(spec.loader, self._callback)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    """Another loader, which may be that of more modules, and then the act."""
+    """Another loader, which may be shared by several modules, and then the callback."""
 
-    def __init__(self, loader: Any, act: _Act) -> None:
-        self._loader, self._act = loader, act
+    def __init__(self, loader: Any, callback: _Callback) -> None:
+        self._loader, self._callback = loader, callback
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self._loader.create_module(spec)
@@ -52,4 +52,4 @@ class _Loader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        self._act(module)
+        self._callback(module)

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.once, pytest.mark.cpu("types do not depend on the devi
 
 @pytest.fixture
 def messages(caplog):
-    fastrnn.replace._tell_of_types.cache_clear()
+    fastrnn.replace._log_changed_types.cache_clear()
     caplog.set_level(logging.INFO, logger="fastrnn")
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
 

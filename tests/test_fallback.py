@@ -11,7 +11,7 @@ from test_ops import sample
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fastrnn
-from fastrnn import functional, ops
+from fastrnn import fallback, ops
 
 pytestmark = [pytest.mark.once, pytest.mark.cpu("removes the CPU kernels")]
 
@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.once, pytest.mark.cpu("removes the CPU kernels")]
 @pytest.fixture(autouse=True)
 def no_kernels(monkeypatch, without_fast_path):
     """This build appears to have no CPU kernels, and the fallback counters are empty."""
-    monkeypatch.setattr(functional, "_DEVICES", ())
-    monkeypatch.setattr(functional, "_fallbacks", type(functional._fallbacks)())
+    monkeypatch.setattr(fallback, "_DEVICES", ())
+    monkeypatch.setattr(fallback, "_counts", type(fallback._counts)())
 
 
 def check(ours, theirs, args, name, caplog):

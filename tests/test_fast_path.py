@@ -408,9 +408,9 @@ def test_subclass_that_overrides_steps_of_forward():
     with torch.no_grad():
         Checked(5, 17)(x, (torch.zeros(1, 4, 17), torch.zeros(1, 4, 17)))
         assert calls == [3]
-    assert modules._has_steps_of_its_own(Checked)
-    assert not modules._has_steps_of_its_own(Plain)
-    assert not modules._has_steps_of_its_own(fastrnn.GRUCell)
+    assert modules._overrides_steps(Checked)
+    assert not modules._overrides_steps(Plain)
+    assert not modules._overrides_steps(fastrnn.GRUCell)
 
 
 def test_not_taken_for_parametrized_weights():

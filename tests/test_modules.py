@@ -185,7 +185,7 @@ def test_unknown_forward_of_torch_is_rejected():
         return input
 
     with pytest.raises(ImportError, match=r"forward does not call torch\._VF"):
-        modules._on_fastrnn(forward)
+        modules._rebind(forward)
 
 
 def test_globals_of_a_later_torchs_forward_resolve():
@@ -193,7 +193,7 @@ def test_globals_of_a_later_torchs_forward_resolve():
     theirs = {"_VF": torch._VF, "only_in_a_later_torch": 1, "__name__": "later"}
     exec(source, theirs)
     try:
-        assert modules._on_fastrnn(theirs["forward"])(None, None) == (functional, 1)
+        assert modules._rebind(theirs["forward"])(None, None) == (functional, 1)
     finally:
         del modules.only_in_a_later_torch
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 
 import fastrnn
-from fastrnn import functional
+from fastrnn import fallback, functional
 
 KINDS = [*LAYERS, *(f"{kind}_cell" for kind in CELLS)]
 
@@ -52,7 +52,7 @@ def assert_same(ours, theirs, **tolerances):
 @pytest.fixture
 def fallbacks(monkeypatch):
     """fastrnn.fallbacks, counting from zero."""
-    monkeypatch.setattr(functional, "_fallbacks", type(functional._fallbacks)())
+    monkeypatch.setattr(fallback, "_counts", type(fallback._counts)())
     return fastrnn.fallbacks
 
 

@@ -113,6 +113,9 @@ def test_fx_graph_mode(name, how):
     assert type(quantize_fx.convert_fx(prepared).get_submodule("0")) is getattr(dynamic, name)
 
 
-def test_fx_does_not_trace_fastrnns_layers():
-    with pytest.raises(torch.fx.proxy.TraceError):
-        torch.fx.symbolic_trace(nn.Sequential(fastrnn.LSTM(I, H)))
+def test_a_graph_leaves_fastrnns_layers_in_float():
+    """A layer is a node of the graph; its class is in none of the tables, as a user's is not."""
+    model = nn.Sequential(fastrnn.LSTM(I, H))
+    mapping = quantization.QConfigMapping().set_global(quantization.default_dynamic_qconfig)
+    prepared = quantize_fx.prepare_fx(model, mapping, (an_input(model[0]),))
+    assert type(quantize_fx.convert_fx(prepared).get_submodule("0")) is fastrnn.LSTM

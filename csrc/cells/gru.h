@@ -12,8 +12,7 @@ struct Gru {
     static constexpr bool has_c = false;
     static constexpr int saved = 4;  // r, z, n after their activations, and r_n (W_hn h + b_hn)
     static constexpr int grads = 4;  // of x_n; then of r_r, r_z, r_n
-    static constexpr int x_grad[gates] = {1, 2,
-                                          0};  // r and z share theirs with the recurrent product
+    static constexpr int x_grad[gates] = {1, 2, 0};  // r and z have one gradient for both products
     static constexpr bool needs_h = false;
     static constexpr bool needs_h_prev = true;
     static constexpr bool passes_h = true;

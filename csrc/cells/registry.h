@@ -1,6 +1,6 @@
-// The list of cells. A line here, a header beside it and a function of the same name in
-// fastrnn/reference.py make a cell: its kernels on every device, its backward, its fake kernels and
-// its tests follow.
+// The list of cells. A cell is a line here, a header next to this file and a function of the same
+// name in fastrnn/reference.py. Its kernels on every device, its backward, its fake kernels and its
+// tests follow from these.
 #pragma once
 #include <string_view>
 
@@ -17,7 +17,7 @@
 
 namespace fastrnn {
 
-// What the code that is not templated on the cell must know of it.
+// The constants of a cell, for code that is not templated on it.
 struct CellInfo {
     const char* name;
     int gates;
@@ -28,20 +28,20 @@ struct CellInfo {
     bool allows_projection;
 };
 
-#define FASTRNN_CELL_INFO(name, Cell) \
-    {#name,                           \
-     Cell::gates,                     \
-     Cell::has_c,                     \
-     Cell::saved,                     \
-     Cell::grads,                     \
-     Cell::needs_h_prev,              \
-     ::fastrnn::allows_projection<Cell>},
+#define FASTRNN_CELL_INFO(cell_name, Cell) \
+    {.name = #cell_name,                   \
+     .gates = Cell::gates,                 \
+     .has_c = Cell::has_c,                 \
+     .saved = Cell::saved,                 \
+     .grads = Cell::grads,                 \
+     .needs_h_prev = Cell::needs_h_prev,   \
+     .allows_projection = ::fastrnn::allows_projection<Cell>},
 inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
 #undef FASTRNN_CELL_INFO
 
 inline constexpr int cell_count = sizeof(cells) / sizeof(cells[0]);
 
-// Null if there is none of that name.
+// The cell of that name, or null.
 inline const CellInfo* find_info(std::string_view name) {
     for (const CellInfo& info : cells)
         if (name == info.name) return &info;

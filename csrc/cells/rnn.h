@@ -1,5 +1,5 @@
-// Elman's recurrent network (Elman 1990), as torch.nn.RNN defines it: h_t = tanh(x + r), or relu(x
-// + r).
+// Elman's recurrent network (Elman 1990), as torch.nn.RNN defines it:
+//   h_t = tanh(x + r), or relu(x + r)
 #pragma once
 #include "cell.h"
 

@@ -1,7 +1,14 @@
-// A tile of a product (panels.h) of pairs of bfloat16 by AMX (Intel's SDM, volume 2, TDPBF16PS): up to
-// 32 rows times a panel, in eight registers of up to 16 rows of 64 bytes. Of each 32 values of k the
-// even and the odd products are summed apart, then both are added to the sums, whatever the number of
-// rows and columns.
+// A tile of a product (panels.h) of pairs of bfloat16, by AMX (Intel's SDM, volume 2, TDPBF16PS):
+// up to 32 rows times a panel, in eight tile registers of up to 16 rows of 64 bytes. Two vectors of
+// a panel at a time:
+//
+//                            weights, 32 values of k
+//                           | 6: vector 0 | 7: vector 1 |
+//     4: rows 0 to 15    x  | 0: sums     | 1: sums     |
+//     5: rows 16 to 31   x  | 2: sums     | 3: sums     |
+//
+// For every 32 values of k the even and the odd products are summed separately, then both sums are
+// added to the total: the same order for any number of rows and columns.
 #pragma once
 #include <utility>
 
@@ -11,27 +18,28 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-// As LDTILECFG reads it.
+// The operand of LDTILECFG.
 struct TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
 };
 
-// A thread's tile registers, which it may use while one of these lives: others' code sets them too.
+// The tile registers of a thread, which it may use while an object of this class lives. Other code
+// sets them too, so they are set up again for each call.
 class TileRegisters {
 public:
     TileRegisters() { set = 0; }
     ~TileRegisters() { asm volatile("tilerelease"); }
     TileRegisters(const TileRegisters&) = delete;
 
-    // 0, 1 and 4 have so many rows, 2, 3 and 5 so many others; 6 and 7 are full.
-    static void set_rows(int rows, int others) {
-        const int asked = rows * 32 + others;
-        if (set == asked) return;
-        set = asked;
+    // Registers 0, 1 and 4 get `upper` rows, 2, 3 and 5 get `lower`; 6 and 7 are full.
+    static void set_rows(int upper, int lower) {
+        const int requested = upper * 32 + lower;
+        if (set == requested) return;
+        set = requested;
         TileShapes shapes;
-        const int each[8] = {rows, rows, others, others, rows, others, 16, 16};
+        const int each[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
         for (int i = 0; i < 8; ++i) shapes.row_bytes[i] = 64, shapes.rows[i] = each[i];
         asm volatile("ldtilecfg %0" ::"m"(shapes));
     }
@@ -57,7 +65,7 @@ FASTRNN_INLINE void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Rows), "i"(Weights));
 }
 
-// Where the sums of a column start.
+// The sums' initial values: those of the k block before, the bias, or zeros.
 template <int Register>
 FASTRNN_INLINE void start_tile(const TileArguments<BFloat16Tiles>& t, const Vec<float>* sums,
                                int column) {
@@ -69,8 +77,9 @@ FASTRNN_INLINE void start_tile(const TileArguments<BFloat16Tiles>& t, const Vec<
         clear_tile<Register>();
 }
 
-// The columns from `first` on of a panel of `Vectors`, for one tile of rows or two. There are four sums
-// wherever there can be: one takes 52 cycles, and another may begin every 16.
+// The columns from `first` on of a panel of `Vectors`, for one or two registers of rows. Four
+// registers of sums wherever possible: a multiplication takes 52 cycles, and another may begin
+// every 16.
 template <int Vectors, bool Two, int... Column>
 FASTRNN_INLINE void multiply_columns(const TileArguments<BFloat16Tiles>& t, int first,
                                      std::integer_sequence<int, Column...>) {
@@ -79,9 +88,9 @@ FASTRNN_INLINE void multiply_columns(const TileArguments<BFloat16Tiles>& t, int 
     const int64_t sums_stride = t.sums_stride * sizeof(*t.sums);
     const int64_t a_stride = t.a_stride * sizeof(BFloat16);
     Vec<float>* const sums = t.sums + first;
-    Vec<float>* const others = sums + rows * t.sums_stride;
+    Vec<float>* const lower = sums + rows * t.sums_stride;
     (start_tile<Column>(t, sums + Column, first + Column), ...);
-    if constexpr (Two) (start_tile<Column + 2>(t, others + Column, first + Column), ...);
+    if constexpr (Two) (start_tile<Column + 2>(t, lower + Column, first + Column), ...);
     const BFloat16 *a = t.a, *b = t.a + rows * t.a_stride, *w = t.w + first * values;
     for (int64_t k = t.first; k < t.last; k += values) {
         load_tile<4>(a, a_stride);
@@ -99,7 +108,7 @@ FASTRNN_INLINE void multiply_columns(const TileArguments<BFloat16Tiles>& t, int 
         w += values / 2 * Vectors * values;
     }
     (store_tile<Column>(sums + Column, sums_stride), ...);
-    if constexpr (Two) (store_tile<Column + 2>(others + Column, sums_stride), ...);
+    if constexpr (Two) (store_tile<Column + 2>(lower + Column, sums_stride), ...);
 }
 
 template <int Vectors>

@@ -76,9 +76,9 @@ void Barrier::wait() {
     const uint32_t epoch = __atomic_load_n(&epoch_, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&arrived_, 1, __ATOMIC_ACQ_REL) == static_cast<uint32_t>(size_)) {
         __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
-        // Store the epoch, then load sleepers_; a thread that is about to sleep increments sleepers_,
-        // then loads the epoch. All threads see these four in one order: either this thread sees the
-        // sleeper, or the sleeper sees the new epoch.
+        // Store the epoch, then load sleepers_; a thread that is about to sleep increments
+        // sleepers_, then loads the epoch. All threads see these four in one order: either this
+        // thread sees the sleeper, or the sleeper sees the new epoch.
         __atomic_store_n(&epoch_, epoch + 1, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&sleepers_, __ATOMIC_SEQ_CST)) wake_all(&epoch_);
         return;

@@ -1,6 +1,6 @@
 // A barrier for threads that meet every few microseconds. A waiting thread spins for a while, then
-// sleeps. If it only yielded its core, another process could run there for a whole time slice, at every
-// step.
+// sleeps. If it only yielded its core, another process could run there for a whole time slice, at
+// every step.
 #pragma once
 #include <stdint.h>
 

@@ -10,11 +10,11 @@
 
 namespace fastrnn::cpu {
 
-// --- partitions (partition.h) -----------------------------------------------------------------------
+// --- partitions (partition.h) --------------------------------------------------------------------
 
 // Threads share the units of a row, and meet once a step, if each has this many multiply-adds in a
-// step. A barrier takes 75 ns on Zen 4, in which a core does 4000, and with the exchange of h 300 ns on
-// the Xeon, in which a core does 15,000. Xeon, B = 1, in us:
+// step. A barrier takes 75 ns on Zen 4, in which a core does 4000, and with the exchange of h 300
+// ns on the Xeon, in which a core does 15,000. Xeon, B = 1, in us:
 //
 //                        multiply-adds a step    one thread    two
 //     GRU,  H = 64            12,000                  99       134
@@ -23,11 +23,12 @@ namespace fastrnn::cpu {
 //     GRU,  H = 96            28,000                 196       202    (best: 161 and 141)
 //     LSTM, H = 96            37,000                 264       238
 constexpr int64_t worth_a_barrier = 10000;
-// The same where there are more threads than cores for this process, so that one sleeps until another
-// wakes it. GRU, B = 1, H = 64, 8 threads on 2 cores without this: 0.79 of the speed of torch's layer,
-// which uses one thread.
+// The same where there are more threads than cores for this process, so that one sleeps until
+// another wakes it. GRU, B = 1, H = 64, 8 threads on 2 cores without this: 0.79 of the speed of
+// torch's layer, which uses one thread.
 constexpr int64_t worth_a_sleep = 65536;
-// A thread is used for this many multiply-adds in the whole layer. One step of an LSTM, B = 1, in us:
+// A thread is used for this many multiply-adds in the whole layer. One step of an LSTM, B = 1, in
+// us:
 //
 //                        multiply-adds    one thread    two
 //     H = 64                  33,000           1.6       2.0
@@ -41,38 +42,38 @@ constexpr int64_t shared_units = 16;
 // - this many rows (with fewer, tiles are too short to reuse the weights they load),
 // - this many rows in all steps together (each thread packs all weights for itself),
 // - and a W_hh of fewer values than these, which must stay in the L2 cache of its core.
-// Time, relative to shared units, LSTM, B = 16: 0.89 at H = 64, 0.93 at 200, 1.03 at 256, 1.00 at 400;
-// and a thread that is interrupted delays no other.
+// Time, relative to shared units, LSTM, B = 16: 0.89 at H = 64, 0.93 at 200, 1.03 at 256, 1.00 at
+// 400; and a thread that is interrupted delays no other.
 constexpr int64_t rows_per_thread = 8;
 constexpr int64_t data_rows_per_thread = 256;
 constexpr int64_t values_per_thread = 1 << 18;
-// In a backward pass, or with this many rows a thread, W_hh of one direction may have this many values.
-// Xeon, time relative to shared units: a training step of LSTM, H = 256, 0.97 at B = 16, 32 and 64
-// (0.99 at B = 16 with the forward pass too; inference 1.08); GRU, H = 300, 0.95 and 0.93 at B = 16 and
-// 32; RNN, H = 512, 0.98; LSTM, H = 400, B = 32: inference 1.10, training 1.03. Relative to one thread
-// for each direction, LSTM, H = 256, B = 32: 1.04.
+// In a backward pass, or with this many rows a thread, W_hh of one direction may have this many
+// values. Xeon, time relative to shared units: a training step of LSTM, H = 256, 0.97 at B = 16, 32
+// and 64 (0.99 at B = 16 with the forward pass too; inference 1.08); GRU, H = 300, 0.95 and 0.93 at
+// B = 16 and 32; RNN, H = 512, 0.98; LSTM, H = 400, B = 32: inference 1.10, training 1.03. Relative
+// to one thread for each direction, LSTM, H = 256, B = 32: 1.04.
 constexpr int64_t many_rows_per_thread = 16;
 constexpr int64_t values_for_many_rows = 300000;
 
-// --- barriers (barrier.cpp) --------------------------------------------------------------------------
+// --- barriers (barrier.cpp) ----------------------------------------------------------------------
 
-// A waiting thread spins this many times, some tens of microseconds, before it does anything else: a
-// thread that sleeps is late by as much. With 200, LSTM, B = 1, H = 256, two threads takes 3.6 ms
-// instead of 0.9 as soon as one of them is delayed a little. With 2000 and another process on each core
-// no measured layer is slower than torch's.
+// A waiting thread spins this many times, some tens of microseconds, before it does anything else:
+// a thread that sleeps is late by as much. With 200, LSTM, B = 1, H = 256, two threads takes 3.6 ms
+// instead of 0.9 as soon as one of them is delayed a little. With 2000 and another process on each
+// core no measured layer is slower than torch's.
 constexpr int spins = 2000;
 // With more threads than cores: a spinning thread occupies the core of a thread it waits for.
 constexpr int crowded_spins = 200;
-// Then it spins this many times more, some hundreds of microseconds: longer than a thread takes to wake
-// (240 us on a virtual machine). A thread that slept is late at the next barrier, where the other thread
-// would sleep for it, and so on at every step: a training step of an LSTM, B = 16, H = 512, two threads,
-// took 110 ms instead of 81.
+// Then it spins this many times more, some hundreds of microseconds: longer than a thread takes to
+// wake (240 us on a virtual machine). A thread that slept is late at the next barrier, where the
+// other thread would sleep for it, and so on at every step: a training step of an LSTM, B = 16, H =
+// 512, two threads, took 110 ms instead of 81.
 constexpr int long_spins = 8000;
-// If these were in vain, as where the other threads wait for this core, a thread omits them before this
-// many of its next sleeps, and twice as many each time they are in vain again.
+// If these were in vain, as where the other threads wait for this core, a thread omits them before
+// this many of its next sleeps, and twice as many each time they are in vain again.
 constexpr int fewest_without_long_spins = 16, most_without_long_spins = 1024;
 
-// --- register tiles (operands.h, tile.h) -------------------------------------------------------------
+// --- register tiles (operands.h, tile.h) ---------------------------------------------------------
 
 // Vectors of a panel: an LSTM's four gates of one vector of units.
 constexpr int max_panel_vectors = 4;
@@ -81,71 +82,71 @@ constexpr int tile_rows(int registers, int vectors) {
     if (registers == 32) return vectors == 4 ? 7 : 9;
     return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 9;
 }
-// Up to this many rows a tile is of two panels: a few rows alone have too few independent sums to hide
-// the latency of a multiply-add.
+// Up to this many rows a tile is of two panels: a few rows alone have too few independent sums to
+// hide the latency of a multiply-add.
 constexpr int paired_rows(int registers, int vectors) {
     return registers == 32 ? (vectors == 4 ? 2 : 3) : (vectors >= 3 ? 1 : 2);
 }
 
-// --- forward (forward.h) -----------------------------------------------------------------------------
+// --- forward (forward.h) -------------------------------------------------------------------------
 
 // The input projection of about this many rows is computed at a time: enough to read its weights
-// seldom, few enough that the result is still in the cache when the time loop reads it. LSTM, H = 512,
-// B = 16, in GFLOP/s: 203 with 32, 206 with 64, 202 with 128, 203 with 256.
+// seldom, few enough that the result is still in the cache when the time loop reads it. LSTM, H =
+// 512, B = 16, in GFLOP/s: 203 with 32, 206 with 64, 202 with 128, 203 with 256.
 constexpr int64_t chunk_rows = 64;
-// With AMX, whose products are so fast that reading the weights counts more. Xeon, LSTM, bfloat16, H =
-// 512, B = 64, speedup over torch's layer: 0.95 with 64, 0.97 with 128.
+// With AMX, whose products are so fast that reading the weights counts more. Xeon, LSTM, bfloat16,
+// H = 512, B = 64, speedup over torch's layer: 0.95 with 64, 0.97 with 128.
 constexpr int64_t amx_chunk_rows = 128;
-// A whole sequence of up to this many rows is projected at a time: a panel of W_ih is packed, used and
-// overwritten by the next. Packing the 16 MB of an LSTM's W_ih at H = 1024 into memory of its own took 2
-// of 19 ms at B = 1.
+// A whole sequence of up to this many rows is projected at a time: a panel of W_ih is packed, used
+// and overwritten by the next. Packing the 16 MB of an LSTM's W_ih at H = 1024 into memory of its
+// own took 2 of 19 ms at B = 1.
 constexpr int64_t at_once_rows = 256;
-// Up to this many rows a step is bound by reading the weights: 16-bit weights are packed as 16 bits.
-// LSTM, float16, B = 1: 3.1 ms instead of 3.8 at H = 512, 13.3 instead of 15.9 at 1024.
+// Up to this many rows a step is bound by reading the weights: 16-bit weights are packed as 16
+// bits. LSTM, float16, B = 1: 3.1 ms instead of 3.8 at H = 512, 13.3 instead of 15.9 at 1024.
 constexpr int64_t compact_rows = 3;
-// Also up to this many rows, where a thread's share of the weights has more values than this, which do
-// not fit into its L2 cache as 32 bits. Xeon, without / with, LSTM, H = 1024, B = 4, 8, 16: bfloat16
-// 1.51, 1.21, 1.01, float16 1.42, 1.11; H = 512 (524,288 values), B = 4, 8: bfloat16 1.11, 1.05,
-// float16 1.02. Where it is not done: GRU, float16, H = 512, B = 7: 0.94; LSTM, float16, H = 256, B = 8:
-// 0.88.
+// Also up to this many rows, where a thread's share of the weights has more values than this, which
+// do not fit into its L2 cache as 32 bits. Xeon, without / with, LSTM, H = 1024, B = 4, 8, 16:
+// bfloat16 1.51, 1.21, 1.01, float16 1.42, 1.11; H = 512 (524,288 values), B = 4, 8: bfloat16 1.11,
+// 1.05, float16 1.02. Where it is not done: GRU, float16, H = 512, B = 7: 0.94; LSTM, float16, H =
+// 256, B = 8: 0.88.
 constexpr int64_t compact_rows_outside_l2 = 8;
 constexpr int64_t values_outside_l2 = 500000;
 
-// --- prefetch and cache blocking (tile.h, panels.h, pack.h) ------------------------------------------
+// --- prefetch and cache blocking (tile.h, panels.h, pack.h) --------------------------------------
 
 constexpr int64_t cache_line = 64;
-// A tile prefetches its panel into the L1 cache this many k before it multiplies them. One core of the
-// Xeon, the product of a step of an LSTM, H = 512: 8 and 16 give 133 and 145 GFLOP/s at B = 7, 160 and
-// 160 at 16.
+// A tile prefetches its panel into the L1 cache this many k before it multiplies them. One core of
+// the Xeon, the product of a step of an LSTM, H = 512: 8 and 16 give 133 and 145 GFLOP/s at B = 7,
+// 160 and 160 at 16.
 constexpr int64_t prefetch_steps = 16;
-// A panel that several tiles read is multiplied by blocks of this many k, which stay in the L2 cache.
-// Xeon, backward, LSTM, H = 1024, B = 64, the products with W_hh and W_ih (4096 k): 158 and 163 GFLOP/s
-// whole, 182 and 193 in blocks.
+// A panel that several tiles read is multiplied by blocks of this many k, which stay in the L2
+// cache. Xeon, backward, LSTM, H = 1024, B = 64, the products with W_hh and W_ih (4096 k): 158 and
+// 163 GFLOP/s whole, 182 and 193 in blocks.
 constexpr int64_t k_block = 1024;
 // Rows multiplied with one k block after another: their sums, 16 KB, stay in the L1 cache.
 constexpr int64_t k_block_rows = 64;
-// With AMX's tiles: 32 rows of a k block stay in the L1 cache while the columns of a panel are read.
-// Xeon, LSTM, bfloat16, H = 1024, B = 64, speedup over torch's layer: 0.94 whole, 0.89 with 128, 0.93
-// with 256, 0.98 with 512.
+// With AMX's tiles: 32 rows of a k block stay in the L1 cache while the columns of a panel are
+// read. Xeon, LSTM, bfloat16, H = 1024, B = 64, speedup over torch's layer: 0.94 whole, 0.89 with
+// 128, 0.93 with 256, 0.98 with 512.
 constexpr int64_t amx_k_block = 512;
-// Of rows that other threads have just written, this many, about a tile, are prefetched together. Xeon,
-// B = 1, without / with: inference of RNN, H = 256, 1.12, of LSTM, H = 128, 256, 512, 1.08, 1.04, 1.00;
-// training of LSTM, H = 256, 1.02. With 64 rows at B = 16, H = 512: 0.98.
+// Of rows that other threads have just written, this many, about a tile, are prefetched together.
+// Xeon, B = 1, without / with: inference of RNN, H = 256, 1.12, of LSTM, H = 128, 256, 512, 1.08,
+// 1.04, 1.00; training of LSTM, H = 256, 1.02. With 64 rows at B = 16, H = 512: 0.98.
 constexpr int64_t exchanged_rows = 8;
-// Rows that are too far apart for the CPU's own prefetcher are prefetched this many rows ahead. One core
-// of the Xeon, a training step of a GRU, T = 1, B = 32, H = 1024: 0.64 of torch's speed without, 0.79
-// with it (and with no division a row).
+// Rows that are too far apart for the CPU's own prefetcher are prefetched this many rows ahead. One
+// core of the Xeon, a training step of a GRU, T = 1, B = 32, H = 1024: 0.64 of torch's speed
+// without, 0.79 with it (and with no division a row).
 constexpr int64_t prefetch_distance = 16;
-// Rows are transposed by this many values of each, from a buffer: rows a multiple of 4 KB apart share
-// few places of the L1 cache, and a line would leave it before all of its values are used.
+// Rows are transposed by this many values of each, from a buffer: rows a multiple of 4 KB apart
+// share few places of the L1 cache, and a line would leave it before all of its values are used.
 constexpr int64_t staged = 64;
 
-// --- one step: unpacked weights (unpacked.h, row_lanes.h) --------------------------------------------
+// --- one step: unpacked weights (unpacked.h, row_lanes.h) ----------------------------------------
 
 // From this many rows on, rows are transposed, so that a lane is a row, and multiplied
-// transposed_at_once at a time, a multiple of a tile's. Xeon, dot products / so: GRU, B = 24, 32, 48:
-// 0.87, 1.02, 1.2 at H = 256, 256, 200; RNN, H = 650, where rows of weights are unaligned, B = 24, 32:
-// 1.00, 1.29.
+// transposed_at_once at a time, a multiple of a tile's. Xeon, dot products / so: GRU, B = 24, 32,
+// 48: 0.87, 1.02, 1.2 at H = 256, 256, 200; RNN, H = 650, where rows of weights are unaligned, B =
+// 24, 32: 1.00, 1.29.
 constexpr int64_t transposed_rows = 28;
 constexpr int64_t transposed_at_once = 96;
 // A transposed tile has at most this many vectors of rows, and this many units: their sums are in
@@ -154,61 +155,61 @@ constexpr int lane_vectors(int registers) { return registers == 32 ? 3 : 2; }
 constexpr int lane_units(int registers, int lanes) {
     return lanes < registers / 4 ? lanes : registers / 4;
 }
-// Backward, the gradients of up to this many rows are computed with unpacked weights. A step of a GRU,
-// H = 1024, one thread, relative to torch's time, without and with: 1.6 and 1.0 at B = 1, 0.66 and 0.54
-// at 4, 0.78 and 0.65 at 8.
+// Backward, the gradients of up to this many rows are computed with unpacked weights. A step of a
+// GRU, H = 1024, one thread, relative to torch's time, without and with: 1.6 and 1.0 at B = 1, 0.66
+// and 0.54 at 4, 0.78 and 0.65 at 8.
 constexpr int64_t unpacked_rows = 8;
 // Rows of unpacked weights that are read side by side.
 constexpr int unpacked_columns_step = 8;
 
-// --- lengths of sums (panels.h) ----------------------------------------------------------------------
+// --- lengths of sums (panels.h) ------------------------------------------------------------------
 
-// This many products are summed before their sum is added to the total: a sum of short sums loses less
-// to rounding than one long sum. LSTM, H = 512, B = 16: 64, 128, 256 and no limit give 193, 202, 206
-// and 206 GFLOP/s. Gradients are sums over all gates of all units, or over all rows of data: with 64,
-// 128 and 256, a GRU's gradient of the input (H = 64, the worst case) has 1.0, 1.4 and 1.7 times torch's
-// error against float64.
+// This many products are summed before their sum is added to the total: a sum of short sums loses
+// less to rounding than one long sum. LSTM, H = 512, B = 16: 64, 128, 256 and no limit give 193,
+// 202, 206 and 206 GFLOP/s. Gradients are sums over all gates of all units, or over all rows of
+// data: with 64, 128 and 256, a GRU's gradient of the input (H = 64, the worst case) has 1.0, 1.4
+// and 1.7 times torch's error against float64.
 constexpr int64_t forward_sum = 256;
 constexpr int64_t backward_sum = 128;
 // Of pairs of bfloat16, whose own rounding error is 2^16 times as large.
 constexpr int64_t bfloat16_sum = 1 << 20;
 
-// --- backward (backward.h, gradients.h) --------------------------------------------------------------
+// --- backward (backward.h, gradients.h) ----------------------------------------------------------
 
-// Rows of data whose products are summed before the sum is added to a weight's gradient in memory: few
-// enough that the packed rows stay in the L2 cache.
+// Rows of data whose products are summed before the sum is added to a weight's gradient in memory:
+// few enough that the packed rows stay in the L2 cache.
 constexpr int64_t sum_rows = 384;
 // Rows of data whose gate gradients are stored at a time. Their share of the gradients of input and
 // weights is computed before the time loop continues: memory does not grow with the sequence.
 constexpr int64_t backward_rows = 4 * sum_rows;
-// A gradient of a weight is a product of columns of the gate gradients, which are far apart in memory.
-// The columns of this many tiles are packed at a time, and stay in the L2 cache while the panels of rows
-// are read. Xeon, unpacked and packed columns: LSTM, H = 256, B = 16, 155 and 187 GFLOP/s; GRU, H =
-// 512, B = 64, 125 and 157.
+// A gradient of a weight is a product of columns of the gate gradients, which are far apart in
+// memory. The columns of this many tiles are packed at a time, and stay in the L2 cache while the
+// panels of rows are read. Xeon, unpacked and packed columns: LSTM, H = 256, B = 16, 155 and 187
+// GFLOP/s; GRU, H = 512, B = 64, 125 and 157.
 constexpr int64_t tiles_at_once = 16;
-// Rows of input and of h_{t-1} of up to this many bytes are multiplied one after the other with the same
-// packed columns: both must stay in the L2 cache. Xeon, a training step of an LSTM, B = 16, without /
-// with: 1.03 at H = 64, 1.07 at 128, 1.2 at 200; 0.98 at 256, B = 32.
+// Rows of input and of h_{t-1} of up to this many bytes are multiplied one after the other with the
+// same packed columns: both must stay in the L2 cache. Xeon, a training step of an LSTM, B = 16,
+// without / with: 1.03 at H = 64, 1.07 at 128, 1.2 at 200; 0.98 at 256, B = 32.
 constexpr int64_t summed_bytes = 640 << 10;
 // Rows of the input's gradient for which a panel of W_ih is read once: a multiple of a tile's.
 constexpr int64_t input_rows = 63;
-// With fewer rows of data, gradients of weights are bound by writing them, and are computed row by row
-// instead of panel by panel: a step of RNN, H = 1024, B = 1, takes 1.1 ms instead of 4.3.
+// With fewer rows of data, gradients of weights are bound by writing them, and are computed row by
+// row instead of panel by panel: a step of RNN, H = 1024, B = 1, takes 1.1 ms instead of 4.3.
 constexpr int64_t few_rows = 32;
 // A sum over rows of up to this many is sequential, a longer one is of two halves.
 constexpr int64_t sequential_rows = 8;
 
-// --- memory (scratch.cpp, memory.cpp) ----------------------------------------------------------------
+// --- memory (scratch.cpp, memory.cpp) ------------------------------------------------------------
 
 constexpr size_t huge_page = 2 << 20;
 // A thread keeps scratch memory of up to this many bytes from call to call.
 constexpr size_t scratch_kept = 64 << 20;
-// From this many bytes on, the most that M_MMAP_THRESHOLD grows to, glibc's free returns memory to the
-// system: such a block is fresh at every call.
+// From this many bytes on, the most that M_MMAP_THRESHOLD grows to, glibc's free returns memory to
+// the system: such a block is fresh at every call.
 constexpr size_t always_fresh = 32 << 20;
-// What a training step saves for backward, from always_fresh up to this many bytes, is cached for the
-// next step. Xeon, without / with, a training step of LSTM: 1.1 at B = 32, H = 512, 1.05 at B = 64, H =
-// 256.
+// What a training step saves for backward, from always_fresh up to this many bytes, is cached for
+// the next step. Xeon, without / with, a training step of LSTM: 1.1 at B = 32, H = 512, 1.05 at B =
+// 64, H = 256.
 constexpr size_t step_cached = 256 << 20;
 
 }  // namespace fastrnn::cpu

@@ -1,9 +1,16 @@
-// The forward pass of one layer. Every thread of the team runs `forward` with its rank, and with it its
-// part of the time loop: some directions, some rows, some units. It packs the weights of its units,
-// with none to share them: what another core has just written is slow to read. The input projection
-// is done for a chunk of steps at a time; then each step is one product with the cell as its
-// epilogue, and (if units are shared) a barrier. The last states are copied out.
-// A network of one step takes its weights as they are: nothing is packed but the biases.
+// The forward pass of one layer. Every thread of the team runs `forward` with its rank, and in it
+// its share of the time loop: some directions, some rows, some units (share.h).
+//
+//     pack       the weights of the thread's units; each thread does that for itself, because
+//                reading what another core has just written is slow
+//     for each chunk of steps:
+//         project    x = W_ih input + b_ih, one product over all rows of the chunk
+//         for each step:
+//             h_{t-1} W_hh'  ->  sums in registers  ->  + x, biases, the cell  ->  h_t, c_t, saved
+//             barrier of the threads that share units
+//     copy       the last h and c to h_n and c_n
+//
+// In a network of one step weights are not packed (unpacked.h), only biases.
 #pragma once
 #include <algorithm>
 
@@ -19,31 +26,32 @@ using cpu::ForwardTask;
 using cpu::odd_lines;
 using cpu::Workspace;
 
-// X and P are how the input projection and the step read their operands (operands.h).
+// The sizes of the forward pass and its workspace. X and P are the operands (operands.h) of the
+// input projection and of the step.
 template <class Cell, class T, class S, class X, class P>
 struct ForwardPlan {
     struct Direction {
-        // Packed, once for each part of the rows; of `ih` one panel a thread, if at_once.
+        // Packed weights, one copy for each share of the rows. If at_once, `ih` is one panel for
+        // each thread.
         typename X::Packed* ih;
         typename P::Packed* hh;
         T *bias_ih, *bias_hh, *hr;
-        typename X::Row* rows;  // [steps of a chunk, B, I]: the input, where X needs another;
-                                // row_stride
-        T* x;  // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih; rows x_stride apart
-        typename P::Row*
-            h[2];  // [B, H or P]: h of the last step and of this one, by turns; h_stride
-        T* m;      // [B, H]: the cell's output before the projection; c_stride
-        T* c;      // [B, H]; c_stride
-        T* lanes;  // turned rows, of each thread, if one_step; lanes_size
+        // Rows are row_stride, x_stride, h_stride, c_stride and c_stride apart.
+        typename X::Row* rows;  // [steps of a chunk, B, I]: the input, if it is converted to X::Row
+        T* x;                   // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih
+        typename P::Row* h[2];  // [B, R]: h of the last step and of this step, alternating
+        T* m;                   // [B, H]: the cell's output before the projection
+        T* c;                   // [B, H]
+        T* lanes;               // transposed rows, lanes_size values for each thread, if one_step
     };
 
-    static_assert(Cell::gates <= max_panel_vectors, "a block of units must fit a panel");
+    static_assert(Cell::gates <= max_panel_vectors, "a block of units must fit into a panel");
     Panels ih, hh, hr;
     int64_t row_stride, x_stride, h_stride, c_stride, lanes_size;
     int64_t chunk;  // steps
     bool one_step;  // weights are not packed
-    bool at_once;   // there is one chunk: a panel of W_ih is packed, used and done with
-    bool converts;  // the input, to what X reads
+    bool at_once;   // one chunk: each panel of W_ih is packed, used and overwritten by the next
+    bool converts;  // the input is converted to X::Row
     Direction direction[2];
     size_t size;
 
@@ -94,7 +102,7 @@ struct ForwardPlan {
     }
 };
 
-// Between the storage type and T, either way.
+// Converts between the storage type and T.
 template <class T, class From, class To>
 FASTRNN_INLINE void convert(const From* from, To* to, int64_t count) {
     for (int64_t i = 0; i < count; i += lanes<T>) {
@@ -133,7 +141,7 @@ public:
         start();
         const Sequence& s = layer_.sequence;
         for (int64_t done = 0; done < s.steps;) {
-            // A chunk: steps [first, first + count) in time, walked upwards or downwards.
+            // A chunk: steps [first, first + count) in time, from first to last, or in reverse.
             const int64_t count = minimum(plan_.chunk, s.steps - done);
             const int64_t first = reverse_ ? s.steps - done - count : done;
             if (plan_.converts) convert_input(first, count);
@@ -164,14 +172,14 @@ private:
                                 hr_ + plan_.hr.offset(my_outputs_.first));
     }
 
-    // Both buffers of h begin as h0: a row that starts late (the end of a short sequence, read
-    // backwards) finds it in either.
+    // Both buffers of h start as h0: a row that starts late (the end of a short sequence, in
+    // reverse) reads it from either.
     void start() {
         const Span rows = share_.rows.part(share_.unit, share_.units);
         for (int64_t b = rows.first; b < rows.last; ++b) {
             for (H* h : own_.h) {
                 convert<T>(static_cast<const S*>(user_.h0) + b * R_, h + b * plan_.h_stride, R_);
-                // A product reads that too.
+                // The product reads these too.
                 std::fill(h + b * plan_.h_stride + R_, h + b * plan_.h_stride + plan_.hh.depth,
                           H{});
             }
@@ -182,7 +190,8 @@ private:
         share_.barrier->wait();
     }
 
-    // The steps since the chunk before have brought all threads here: none reads its rows any more.
+    // No thread still reads the rows of the last chunk: all have passed the barrier of its last
+    // step.
     void convert_input(int64_t first, int64_t count) {
         const Sequence& s = layer_.sequence;
         const int64_t I = layer_.size.input;
@@ -223,18 +232,18 @@ private:
             product_to<X>(own_.x + ((t - first) * s.batch + b0) * stride, stride, plan_.ih, panels,
                           packed, bias_ih_, x, row_stride, rows);
         };
-        // All rows of all steps are one run of rows, unless some are another thread's or missing.
-        const bool one_run = share_.rows.size() == s.batch &&
-                             s.offsets[first + count] - s.offsets[first] == count * s.batch;
+        // The rows of all steps are contiguous, unless some are another thread's or missing.
+        const bool contiguous = share_.rows.size() == s.batch &&
+                                s.offsets[first + count] - s.offsets[first] == count * s.batch;
         const auto project_all = [&](Span panels, const XPacked* packed) {
-            if (one_run) {
+            if (contiguous) {
                 project(panels, packed, first, count * s.batch);
             } else {
                 for (int64_t t = first; t < first + count; ++t)
                     project(panels, packed, t, minimum(share_.rows.last, s.batch_sizes[t]) - b0);
             }
         };
-        if (!plan_.at_once && one_run) {
+        if (!plan_.at_once && contiguous) {
             project_all(my_panels_, ih_);
             return;
         }
@@ -247,12 +256,12 @@ private:
         }
     }
 
-    // h for the next step, which is to see what the output holds.
+    // h for the next step, with the value of the output: rounded to the storage type.
     static FASTRNN_INLINE void store_h(H* to, Vec<T> h, int n) {
         store<T>(to, sizeof(H) == sizeof(S) ? h : rounded_to<T, S>(h), n);
     }
 
-    // row: of the data
+    // Stores h of one row of the data.
     FASTRNN_INLINE void store_output(int64_t row, int64_t unit, Vec<T> h, int n) const {
         const int64_t at = row * layer_.output_stride + unit;
         store<T>(static_cast<S*>(user_.output) + at, h, n);
@@ -264,7 +273,8 @@ private:
                 minimum(span.last * panels.blocks, panels.block_count())};
     }
 
-    // The product of the step with weights that are packed, or not if there is only one step.
+    // The product of a step: with packed weights, or with unpacked weights if there is only one
+    // step.
     template <class Q, class Epilogue>
     FASTRNN_INLINE void multiply(const Panels& panels, Span span, bool backwards,
                                  const typename Q::Packed* packed, const void* weights,
@@ -277,7 +287,7 @@ private:
             product<Q>(panels, span, backwards, packed, bias, a, a_stride, rows, epilogue);
     }
 
-    // x: W_ih x + b_ih of this step, by row of the batch.
+    // x: W_ih x + b_ih of this step, for each row of the batch.
     void step(int64_t t, const T* x, const H* h_prev, H* h_next) {
         const Sequence& s = layer_.sequence;
         const int64_t b0 = share_.rows.first;
@@ -318,7 +328,7 @@ private:
             });
         if (!projected) return;
 
-        share_.barrier->wait();  // every unit of m is there
+        share_.barrier->wait();  // all units of m are written
         multiply<Plain<T>>(plan_.hr, my_outputs_, t % 2 != 0, hr_, user_.weights.hr, H_, nullptr,
                            own_.m + b0 * plan_.c_stride, plan_.c_stride, rows,
                            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
@@ -350,12 +360,13 @@ private:
     const bool reverse_;
     const int64_t H_, R_;
     const Span my_panels_, my_outputs_;
-    typename X::Packed* const ih_;  // packed, its copies
+    // Packed, the copies of this thread's share of the rows.
+    typename X::Packed* const ih_;
     typename P::Packed* const hh_;
     T *const bias_ih_, *const bias_hh_, *const hr_, *const lanes_;
 };
 
-// body(X, P) with how this layer's products read their operands.
+// body(X, P) with the operands of this layer's products.
 template <class Cell, class T, class S, class Body>
 auto with_operands(const ForwardTask& layer, const Body& body) {
     if constexpr (sizeof(S) != sizeof(T)) {
@@ -363,8 +374,9 @@ auto with_operands(const ForwardTask& layer, const Body& body) {
             if constexpr (!std::is_same_v<Products<T, S>, Plain<T>>)
                 return body(Products<T, S>(), Products<T, S>());
             const int64_t values = Cell::gates * layer.size.hidden * layer.size.recurrent;
-            const bool far = values > cpu::values_outside_l2 * layer.team->partition.units;
-            if (layer.sequence.batch <= (far ? cpu::compact_rows_outside_l2 : cpu::compact_rows))
+            const bool outside_l2 = values > cpu::values_outside_l2 * layer.team->partition.units;
+            if (layer.sequence.batch <=
+                (outside_l2 ? cpu::compact_rows_outside_l2 : cpu::compact_rows))
                 return body(Plain<T>(), Compact<T, S>());
         }
     }
@@ -378,11 +390,14 @@ size_t forward_workspace(const ForwardTask& layer) {
     });
 }
 
-// A step's rows go through panels of `vectors`; at most so many at a time.
+// The shape of the tiles of a step.
 template <class P>
 cpu::TileShape tile_shape(const Panels& panels, const char* operands) {
     const int vectors = panels.blocks_of(0) * panels.gates;
-    return {lanes<typename P::T>, vectors, P::tile_rows(vectors), operands};
+    return {.lanes = lanes<typename P::T>,
+            .vectors = vectors,
+            .rows = P::tile_rows(vectors),
+            .operands = operands};
 }
 
 template <class Cell, class T, class S>

@@ -1,13 +1,19 @@
-// What follows the time loop of a backward pass over a chunk: what the chunk adds to the gradients of
-// the input and of the weights, as products over its rows with the same tiles. Every element is
-// summed in one fixed order, whoever computes it.
+// What a chunk of steps adds to the gradients of the input and of the weights, after its time loop:
+// products over the chunk's rows n, of gate gradients that the time loop has left.
+//
+//     grad_input [n, I]    = dgates [n, G H]  W_ih [G H, I]
+//     grad_ih [G H, I]    += dgates' [G H, n] input [n, I]
+//     grad_hh [G H, R]    += dgates' [G H, n] h_{t-1} [n, R]
+//     grad_bias [G H]     += sum over n of dgates
+//
+// All threads partition each result. Every element is summed in one fixed order, for any partition.
 #pragma once
-#include "backward.h"
+#include "backward_plan.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-// The rows of W_ih in the order in which the gate gradients stand.
+// The gate of W_ih x that a gate gradient belongs to, or -1.
 template <class Cell>
 constexpr int gate_of_grad(int grad) {
     for (int g = 0; g < Cell::gates; ++g)
@@ -15,7 +21,7 @@ constexpr int gate_of_grad(int grad) {
     return -1;
 }
 
-// The product for the gradient of the input reads the first G gate gradients.
+// Whether the first G gate gradients are those of W_ih x, which the product for grad_input reads.
 template <class Cell>
 constexpr bool has_x_grads_first() {
     for (int grad = 0; grad < Cell::gates; ++grad)
@@ -23,7 +29,7 @@ constexpr bool has_x_grads_first() {
     return true;
 }
 
-// The row of W_ih that the k-th gate gradient, of gates of so many units, is multiplied with.
+// The row of W_ih that is multiplied with the k-th gate gradient, where gates have `units` units.
 template <class Cell, class S>
 auto input_weights(const BackwardTask& layer, int direction, int64_t units) {
     const Dimensions& d = layer.size;
@@ -56,7 +62,7 @@ public:
           threads_(layer.team->partition.threads()),
           H_(layer.size.hidden) {}
 
-    // grad_input [N, I] = dgates [N, G * H] W_ih [G * H, I], or += where it is not the first to come.
+    // grad_input, to which the second direction adds.
     void input() {
         if (!layer_.grad_input) return;
         const Span rows{0, chunk_.rows}, panels{0, plan_.ih.count()};
@@ -83,18 +89,18 @@ public:
 
     void weights() {
         const int64_t I = layer_.size.input, R = layer_.size.recurrent, stride = plan_.stride;
-        // The last G gate gradients belong to W_hh h.
+        // The last G gate gradients are those of W_hh h.
         constexpr auto h_grad = in_order<Cell::gates>(Cell::grads - Cell::gates);
         const WeightGradients& grads = user_.grads;
         const auto x_row = [&](int64_t, int64_t, int64_t n) {
             return static_cast<const S*>(layer_.input) + n * I;
         };
-        const PreviousRows<S> before{layer_.sequence,
-                                     reverse_,
-                                     static_cast<const S*>(user_.output),
-                                     layer_.output_stride,
-                                     static_cast<const S*>(user_.h0),
-                                     R};
+        const PreviousRows<S> before{.sequence = layer_.sequence,
+                                     .reverse = reverse_,
+                                     .rows = static_cast<const S*>(user_.output),
+                                     .rows_stride = layer_.output_stride,
+                                     .initial = static_cast<const S*>(user_.h0),
+                                     .initial_stride = R};
         const auto h_row = [&](int64_t t, int64_t b, int64_t) {
             return before.from_rows(t, b) ? before.row(t, b) : before.start(b);
         };
@@ -127,14 +133,14 @@ private:
     }
 
     void multiply(Span panels, const typename P::Packed* packed, Span rows) const {
-        // In blocks of rows whose gate gradients stay in the cache while the panels of W pass by.
+        // In blocks of rows whose gate gradients stay in the cache while the panels of W are read.
         for (int64_t first = rows.first; first < rows.last; first += cpu::input_rows)
             product<P>(plan_.ih, panels, false, packed, nullptr, own_.dgates + first * plan_.stride,
                        plan_.stride, minimum(cpu::input_rows, rows.last - first),
                        store_input(chunk_.row + first));
     }
 
-    // The epilogue of a product whose first row is that one of the data.
+    // The epilogue of a product whose first row is row `first` of the data.
     auto store_input(int64_t first) const {
         const int64_t I = layer_.size.input;
         T* out = static_cast<T*>(layer_.grad_input) + first * I;
@@ -161,24 +167,27 @@ private:
         return r;
     }
 
-    // What the gate gradients are multiplied with, row(t, b, n) of every row n of data:
-    // out [G * U, units] (+)= sum over n of grad[n, column[g] * plan.units + u] * row(n)[unit]
+    // The other factor of a gradient of weights: row(t, b, n) for every row n of data, which is row
+    // b of step t.
+    //     out[g * U + u, unit] (+)= sum over n of
+    //                               grad[n, column[g] * plan.units + u] * row(n)[unit]
     template <class Row>
     struct Factor {
         const Panels& full;
         const Row& row;
         const int* column;
         T* out;
-        int64_t t;  // of the row that is next
+        int64_t t;  // the step of the next row
     };
     template <class Row>
     Factor(const Panels&, const Row&, const int*, T*, int64_t) -> Factor<Row>;
 
-    // For all factors; columns of gate gradients are packed once for those that follow one another.
+    // The gradients of all factors. Columns of gate gradients are packed once for successive
+    // factors with the same column.
     template <class Q, class... Factors>
     void sum_products(int64_t U, int gates, const typename Q::Row* grad, int64_t grad_stride,
                       Factors&... factors) {
-        // Rows of pairs stand as they do in any product.
+        // Rows of pairs are not packed as tiles, but transposed.
         constexpr bool tiled = Q::step == 1;
         const Span mine = Span{0, U}.part(rank_, threads_);
         if (mine.size() == 0) return;
@@ -198,7 +207,7 @@ private:
                 packed += factor.full.size();
             };
             (pack(factors), ...);
-            // Sums of few products are bound by the writing of the result, which is to go row by row.
+            // Sums of few products are bound by writing the result, which is best row by row.
             const int64_t at_once = depth < cpu::few_rows ? Q::tile_rows(max_panel_vectors)
                                                           : Plan::template tiled_rows<Q>;
             for (int g = 0; g < gates; ++g) {
@@ -227,7 +236,7 @@ private:
         }
     }
 
-    // The factor's rows of `depth` rows of data, from the chunk's first-th on.
+    // Packs the factor's rows for `depth` rows of data, from row `first` of the chunk on.
     template <class Q, class F>
     void pack_rows_of(const Panels& panels, F& factor, int64_t first, int64_t depth,
                       typename Q::Packed* packed) const {
@@ -281,7 +290,7 @@ private:
         return true;
     }
 
-    // This thread's part of what sum_rows_of left.
+    // Copies this thread's share of what sum_rows_of has stored.
     void copy_sums(const T* from, T* to) {
         const Span mine = Span{0, (H_ + L - 1) / L}.part(rank_, threads_);
         const int64_t first = mine.first * L, last = minimum(mine.last * L, H_);
@@ -289,7 +298,8 @@ private:
             memcpy(to + g * H_ + first, from + g * H_ + first, (last - first) * sizeof(T));
     }
 
-    // Halves of halves: the rounding error grows with the logarithm of the number of rows.
+    // Recursively the sum of two halves: the rounding error grows with the logarithm of the number
+    // of rows.
     static Vec<T> sum_pairwise(const D* from, int64_t stride, int64_t rows, int n) {
         if (rows <= cpu::sequential_rows) {
             Vec<T> sum{};
@@ -311,51 +321,6 @@ private:
     const bool first_;
     const int64_t rank_, threads_, H_;
 };
-
-template <class Cell, class T, class S>
-size_t backward_workspace(const BackwardTask& layer) {
-    return BackwardPlan<Cell, T, Products<T, S>>(layer).size;
-}
-
-template <class Cell, class T, class S>
-cpu::TileShape backward_tile(const BackwardTask& layer) {
-    using P = Products<T, S>;
-    const BackwardPlan<Cell, T, P> plan(layer);
-    return tile_shape<P>(plan.hh, plan.unpacked_step ? "unpacked weights" : P::name);
-}
-
-template <class Cell, class T, class S>
-void backward(const BackwardTask& layer, int rank) {
-    static_assert(has_x_grads_first<Cell>(), "x_grad must be an order of 0, ..., gates - 1");
-    using P = Products<T, S>;
-    const BackwardPlan<Cell, T, P> plan(layer);
-    [[maybe_unused]] const typename P::Registers registers;
-    const Dimensions& d = layer.size;
-    const int64_t threads = layer.team->partition.threads();
-    if (layer.grad_input) {
-        if (!plan.at_once)
-            for (int i = 0; i < d.directions; ++i)
-                pack_columns<P>(plan.ih, Span{0, plan.ih.count()}.part(rank, threads),
-                                input_weights<Cell, S>(layer, i, plan.units), plan.direction[i].ih);
-        if (plan.starts_from_zeros(layer)) {
-            const Span mine = Span{0, layer.sequence.rows() * d.input}.part(rank, threads);
-            memset(static_cast<T*>(layer.grad_input) + mine.first, 0, mine.size() * sizeof(T));
-        }
-    }
-    const Share share(*layer.team, rank, layer.sequence, d.directions);
-    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-        for (int64_t i = share.directions.first; i < share.directions.last; ++i)
-            BackwardLoop<Cell, T, S, P>(layer, plan, share, rank, i, chunk).run();
-        layer.team->all.wait();
-        for (int i = 0; i < d.directions; ++i) {
-            Gradients<Cell, T, S, P> gradients(layer, plan, rank, i, chunk);
-            gradients.input();
-            gradients.weights();
-            // Before the other direction adds to the same rows, and the next chunk overwrites these.
-            layer.team->all.wait();
-        }
-    }
-}
 
 }  // namespace FASTRNN_ISA
 }  // namespace fastrnn

@@ -1,15 +1,18 @@
-// One instruction set's kernels, for one storage type. Included by kernels_*.cpp, which setup.py
-// compiles once an instruction set, with FASTRNN_ISA as the name of the set.
+// The kernels of one instruction set and one storage type. Included by kernels_*.cpp, which
+// setup.py compiles once for each instruction set, with FASTRNN_ISA as its name.
 #pragma once
 #include "../cells/registry.h"
-#include "gradients.h"
+#include "backward.h"
 
-#define FASTRNN_KERNEL(name, Cell)                                                       \
-    {forward_workspace<Cell, Arithmetic, Storage>,  forward<Cell, Arithmetic, Storage>,  \
-     backward_workspace<Cell, Arithmetic, Storage>, backward<Cell, Arithmetic, Storage>, \
-     forward_tile<Cell, Arithmetic, Storage>,       backward_tile<Cell, Arithmetic, Storage>},
+#define FASTRNN_KERNEL(name, Cell)                                        \
+    {.forward_workspace = forward_workspace<Cell, Arithmetic, Storage>,   \
+     .forward = forward<Cell, Arithmetic, Storage>,                       \
+     .backward_workspace = backward_workspace<Cell, Arithmetic, Storage>, \
+     .backward = backward<Cell, Arithmetic, Storage>,                     \
+     .forward_tile = forward_tile<Cell, Arithmetic, Storage>,             \
+     .backward_tile = backward_tile<Cell, Arithmetic, Storage>},
 
-// Defines `kernels_<suffix>`: a kernel for each cell of the registry, in its order.
+// Defines kernels_<suffix>: a Kernel for each cell, in the order of the registry.
 #define FASTRNN_DEFINE_KERNELS(suffix, arithmetic, storage)                         \
     namespace fastrnn {                                                             \
     namespace FASTRNN_ISA {                                                         \
@@ -22,8 +25,8 @@
     }                                                                               \
     }
 
-// The tiles of `arithmetic` values as they are: kernels_float32.cpp compiles them for the types of 16 bits
-// too, which declare them `extern`.
+// The tiles of Plain operands. kernels_float32.cpp compiles them; the files of the 16-bit types,
+// which use the same, declare them `extern`.
 #define FASTRNN_TILES(where, arithmetic)                                                       \
     namespace fastrnn {                                                                        \
     namespace FASTRNN_ISA {                                                                    \

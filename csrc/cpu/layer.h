@@ -1,5 +1,5 @@
-// The arguments of a CPU kernel: a layer (../layer.h), and how threads partition its work. Gradients
-// are of the arithmetic type, called T in the kernels.
+// The arguments of a CPU kernel: a layer (../layer.h), and how threads partition its work.
+// Gradients are of the arithmetic type, called T in the kernels.
 #pragma once
 #include <stddef.h>
 
@@ -8,9 +8,9 @@
 
 namespace fastrnn::cpu {
 
-// How the threads partition the time loop: threads = directions * rows * units. Threads of different
-// directions, or of different rows of the batch, never wait for each other in it. Threads that share
-// the units of the same rows meet once a step. Two of each:
+// How the threads partition the time loop: threads = directions * rows * units. Threads of
+// different directions, or of different rows of the batch, never wait for each other in it. Threads
+// that share the units of the same rows meet once a step. Two of each:
 //
 //                       units [0, H/2)   units [H/2, H)
 //     direction 0
@@ -43,15 +43,16 @@ struct BackwardTask : BackwardLayer {
     Team* team = nullptr;
 };
 
-// The shape of a step's register tiles, for explain: up to `rows` rows of `vectors` vectors of `lanes`.
+// The shape of a step's register tiles, for explain: up to `rows` rows of `vectors` vectors of
+// `lanes`.
 struct TileShape {
     int lanes, vectors, rows;
     const char* operands;  // their name
 };
 
-// The kernels of one cell and one storage type. Every thread of the team calls `forward` or `backward`
-// with its rank. They share the workspace, which is 64-byte aligned and of as many bytes as
-// forward_workspace or backward_workspace returns.
+// The kernels of one cell and one storage type. Every thread of the team calls `forward` or
+// `backward` with its rank. They share the workspace, which is 64-byte aligned and of as many bytes
+// as forward_workspace or backward_workspace returns.
 struct Kernel {
     size_t (*forward_workspace)(const ForwardTask&);
     void (*forward)(const ForwardTask&, int rank);

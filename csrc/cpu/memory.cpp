@@ -74,31 +74,28 @@ void use_huge_pages(void* data, size_t bytes, [[maybe_unused]] int threads) {
     if (bytes < always_fresh) return;
     const HugePages pages(data, bytes);
     advise_huge_pages(pages.at(pages.first), pages.bytes());
-    // A page is cleared by the thread that touches it first, and by all threads that do so at the same
-    // time, as the threads that share the units of a row would. LSTM, H = 256, B = 64, two threads: a
-    // training step takes 1.05 times as long if the pages are left to those.
+    // A page is cleared by the thread that touches it first, and by all threads that do so at the
+    // same time, as the threads that share the units of a row would. LSTM, H = 256, B = 64, two
+    // threads: a training step takes 1.05 times as long if the pages are left to those.
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (size_t page = pages.first; page < pages.last; ++page)
         *static_cast<volatile char*>(pages.at(page)) = 0;
 }
 
-Pieces allocate_together(const std::vector<size_t>& bytes, size_t least, int threads,
-                         Block (*allocate)(size_t bytes)) {
+size_t place_together(std::vector<size_t>& pieces, size_t least) {
     constexpr size_t alignment = 64;
-    std::vector<size_t> offsets;
     size_t total = 0;
-    for (const size_t piece : bytes) {
-        offsets.push_back(total);
+    for (size_t& piece : pieces) {
+        const size_t offset = total;
         total = (total + piece + alignment - 1) / alignment * alignment;
+        piece = offset;
     }
-    if (least < always_fresh) total = std::max(total, least);
-    Pieces pieces;
-    pieces.block = total < always_fresh || total > step_cached
-                       ? allocate_fresh(total, threads, allocate)
-                       : allocate_cached(total, threads, allocate);
-    char* data = static_cast<char*>(pieces.block.get());
-    for (const size_t offset : offsets) pieces.data.push_back(data + offset);
-    return pieces;
+    return least < always_fresh ? std::max(total, least) : total;
+}
+
+Block allocate_block(size_t bytes, int threads, Block (*allocate)(size_t bytes)) {
+    return bytes < always_fresh || bytes > step_cached ? allocate_fresh(bytes, threads, allocate)
+                                                       : allocate_cached(bytes, threads, allocate);
 }
 
 }  // namespace fastrnn::cpu

@@ -1,6 +1,11 @@
-// How a product (panels.h) reads its two operands: what type a row has, what type a packed matrix has,
-// and how they are multiplied. T is the type of the sums; `step` values of k stand side by side in a
-// packed column, and the depth of a product is a multiple of `depth_step`.
+// The operands of a product (panels.h): the type of its rows, the type of its packed matrix, and
+// how they are multiplied. T is the type of the sums. `step` values of k are adjacent in a packed
+// column, and the depth of a product is a multiple of `depth_step`:
+//
+//     a vector of packed weights, one cell for each lane; w(k, column)
+//
+//     step = 1   | w(0, 0) | w(0, 1) | w(0, 2) | ...              T, or 16 bits (Compact)
+//     step = 2   | w(0, 0) w(1, 0) | w(0, 1) w(1, 1) | ...        pairs of bfloat16
 #pragma once
 #include <type_traits>
 
@@ -26,7 +31,7 @@ struct Plain {
     static constexpr int64_t chunk_rows = cpu::chunk_rows;
     static constexpr int64_t forward_sum = cpu::forward_sum, backward_sum = cpu::backward_sum;
     static constexpr const char* name = "packed weights";
-    struct Registers {};  // what a thread must hold while it multiplies
+    struct Registers {};  // registers that a thread must set up for as long as it multiplies
 
     static constexpr int tile_rows(int vectors) {
         return cpu::tile_rows(vector_registers, vectors);
@@ -40,17 +45,18 @@ struct Plain {
     static FASTRNN_INLINE Vec<T> add(Vec<T> sum, Vec<T> value, Vec<T> weights) {
         return multiply_add(sum, value, weights);
     }
-    // Of a panel that several tiles read, so much at a time stays in the L2 cache: whole sums.
+    // The k block of a panel that several tiles read: a multiple of the length of a sum.
     static int64_t k_block(int64_t sum_length, int64_t rows, int64_t tiles) {
         if (tiles == 1) return depth_of_all;
         return sum_length < cpu::k_block ? cpu::k_block / sum_length * sum_length : sum_length;
     }
-    // What `weights` is to read, of `step` vectors.
+    // Stores `step` vectors as `weights` reads them.
     static FASTRNN_INLINE void pack(T* p, const Vec<T>* v) { store<T>(p, v[0], lanes<T>); }
 };
 
-// 16-bit weights stay so, and half as many bytes are read: faster where a step does little more than
-// to read them, slower where many rows would share one conversion beforehand. The same bits as Plain.
+// Weights packed as 16 bits, which halves the bytes to read: faster where a step is bound by
+// reading them, slower where many rows would share one conversion while packing. The same bits as
+// Plain.
 template <class T_, class S>
 struct Compact : Plain<T_> {
     using T = T_;
@@ -61,13 +67,13 @@ struct Compact : Plain<T_> {
     static FASTRNN_INLINE void pack(S* p, const Vec<T>* v) { store<T>(p, v[0], lanes<T>); }
 };
 
-// Two values of k side by side, the first in the lower half of a float.
+// Two values of k in each lane, the first in the lower half.
 FASTRNN_INLINE void pack_pairs(BFloat16* p, const Vec<float>* v) {
     const UInt32Vec pair = ((UInt32Vec)v[0] >> 16) | ((UInt32Vec)v[1] & 0xffff0000);
     memcpy(p, &pair, sizeof pair);
 }
 
-// Of a vector of pairs two instructions make the floats of two vectors, where it takes four without.
+// With pairs, two instructions convert the values of two vectors to float; without, four.
 template <>
 struct Compact<float, BFloat16> : Plain<float> {
     using Packed = BFloat16;
@@ -91,8 +97,8 @@ struct Compact<float, BFloat16> : Plain<float> {
 };
 
 #if defined(__AVX512BF16__)
-// Pairs of bfloat16 by the instruction that multiplies and adds two at once: exact products, sums in
-// float.
+// Pairs of bfloat16, by the instruction that multiplies and adds two at a time: exact products,
+// float sums.
 struct BFloat16Pairs : Plain<float> {
     using Row = BFloat16;
     using Packed = BFloat16;
@@ -119,7 +125,7 @@ struct BFloat16Pairs : Plain<float> {
 #if defined(__AMX_BF16__)
 class TileRegisters;
 
-// The same by the registers that hold tiles of 16 x 16 sums (amx.h): 32 values of k at a time.
+// Pairs of bfloat16, by AMX registers of 16 x 16 sums (amx.h): 32 values of k at a time.
 struct BFloat16Tiles : BFloat16Pairs {
     static constexpr int depth_step = 32;
     static constexpr int64_t chunk_rows = cpu::amx_chunk_rows;
@@ -127,7 +133,7 @@ struct BFloat16Tiles : BFloat16Pairs {
     using Registers = TileRegisters;
 
     static constexpr int tile_rows(int) { return 32; }
-    // So much of 32 rows stays in the L1 cache while the columns of a panel pass by.
+    // A k block of 32 rows stays in the L1 cache while the columns of a panel are read.
     static int64_t k_block(int64_t, int64_t rows, int64_t) {
         return rows <= 16 ? depth_of_all : cpu::amx_k_block;
     }
@@ -136,7 +142,7 @@ struct BFloat16Tiles : BFloat16Pairs {
 #endif
 #endif
 
-// How products with many weights of type S are made, where both operands are of it.
+// The operands of products with many weights of storage type S.
 template <class T, class S>
 struct ProductsOf {
     using type = Plain<T>;

@@ -1,4 +1,4 @@
-// How matrices get into panels (panels.h). Columns past the last unit are filled with zeros.
+// Packing of matrices into panels (panels.h). Columns after the last unit are zeros.
 #pragma once
 #include <utility>
 
@@ -7,8 +7,11 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-// Exchange the blocks of `width` rows and columns off the diagonal of a pair of rows: one stage of
-// a transposition.
+// One stage of a transposition: exchanges the off-diagonal blocks of `Width` lanes of a pair of
+// rows. Width = 2, 4 lanes:
+//
+//     a:  | a0 a1 | a2 a3 |        a:  | a0 a1 | b0 b1 |
+//     b:  | b0 b1 | b2 b3 |   ->   b:  | a2 a3 | b2 b3 |
 template <class V, int Width, size_t... Lane>
 FASTRNN_INLINE void exchange(V& a, V& b, std::index_sequence<Lane...>) {
     constexpr int n = sizeof...(Lane);
@@ -27,7 +30,7 @@ FASTRNN_INLINE void transpose(Vec<T>* rows) {
     if constexpr (Width > 1) transpose<T, Width / 2>(rows);
 }
 
-// rows[k] gets the k-th values of `lanes` rows, `stride` apart.
+// rows[k] gets the k-th values of `lanes` rows that are `stride` apart.
 template <class T>
 FASTRNN_INLINE void load_transposed(const T* from, int64_t stride, Vec<T>* rows) {
 #pragma GCC unroll 16
@@ -35,7 +38,9 @@ FASTRNN_INLINE void load_transposed(const T* from, int64_t stride, Vec<T>* rows)
     transpose<T>(rows);
 }
 
-// Four floats of every fourth row, one after the other.
+// Four floats of each fourth row, in the order of the rows:
+//
+//     | row 0: k to k + 3 | row 4: k to k + 3 | row 8: ... | row 12: ... |
 FASTRNN_INLINE Vec<float> load_fours(const float* from, int64_t stride) {
 #if defined(__AVX512F__)
     __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from));
@@ -50,7 +55,9 @@ FASTRNN_INLINE Vec<float> load_fours(const float* from, int64_t stride) {
 #endif
 }
 
-// Of every four lanes, the lower or the upper two of a and of b by turns.
+// Of every four lanes, the lower or the upper two of a and of b, alternating. Lower:
+//
+//     a: | a0 a1 a2 a3 | ...    b: | b0 b1 b2 b3 | ...    ->    | a0 b0 a1 b1 | ...
 template <bool Upper, size_t... Lane>
 FASTRNN_INLINE Vec<float> interleave(Vec<float> a, Vec<float> b, std::index_sequence<Lane...>) {
     constexpr size_t first = Upper ? 2 : 0, n = sizeof...(Lane);
@@ -58,7 +65,7 @@ FASTRNN_INLINE Vec<float> interleave(Vec<float> a, Vec<float> b, std::index_sequ
                                    (Lane / 4 * 4 + first + Lane % 4 / 2 + (Lane % 2 ? n : 0))...);
 }
 
-// For floats half of the work is done by the loads.
+// For floats, loads of four values do half of the transposition.
 template <>
 FASTRNN_INLINE void load_transposed<float>(const float* from, int64_t stride, Vec<float>* rows) {
     constexpr auto all = std::make_index_sequence<lanes<float>>();
@@ -81,7 +88,8 @@ FASTRNN_INLINE void load_transposed<float>(const float* from, int64_t stride, Ve
 using cpu::staged;
 
 // to[k * to_stride + i] = from[i * from_stride + k] for `rows` <= lanes values of i and `depth` <=
-// staged of k, as P packs them; zeros for the other i. Whole: both are as many as can be.
+// staged values of k, as P packs them; zeros for the other i. Whole: rows is lanes, and depth is
+// staged.
 template <class P, bool Whole, class S>
 FASTRNN_INLINE void transpose_to(const S* from, int64_t from_stride, int64_t rows, int64_t depth,
                                  typename P::Packed* to, int64_t to_stride) {
@@ -104,9 +112,9 @@ FASTRNN_INLINE void transpose_to(const S* from, int64_t from_stride, int64_t row
     }
 }
 
-// w is [gates * units, depth] row-major: packed column (unit, gate) is row gate * units + unit. For
-// h = W x. Panel by panel, each where the one before it ends, the first at `packed`. What panels.depth
-// has beyond `depth` is zeros.
+// Packs w [gates * units, depth], row-major, for W x: packed column (unit, gate) is row gate *
+// units + unit. The panels of the span follow one another, the first at `packed`. Values from
+// `depth` to panels.depth are zeros.
 template <class P, class S>
 void pack_rows(const Panels& panels, Span span, int64_t depth, const S* w,
                typename P::Packed* packed) {
@@ -136,18 +144,18 @@ void pack_rows(const Panels& panels, Span span, int64_t depth, const S* w,
     }
 }
 
-// row(k) points to the `units` values of row k, or is null for zeros. For products with W transposed,
-// and for sums over rows of the data. The rows are asked for by one k after the other, but for those
-// `ahead` of them, if that is not 0, which are to be on their way to the cache.
+// Packs rows without transposing them, for products with W transposed and for sums over rows of the
+// data. row(k) points to the `units` values of row k, or is null for zeros; k increases from call
+// to call, but for the row that is prefetched, `distance` later, if that is not 0.
 template <class P, class Row>
 FASTRNN_INLINE void pack_columns(const Panels& panels, Span span, const Row& row,
-                                 typename P::Packed* packed, int64_t ahead = 0) {
+                                 typename P::Packed* packed, int64_t distance = 0) {
     using T = typename P::T;
     constexpr int L = lanes<T>;
     for (int64_t k = 0; k < panels.depth; k += P::step) {
         decltype(row(k)) from[P::step];
         for (int i = 0; i < P::step; ++i) from[i] = row(k + i);
-        const auto* next = ahead && k + ahead < panels.depth ? row(k + ahead) : nullptr;
+        const auto* next = distance && k + distance < panels.depth ? row(k + distance) : nullptr;
         for (int64_t panel = span.first; panel < span.last; ++panel) {
             const int blocks = panels.blocks_of(panel);
             auto* to = packed + panels.offset(panel) + k * blocks * L;
@@ -165,9 +173,14 @@ FASTRNN_INLINE void pack_columns(const Panels& panels, Span span, const Row& row
     }
 }
 
-// The first `rows` columns of panels.depth rows, for a product with `panels`: of each of its tiles the
-// values of one k side by side, [K][rows of the tile]. Row by row, those ahead asked for: the columns of
-// one tile after the other take twice as long.
+// Packs the first `rows` columns of panels.depth rows as the rows of the tiles of a product with
+// `panels`. A tile is [K][rows of the tile], and one tile follows another:
+//
+//     from: | k = 0: 0 1 2 3 4 5 |    packed: | k = 0: 0 1 2 | k = 1: 0 1 2 | ... |  tile 0
+//           | k = 1: 0 1 2 3 4 5 |            | k = 0: 3 4 5 | k = 1: 3 4 5 | ... |  tile 1
+//
+// Reads row by row, with a prefetch; reading the columns of one tile after the other takes twice as
+// long.
 template <class T>
 void pack_tiles(const Panels& panels, const T* from, int64_t stride, int64_t rows, T* packed) {
     const int64_t tiles = tile_count<Plain<T>>(panels.blocks * panels.gates, rows);
@@ -191,7 +204,8 @@ void pack_tiles(const Panels& panels, const T* from, int64_t stride, int64_t row
     }
 }
 
-// The first `rows` columns of `depth` rows, each as a row of panels.depth values, filled up with zeros.
+// Transposes the first `rows` columns of `depth` rows, to rows of panels.depth values, with zeros
+// from `depth` on.
 FASTRNN_INLINE void transpose_rows(const Panels& panels, const BFloat16* from, int64_t stride,
                                    int64_t depth, int64_t rows, BFloat16* to) {
     constexpr int L = lanes<float>;
@@ -213,7 +227,7 @@ FASTRNN_INLINE void transpose_rows(const Panels& panels, const BFloat16* from, i
     }
 }
 
-// One value a packed column, or zeros if there is no bias.
+// One value for each packed column: the bias, or zeros if there is none.
 template <class T, class S>
 void pack_bias(const Panels& panels, Span span, const S* bias, T* packed) {
     constexpr int L = lanes<T>;

@@ -1,13 +1,19 @@
-// Packed matrices and the one product that everything here is made of:
+// Packed matrices and their product:
 //   for every row m and column n:  sum over k of a[m][k] * w[k][n]
 //
-// A packed matrix is a list of panels. A panel holds all k of a few columns, [K][vectors][lanes],
-// so that a step of k is one short contiguous read. The columns of a panel are `blocks` blocks of
-// `lanes` units, each with all its gates: a tile of the product ends with whatever the cell needs
-// of those units in registers.
+// A packed matrix is a list of panels. A panel has all k of a few columns, [K][vectors][lanes], so
+// that a step of k is one short contiguous read. Its columns are `blocks` blocks of `lanes` units,
+// each with all gates of its units, so that a tile of the product has in registers all that the
+// cell needs. Two gates, two blocks a panel, 4 lanes; one step of k:
 //
-// Every sum runs over k in the same order, whatever the tile, the panel or the thread: the result of
-// a row has the same bits alone or in any batch, for any number of threads.
+//     |        block 0: units 0 to 3        |        block 1: units 4 to 7        |
+//     | gate 0: 0 1 2 3 | gate 1: 0 1 2 3   | gate 0: 4 5 6 7 | gate 1: 4 5 6 7   |
+//     |    vector 0     |    vector 1       |    vector 2     |    vector 3       |
+//
+//     memory of a panel:  | k = 0 | k = 1 | k = 2 | ... | k = K - 1 |    then the next panel
+//
+// Every sum runs over k in the same order, for any tile, panel and thread: a row's result has the
+// same bits in any batch, for any number of threads (batch invariance).
 #pragma once
 #include "amx.h"
 #include "tile.h"
@@ -23,12 +29,12 @@ struct Panels {
     int gates;  // vectors per block
     int lanes;
     int blocks;  // blocks per panel
-    // So many products are summed in a row before the sum is added to the total: a sum of short sums
-    // loses less to rounding than one long sum, and takes longer.
+    // So many products are summed before the sum is added to the total: a sum of short sums loses
+    // less to rounding than one long sum, and takes longer.
     int64_t sum_length;
 
     Panels() = default;
-    // `share` > 1 asks for panels narrow enough that so many threads get some each.
+    // `share` > 1: panels are narrow enough for each of so many threads to get some.
     Panels(int64_t depth, int64_t units, int gates, int lanes, int64_t sum_length, int share = 1)
         : depth(depth),
           units(units),
@@ -65,17 +71,18 @@ struct Span {
     }
 };
 
-// Into how many tiles rows are cut, for panels of so many vectors.
+// The number of tiles of so many rows, for panels of so many vectors.
 template <class P>
 int64_t tile_count(int vectors, int64_t rows) {
     return (rows + P::tile_rows(vectors) - 1) / P::tile_rows(vectors);
 }
 
-// Cuts the product of `rows` rows with a span of panels into tiles. Row m of a is at a + m * a_stride,
-// or a is Tiled: what pack_tiles (pack.h) made. The panels come in their order, or `backwards`:
-// of two products, the second begins with what the first has left in the cache (LSTM, B = 1, H = 512,
-// on one core of an Intel Xeon: 33 GFLOP/s instead of 25). body(tile, arguments, panel, row, rows,
-// vectors) runs a tile, of so many vectors a row, when it has said where the sums go.
+// Divides the product of `rows` rows with a span of panels into tiles. Row m of a is at a + m *
+// a_stride, or a is Tiled: packed by pack_tiles (pack.h). Successive products take the panels in
+// alternating order (`backwards`), so that each begins with the panels that the last one left in
+// the cache (LSTM, B = 1, H = 512, one core of an Intel Xeon: 33 GFLOP/s instead of 25). body(tile,
+// arguments, panel, row, rows, vectors) sets where the sums go, `vectors` for each row, and runs
+// the tile.
 template <class P, bool Tiled, class Body>
 FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backwards,
                                   const typename P::Packed* packed, const typename P::T* bias,
@@ -92,49 +99,51 @@ FASTRNN_INLINE void for_each_tile(const Panels& panels, Span span, bool backward
         const int64_t tiles = pair ? 1 : tile_count<P>(Tiled ? full : vectors, rows);
         const auto* w = packed + panel * t.pair_stride;
         t.bias = bias ? bias + panel * panels.width() : nullptr;
-        const int64_t part = Tiled ? panels.depth : P::k_block(panels.sum_length, rows, tiles);
+        const int64_t block = Tiled ? panels.depth : P::k_block(panels.sum_length, rows, tiles);
         for (t.first = 0; t.first < panels.depth; t.first = t.last) {
-            t.last = minimum(panels.depth, t.first + part);
+            t.last = minimum(panels.depth, t.first + block);
             t.w = w + t.first * vectors * lanes<typename P::T>;
-            // What is multiplied next: another part of this panel, or another panel.
+            // What is multiplied next: another k block of this panel, or another panel.
             const auto* following = t.last < panels.depth
                                         ? w + t.last * vectors * lanes<typename P::T>
                                     : next != panel ? packed + next * t.pair_stride
                                                     : nullptr;
             const int64_t size =
-                minimum(part, t.last < panels.depth ? panels.depth - t.last : panels.depth) *
+                minimum(block, t.last < panels.depth ? panels.depth - t.last : panels.depth) *
                 panels.width();
             for (int64_t i = 0; i < tiles; ++i) {
                 const Span mine = Span{0, rows}.part(i, tiles);
                 const int count = static_cast<int>(mine.size());
                 t.rows = count;
                 t.a = a + (Tiled ? mine.first * panels.depth : mine.first * a_stride + t.first);
-                // Each tile brings a part of it: the first is kept busy by its own. LSTM, H = 1024,
-                // the product of a step on one core of an Intel Xeon: 107 GFLOP/s at B = 16 where the
-                // first tile brings all, 135 so; 132 and 168 at B = 32.
-                const int64_t brought = i * ((t.last - t.first) / P::step) * cpu::cache_line /
-                                        int64_t(sizeof(typename P::Packed));
-                t.next = following && brought < size ? following + brought : nullptr;
+                // Each tile prefetches its share of that: the first tile also reads its own panel
+                // into the cache. LSTM, H = 1024, the product of a step on one core of an Intel
+                // Xeon: 107 GFLOP/s at B = 16 if the first tile prefetches all, 135 so; 132 and 168
+                // at B = 32.
+                const int64_t prefetched = i * ((t.last - t.first) / P::step) * cpu::cache_line /
+                                           int64_t(sizeof(typename P::Packed));
+                t.next = following && prefetched < size ? following + prefetched : nullptr;
                 body(tile_for<P, Tiled>(vectors, pair, count), t, panel, mine.first, count,
                      vectors * (1 + pair));
             }
         }
     };
-    const bool by_twos = rows <= P::paired_rows(full);
-    const int64_t step = 1 + by_twos, groups = (span.size() + step - 1) / step;
+    const bool in_pairs = rows <= P::paired_rows(full);
+    const int64_t step = 1 + in_pairs, groups = (span.size() + step - 1) / step;
     for (int64_t i = 0; i < groups; ++i) {
         const int64_t group = backwards ? groups - 1 - i : i, panel = span.first + group * step;
-        // After the last panel the one that the next product begins with.
+        // After the last panel comes the one that the next product begins with.
         const int64_t after = i + 1 == groups ? panel : panel + (backwards ? -step : step);
-        const bool pair = by_twos && panel + 1 < span.last &&
+        const bool pair = in_pairs && panel + 1 < span.last &&
                           panels.blocks_of(panel + 1) == panels.blocks_of(panel);
         run(panel, pair, after);
-        if (by_twos && !pair && panel + 1 < span.last) run(panel + 1, false, after);
+        if (in_pairs && !pair && panel + 1 < span.last) run(panel + 1, false, after);
     }
 }
 
-// Where a step's threads share units, others have just written a part of the rows that it multiplies. Those
-// lines are asked for together: a product that comes to one after the other waits for each.
+// Prefetches rows that other threads have just written, as where threads share units. The lines
+// come from other cores' caches; together, instead of one after the other as the product reads
+// them.
 template <class T>
 FASTRNN_INLINE void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64_t width) {
     for (int64_t row = 0; row < minimum(count, cpu::exchanged_rows); ++row)
@@ -142,35 +151,35 @@ FASTRNN_INLINE void prefetch_rows(const T* rows, int64_t stride, int64_t count, 
             prefetch(rows + row * stride + i);
 }
 
-// Does nothing before a tile.
+// Nothing to prefetch before a tile.
 struct NoPrefetch {
     template <class... A>
     void operator()(const A&...) const {}
 };
 
-// The product of `rows` rows with a span of panels. For every row and every block of units,
-// epilogue(row, block, sums) gets the sums, one vector a gate; bias (one value a packed column) is
-// where they start. Before a tile's products, ahead(row, rows, panel) may bring what its epilogue is to
-// read.
-template <class P, bool Tiled = false, class Epilogue, class Ahead = NoPrefetch>
+// The product of `rows` rows with a span of panels. For every row and block of units, epilogue(row,
+// block, sums) gets the sums, one vector a gate. Their initial values are bias, one value a packed
+// column, or zeros. Before a tile's products, prefetch_tile(row, rows, panel) may prefetch what its
+// epilogue reads.
+template <class P, bool Tiled = false, class Epilogue, class Prefetch = NoPrefetch>
 FASTRNN_INLINE void product(const Panels& panels, Span span, bool backwards,
                             const typename P::Packed* packed, const typename P::T* bias,
                             const typename P::Row* a, int64_t a_stride, int64_t rows,
-                            const Epilogue& epilogue, const Ahead& ahead = {}) {
-    // Where panels are read in parts, the sums of all rows wait for the last.
+                            const Epilogue& epilogue, const Prefetch& prefetch_tile = {}) {
+    // With several k blocks, the sums of all rows are stored from one block to the next.
     Vec<typename P::T> sums[cpu::k_block_rows * max_panel_vectors];
-    const bool parts = !Tiled && panels.depth > P::k_block(panels.sum_length, rows, 2);
-    const int64_t groups = parts ? (rows + cpu::k_block_rows - 1) / cpu::k_block_rows : 1;
+    const bool k_blocks = !Tiled && panels.depth > P::k_block(panels.sum_length, rows, 2);
+    const int64_t groups = k_blocks ? (rows + cpu::k_block_rows - 1) / cpu::k_block_rows : 1;
     for (int64_t group = 0; group < groups; ++group) {
         const Span mine = Span{0, rows}.part(group, groups);
         for_each_tile<P, Tiled>(
             panels, span, backwards, packed, bias, a + mine.first * a_stride, a_stride, mine.size(),
             [&](Tile<P> tile, TileArguments<P>& t, int64_t panel, int64_t row, int count,
                 int vectors) {
-                auto* s = sums + (parts ? row * vectors : 0);
+                auto* s = sums + (k_blocks ? row * vectors : 0);
                 t.sums = s;
                 t.sums_stride = vectors;
-                if (t.last == panels.depth) ahead(mine.first + row, count, panel);
+                if (t.last == panels.depth) prefetch_tile(mine.first + row, count, panel);
                 tile(t);
                 if (t.last < panels.depth) return;
                 for (int r = 0; r < count; ++r)
@@ -180,8 +189,8 @@ FASTRNN_INLINE void product(const Panels& panels, Span span, bool backwards,
     }
 }
 
-// The same product left in rows of packed columns: row m of all panels is at out + m * out_stride.
-// `out` is 64-byte aligned, out_stride a multiple of a vector.
+// The same product, stored in rows of packed columns: row m of all panels is at out + m *
+// out_stride. `out` is 64-byte aligned, out_stride a multiple of a vector.
 template <class P>
 FASTRNN_INLINE void product_to(typename P::T* out, int64_t out_stride, const Panels& panels,
                                Span span, const typename P::Packed* packed,

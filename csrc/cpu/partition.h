@@ -1,5 +1,5 @@
-// The choice of a Partition (layer.h) for a layer and a number of threads. No choice changes a bit of
-// the results.
+// The choice of a Partition (layer.h) for a layer and a number of threads. No choice changes a bit
+// of the results.
 #pragma once
 #include <omp.h>
 

@@ -1,6 +1,12 @@
-// The product of unpacked.h for many rows: they are turned, so that a lane is a row, and multiplied with
-// single weights. No sum runs over lanes, and still every sum has the bits that it has there: what a lane
-// would add up, each L-th product, is summed by itself, and these sums are added in pairs as there.
+// The product of unpacked.h for many rows: they are transposed, so that a lane is a row, and
+// multiplied with one weight at a time.
+//
+//     unpacked.h: a lane is a k                   here: a lane is a row
+//     | k = 0 | k = 1 | k = 2 | k = 3 |           | row 0 | row 1 | row 2 | row 3 |
+//
+// Every sum has the same bits as in unpacked.h. There a lane sums every L-th product, and the lanes
+// are then added in pairs. Here every L-th product is summed on its own, and these sums are added
+// in the same pairs.
 #pragma once
 #include "pack.h"
 
@@ -13,8 +19,12 @@ constexpr int lane_units = cpu::lane_units(vector_registers, lanes<T>);
 
 constexpr int log2_of(int n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
 
-// Lanes are added in pairs, L / 2 apart at first: in this order those of a pair follow each other. The one
-// after j; 0 after the last.
+// Lanes are added in pairs, at first those L / 2 apart. In this order the two lanes of a pair
+// follow each other; L = 8:
+//
+//     0 4 2 6 1 5 3 7        (0+4) + (2+6), (1+5) + (3+7), then their sum
+//
+// Returns the lane after j, and 0 after the last.
 template <int L>
 constexpr int lane_after(int j) {
     int bit = L / 2;
@@ -22,8 +32,12 @@ constexpr int lane_after(int j) {
     return j | bit;
 }
 
-// to[i * to_stride] gets the i-th values of `rows` <= L rows, zeros beyond: all k that a lane would sum
-// up, a lane after the other, in the order of their sums.
+// Transposes `rows` <= L rows: to[i * to_stride] gets one value of each row, and zeros for the
+// missing rows. First come all k of the first lane (k % L == 0), then those of the lane after it
+// (lane_after). L = 8:
+//
+//     i:  0  1  2  ...     depth / 8  ...
+//     k:  0  8  16 ...     4  12  20  ...    2  10  18  ...
 template <class T, class A>
 void transpose_to_lanes(const A* a, int64_t a_stride, int rows, int64_t depth, T* to,
                         int64_t to_stride) {
@@ -46,16 +60,16 @@ void transpose_to_lanes(const A* a, int64_t a_stride, int rows, int64_t depth, T
     }
 }
 
-// out[u * out_stride + v * L], for `units` <= lane_units of them: the sums of a unit with Vectors * L
-// turned rows. Meanwhile what is multiplied next, `next_bytes` a value of `depth`, is brought into the L2
-// cache.
+// out[u * out_stride + v * L], for `units` <= lane_units units, gets the sums of a unit and Vectors
+// * L transposed rows. Prefetches what is multiplied next into the L2 cache, `next_bytes` for each
+//   k.
 template <class T, int Vectors>
 void lane_tile(const T* transposed, const T* w, int64_t depth, int units, const char* next,
                int next_bytes, T* out, int64_t out_stride) {
     constexpr int L = lanes<T>, Units = lane_units<T>, levels = log2_of(L);
     const T* weights[Units];
     for (int u = 0; u < Units; ++u) weights[u] = w + (u < units ? u : units - 1) * depth;
-    // Half of the sums of a level wait for the other half; of the last there is one.
+    // The first sum of each pair, by level of the pairs; the last level has the result.
     Vec<T> waiting[levels + 1][Units][Vectors];
     int lane = 0;
     do {
@@ -99,12 +113,12 @@ auto lane_tile_for(int64_t vectors) {
     return vectors == 2 ? lane_tile<T, 2> : lane_tile<T, 1>;
 }
 
-// Whether any of so many rows are turned: vectors of 16 bytes are not worth it.
+// Whether any of so many rows are transposed. With vectors of 16 bytes it is not faster.
 constexpr bool is_transposed(int64_t rows) {
     return vector_bytes > 16 && rows >= cpu::transposed_rows;
 }
 
-// The scratch of a product of so many rows.
+// The values of scratch memory that a product of so many rows needs.
 template <class T>
 constexpr int64_t lane_scratch(int64_t rows, int64_t depth) {
     constexpr int L = lanes<T>;
@@ -112,14 +126,15 @@ constexpr int64_t lane_scratch(int64_t rows, int64_t depth) {
     return round_up((minimum(round_up(rows, L), cpu::transposed_at_once) + lane_units<T>)*depth, L);
 }
 
-// Of at most cpu::turned_at_once rows those that are turned: all that fill vectors, a last one far enough.
+// Of at most cpu::transposed_at_once rows, those that are transposed: all that fill vectors, the
+// last vector to 5/8 or more.
 template <class T>
 class TransposedRows {
     static constexpr int L = lanes<T>, Units = lane_units<T>;
     static_assert(L % Units == 0 && cpu::transposed_at_once % L == 0);
 
 public:
-    // `scratch` keeps them: lane_scratch values.
+    // They are stored in `scratch`, of lane_scratch values.
     template <class A>
     TransposedRows(const A* a, int64_t a_stride, int64_t rows, int64_t depth, T* scratch)
         : rows_(rows),
@@ -137,10 +152,10 @@ public:
         }
     }
 
-    // How many they are, the first ones.
+    // How many are transposed, from the first on.
     int64_t count() const { return minimum(rows_, vectors_ * L); }
 
-    // As dot_block of unpacked.h.
+    // dot_block of unpacked.h, for these rows.
     template <class W>
     void block(const W* w, int units, Vec<T>* sums, int64_t stride) const {
         if (vectors_ == 0) return;
@@ -184,7 +199,7 @@ private:
     }
 
     const int64_t rows_, depth_, vectors_;
-    T *const transposed_, *const weights_;  // and a tile's weights that were of 16 bits
+    T *const transposed_, *const weights_;  // weights_: a tile's 16-bit weights as T
 };
 
 }  // namespace FASTRNN_ISA

@@ -18,9 +18,9 @@
 namespace fastrnn::cpu {
 namespace {
 
-// While an object of this class lives, its thread treats subnormal numbers as zeros. x86 CPUs multiply
-// them in microcode: a state or a gradient that decays would cost up to 80 times as much, for values
-// too small to change any sum. On other CPUs it does nothing.
+// While an object of this class lives, its thread treats subnormal numbers as zeros. x86 CPUs
+// multiply them in microcode: a state or a gradient that decays would cost up to 80 times as much,
+// for values too small to change any sum. On other CPUs it does nothing.
 class SubnormalsAreZeros {
 public:
     SubnormalsAreZeros() : before_(get()) { set(before_ | results | operands); }
@@ -41,7 +41,8 @@ private:
 };
 
 // Runs one kernel on up to so many threads. Returns false, with nothing done, if OpenMP gave fewer
-// threads than the work was partitioned between: the barriers would wait for ever for the missing ones.
+// threads than the work was partitioned between: the barriers would wait for ever for the missing
+// ones.
 template <class Task>
 bool run_with(int threads, Task& task, size_t (*workspace_size)(const Task&),
               void (*kernel)(const Task&, int)) {
@@ -100,8 +101,8 @@ void backward(const BackwardLayer& layer) {
     run(BackwardTask{layer}, kernels.backward_workspace, kernels.backward);
 }
 
-// On a thread of its own a model waits for no other thread at any step. Its weights must fit into the
-// cache of that thread's core, as where threads partition the rows.
+// On a thread of its own a model waits for no other thread at any step. Its weights must fit into
+// the cache of that thread's core, as where threads partition the rows.
 bool runs_models_in_parallel(const Models& models, int threads) {
     return threads > 1 && models.count >= threads &&
            models.count * models.multiply_adds >= worth_a_thread * threads &&

@@ -1,4 +1,4 @@
-// A thread's share of the time loop, forward and backward.
+// A thread's share of the time loop, forward and backward: some directions, rows and units.
 #pragma once
 #include "layer.h"
 #include "panels.h"
@@ -9,15 +9,21 @@ namespace FASTRNN_ISA {
 using cpu::Barrier;
 using cpu::Team;
 
-// Which part of the time loop a thread runs.
 struct Share {
     Span directions, rows;
-    int64_t row_share;    // which of the partition's rows
-    int64_t unit, units;  // its place among the threads that share these rows, and their number
-    Barrier* barrier;     // where those meet
+    int64_t row_share;    // index of `rows` among the shares of the rows
+    int64_t unit, units;  // index of the thread among those that share these rows, and their number
+    Barrier* barrier;     // of those threads
 
-    // Rows are split so that each part has about as many steps of work: in packed data the first
-    // rows are longest.
+    // Each share of the rows has about the same number of steps. In packed data the first rows are
+    // the longest:
+    //
+    //     row 0  * * * * * *
+    //     row 1  * * * * *       share 0: 11 steps
+    //     ------------------
+    //     row 2  * * * *
+    //     row 3  * * *           share 1: 10 steps
+    //     row 4  * * *
     Share(Team& team, int rank, const Sequence& sequence, int direction_count) {
         const auto& p = team.partition;
         units = p.units;
@@ -34,8 +40,8 @@ private:
         if (part == 0) return 0;
         if (part == parts) return s.batch;
         if (s.rows() == s.steps * s.batch) return Span{0, s.batch}.part(part, parts).first;
-        // Sequence b has as many steps as there are t with batch_sizes[t] > b; walk b upwards until
-        // the share is full.
+        // Row b has as many steps as there are t with batch_sizes[t] > b. Count them row by row up
+        // to the target.
         const int64_t target = s.rows() * part / parts;
         int64_t t = s.steps - 1, done = 0, b = 0;
         for (; b < s.batch && done < target; ++b) {

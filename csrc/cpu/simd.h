@@ -1,10 +1,9 @@
-// SIMD values: GCC and clang vector extensions at the native width of the instruction set this file
-// is compiled for, and their loads and stores from every storage type. Wider vectors than the
-// native width fall to a fraction of the speed, narrower ones waste it, so the width is fixed here.
+// SIMD vectors: the vector extensions of GCC and clang, and loads and stores of every storage type.
+// Vectors have the native width of the instruction set this file is compiled for; with any other
+// width the compiler's code is a fraction as fast.
 //
-// Everything in this folder that a kernel file includes lives in the namespace of its instruction
-// set (FASTRNN_ISA, given by setup.py), so that no two differently compiled copies of a function
-// can be merged by the linker.
+// The kernels live in a namespace of their instruction set (FASTRNN_ISA, which setup.py defines),
+// so that the linker cannot merge two differently compiled copies of a function.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -23,7 +22,7 @@ namespace FASTRNN_ISA {
 #if defined(__AVX512F__)
 constexpr int vector_bytes = 64;
 constexpr int vector_registers = 32;
-constexpr bool fused = true;  // a product and a sum are rounded once
+constexpr bool fused = true;  // multiply_add rounds once
 #elif defined(__AVX2__)
 constexpr int vector_bytes = 32;
 constexpr int vector_registers = 16;
@@ -54,9 +53,9 @@ using Vec = typename VectorOf<T>::type;
 template <class T>
 constexpr int lanes = vector_bytes / sizeof(T);
 
-// Brings the line of p, which is about to be read, into the L2 cache; or to the core that is about to
-// write it. GCC takes a function, or a lambda, that does nothing but __builtin_prefetch for one without
-// effects and drops the calls to it. The empty statement is an effect.
+// Prefetch the line of p into the L2 cache, for reading; or into this core's, for writing. GCC
+// considers a function or lambda of nothing but __builtin_prefetch to be without effects and drops
+// the calls of it. The empty asm statement is an effect.
 FASTRNN_INLINE void prefetch(const void* p) {
     __builtin_prefetch(p, 0, 2);
     asm volatile("");
@@ -71,8 +70,8 @@ FASTRNN_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};
 }
 
-// sum + a * b, rounded once where the set can. Between branches a compiler may round twice here and once
-// there, for `sum + a * b`.
+// sum + a * b, rounded once if the instruction set can. An intrinsic, because a compiler may
+// contract `sum + a * b` to one rounding in one branch and not in another.
 FASTRNN_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
     return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
@@ -92,7 +91,7 @@ FASTRNN_INLINE Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<doub
 #endif
 }
 
-// The smaller and the larger of a limit and x; a NaN in x passes through.
+// The smaller and the larger of x and a limit. A NaN in x is returned.
 FASTRNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> limit) {
 #if defined(__AVX512F__)
     return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
@@ -118,10 +117,12 @@ FASTRNN_INLINE Vec<double> at_least(Vec<double> x, Vec<double> limit) {
     return limit > x ? limit : x;
 }
 
-// 1 / x to one unit in the last place, for 1 <= |x| < 2^126, and a / x, which is not above 1 for a <= x.
+// 1 / x to one unit in the last place, for 1 <= |x| < 2^126; and a / x, which is at most 1 for a <=
+// x.
 FASTRNN_INLINE Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)
-    // A division takes as long as ten multiplications: 14 bits and a step of Newton's are all 24.
+    // A division takes as long as ten multiplications. 14 bits and one step of Newton's method give
+    // all 24.
     const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x);
     return r + r * (1.0f - x * r);
 #else
@@ -131,7 +132,7 @@ FASTRNN_INLINE Vec<float> reciprocal(Vec<float> x) {
 FASTRNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> x) {
 #if defined(__AVX512F__)
     const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x), q = a * r;
-    return q + r * (a - q * x);  // the step comes from below
+    return q + r * (a - q * x);  // approaches from below
 #else
     return a / x;
 #endif
@@ -139,9 +140,11 @@ FASTRNN_INLINE Vec<float> quotient(Vec<float> a, Vec<float> x) {
 FASTRNN_INLINE Vec<double> reciprocal(Vec<double> x) { return 1.0 / x; }
 FASTRNN_INLINE Vec<double> quotient(Vec<double> a, Vec<double> x) { return a / x; }
 
-// load<T>(p, n): the first n <= lanes<T> values at p, the rest zero; store likewise. T is the type
-// of arithmetic, the pointer's type that of memory. n is lanes<T> nearly always: the branch is free
-// and the tail is slower.
+// load<T>(p, n): the first n <= lanes<T> values at p, and zeros. store<T>(p, v, n) stores the first
+// n. T is the arithmetic type, the pointer's type the storage type. n is nearly always lanes<T>:
+// that branch costs nothing, and the other is slower.
+//
+//     p:  | a | b | c | ...        load<T>(p, 3):  | a | b | c | 0 | 0 | 0 | 0 | 0 |
 
 template <class T>
 FASTRNN_INLINE Vec<T> load(const T* p, int n) {
@@ -183,7 +186,7 @@ constexpr int float_lanes = lanes<float>;
 typedef uint32_t UInt32Vec __attribute__((vector_size(vector_bytes)));
 typedef uint16_t UInt16Vec __attribute__((vector_size(vector_bytes / 2)));
 
-// GCC 12 makes five instructions of what is one.
+// GCC 12 compiles __builtin_convertvector to five instructions instead of this one.
 FASTRNN_INLINE UInt32Vec widened(UInt16Vec v) {
 #if defined(__AVX512F__)
     return (UInt32Vec)_mm512_cvtepu16_epi32((__m256i)v);
@@ -194,7 +197,7 @@ FASTRNN_INLINE UInt32Vec widened(UInt16Vec v) {
 #endif
 }
 
-// The lower halves.
+// The lower 16 bits of each lane.
 FASTRNN_INLINE UInt16Vec narrowed(UInt32Vec v) {
 #if defined(__AVX512F__)
     return (UInt16Vec)_mm512_cvtepi32_epi16((__m512i)v);
@@ -234,7 +237,7 @@ FASTRNN_INLINE void store(BFloat16* p, Vec<float> v, int n) {
 }
 
 #if !defined(__AVX2__)
-// float <-> half without hardware conversion, where subnormal floats may count as zeros.
+// float <-> half without instructions for it, where subnormal floats may be treated as zeros.
 FASTRNN_INLINE float half_to_float(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
     uint32_t bits;
@@ -259,7 +262,7 @@ FASTRNN_INLINE uint16_t float_to_half(float f) {
     bits &= 0x7fffffff;
     if (bits > 0x7f800000) return sign | 0x7e00;
     if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to 65520 or more
-    if (bits < 0x38800000) {  // a subnormal half: let an addition do the rounding
+    if (bits < 0x38800000) {                       // a subnormal half: an addition rounds it
         float magnitude;
         memcpy(&magnitude, &bits, 4);
         magnitude += 0.5f;  // one unit of 0.5f's last place is the smallest half
@@ -297,7 +300,7 @@ FASTRNN_INLINE void store(Half* p, Vec<float> v, int n) {
 #endif
 }
 
-// The value that reading v back from storage S would give.
+// v, stored as S and loaded.
 template <class T, class S>
 FASTRNN_INLINE Vec<T> rounded_to(Vec<T> v) {
     if constexpr (sizeof(T) == sizeof(S)) {

@@ -5,8 +5,9 @@
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-// What exp needs to know of a type. The polynomials are (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2:
-// for float a Chebyshev fit with an error of 2.5e-8 r, for double Taylor's.
+// The constants of exp for a type. The polynomials are (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2,
+// the highest power first: for float a Chebyshev fit with an error of 2.5e-8 r, for double
+// Taylor's.
 template <class T>
 struct ExpConstants;
 
@@ -15,12 +16,12 @@ struct ExpConstants<float> {
     typedef int32_t Int __attribute__((vector_size(vector_bytes)));
     static constexpr int fraction_bits = 23;
     static constexpr int32_t one = 0x3f800000, magnitude = 0x7fffffff;
-    static constexpr float round = 0x1.8p23f;  // adding it leaves the rounded value in the low bits
-    // Where products are not rounded, one float is enough: it is off by 2e-9, and |n| <= 127.
+    static constexpr float round = 0x1.8p23f;  // adding it rounds, with the integer in the low bits
+    // With fused multiply-adds one float is enough: its error is 2e-9, and |n| <= 127.
     static constexpr float ln2_high = fused ? 0.693147182f : 0.693359375f;
     static constexpr float ln2_low = fused ? 0 : -2.12194440e-4f;
     static constexpr float most = 88;  // exp(most) and exp(-most) are normal numbers
-    // Whether 1 / exp(most) is zero: as a subnormal number, where run.cpp makes zeros of those.
+    // Whether 1 / exp(most), a subnormal number, is zero because run.cpp flushes those to zero.
 #ifdef FASTRNN_X86
     static constexpr bool vanishes = true;
 #else
@@ -46,8 +47,8 @@ struct ExpConstants<double> {
         1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
 };
 
-// exp(x) = scale (1 + rest) with scale = 2^n, n = round(x / ln 2), |x| <= ExpConstants::most; a NaN
-// stays one.
+// exp(x) = scale (1 + rest) with scale = 2^n, n = round(x / ln 2), for |x| <= ExpConstants::most.
+// NaN gives NaN.
 template <class T>
 FASTRNN_INLINE void split_exponential(Vec<T> x, Vec<T>& scale, Vec<T>& rest) {
     using C = ExpConstants<T>;
@@ -55,7 +56,7 @@ FASTRNN_INLINE void split_exponential(Vec<T> x, Vec<T>& scale, Vec<T>& rest) {
     const Vec<T> n = shifted - C::round;
     Vec<T> r = x - n * C::ln2_high;
     if constexpr (C::ln2_low != 0) r = r - n * C::ln2_low;
-    // Two coefficients at a time: half the latency of Horner's rule.
+    // Two coefficients at a time, which has half the latency of Horner's rule.
     constexpr int count = sizeof C::polynomial / sizeof(T), first = count % 2;
     const Vec<T> r2 = r * r;
     Vec<T> p = first ? broadcast(C::polynomial[0]) : Vec<T>{};
@@ -79,11 +80,11 @@ struct SimdMath {
         split_exponential<T>(-at_least(at_most(x, broadcast(C::most)), broadcast(-C::most)), scale,
                              rest);
         const V result = reciprocal(scale * rest + scale + T(1));
-        // Zero where torch's exp(-x) is infinite.
+        // Zero where exp(-x) is infinite in torch.
         return C::vanishes ? result : x < -C::most ? V{} : result;
     }
 
-    // With u = exp(2 |x|) - 1, which loses nothing where x is small: u / (u + 2).
+    // u / (u + 2) with u = exp(2 |x|) - 1, computed without cancellation for small x.
     static FASTRNN_INLINE V tanh(V x) {
         using Int = typename C::Int;
         const V magnitude = (V)((Int)x & C::magnitude);

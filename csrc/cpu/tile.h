@@ -1,27 +1,34 @@
-// A tile of a product (panels.h): a few rows times a panel, or two.
+// A register tile of a product (panels.h): a few rows times one or two panels, with all sums in
+// registers. With 7 rows, a panel of 4 vectors and 16 lanes:
+//
+//                  w[k], one step of the panel
+//                 | vector 0 | vector 1 | vector 2 | vector 3 |     loaded once a k
+//     a[0][k]  x  |   sum    |   sum    |   sum    |   sum    |
+//     a[1][k]  x  |   sum    |   sum    |   sum    |   sum    |     28 vector registers of sums
+//      ...            ...
+//     a[6][k]  x  |   sum    |   sum    |   sum    |   sum    |
 #pragma once
 #include "operands.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-// What a tile is of: rows of `a` and one panel, or two that are `pair_stride` apart, from the k-th value
-// on, `first`, to `last`.
+// Rows of `a` and one panel, or two that are `pair_stride` apart, for k in [first, last).
 template <class P>
 struct TileArguments {
     const typename P::Row* a;
     int64_t a_stride;
     const typename P::Packed* w;
     int64_t pair_stride, first, last, sum_length;
-    const typename P::T* bias;  // where the sums start, or null
+    const typename P::T* bias;  // the sums' initial values, or null for zeros
     Vec<typename P::T>* sums;   // `rows` of them
     int64_t sums_stride;
     int rows;
-    const typename P::Packed* next;  // of a single panel: what to bring into the L2 cache
-                                     // meanwhile, a line a step of k, or null
+    // With a single panel: what to prefetch into the L2 cache, a line a step of k, or null.
+    const typename P::Packed* next;
 };
 
-// P is of operands.h. All sums are in registers.
+// P is one of operands.h. Tiled: the rows are packed by pack_tiles (pack.h).
 template <class P, int Vectors, int Pair, int Rows, bool Tiled>
 void tile(const TileArguments<P>& t) {
     using T = typename P::T;
@@ -29,7 +36,7 @@ void tile(const TileArguments<P>& t) {
     constexpr int total = Vectors * Pair;
     const auto* a = t.a;
     const auto* w = t.w;
-    // Without another panel one line again and again: a branch would cost more.
+    // Without another panel, the same line at every step: a branch would cost more.
     const char* next = reinterpret_cast<const char*>(t.next ? t.next : w);
     const int64_t next_step = t.next ? cpu::cache_line : 0;
     for (int64_t start = t.first; start < t.last; start += t.sum_length) {
@@ -46,7 +53,7 @@ void tile(const TileArguments<P>& t) {
 #pragma GCC unroll 16
             for (int j = 0; j < total; ++j)
                 weights[j] = P::weights(w + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
-            if (Pair == 1) {  // two panels are read as fast as they come, which the CPU foresees
+            if (Pair == 1) {  // with two panels the CPU's own prefetcher is enough
 #pragma GCC unroll 4
                 for (int j = 0; j < Vectors; ++j)
                     __builtin_prefetch(w + (cpu::prefetch_steps * Vectors + j) * width);

@@ -1,17 +1,28 @@
-// The product of panels.h with weights as they lie in memory, row by row: for a network of a single
+// The product of panels.h with unpacked weights, in torch's order in memory: for a network of one
 // step, where packing them would take longer than the product.
 //
-// A sum runs along the vectors of a row of weights and then over their lanes, in one order whatever
-// the tile: the result of a row has the same bits alone or in any batch, for any number of threads.
-// It is another order than that of packed products. Many rows are turned first (row_lanes.h).
+// A sum runs along the vectors of a row of weights, then over their lanes:
+//
+//     a[row]:   | 0 1 2 3 | 4 5 6 7 | ...
+//     w[unit]:  | 0 1 2 3 | 4 5 6 7 | ...
+//
+//     sums[lane] = sum of a[row][k] * w[unit][k] over k % lanes == lane
+//     result     = sum of sums over the lanes, in pairs
+//
+// The order is the same for every tile: a row's result has the same bits in any batch, for any
+// number of threads (batch invariance). It is not the order of packed products. Many rows are
+// transposed first (row_lanes.h).
 #pragma once
 #include "row_lanes.h"
 
 namespace fastrnn {
 namespace FASTRNN_ISA {
 
-// Of pairs of `width` lanes, a's upper and b's lower ones are added to a's lower and b's upper: half of
-// the sums of each of a and b. One shuffle; the lanes that stay are blended.
+// Adds the two halves of every 2 * Width lanes of a, and of b, with one blend and one shuffle.
+// Width = 2, 4 lanes:
+//
+//     a: | a0 a1 | a2 a3 |      stay: | a0 a1 | b2 b3 |
+//     b: | b0 b1 | b2 b3 |      move: | a2 a3 | b0 b1 |      ->  | a0+a2 a1+a3 | b2+b0 b3+b1 |
 template <class V, int Width, size_t... Lane>
 FASTRNN_INLINE V sum_of_halves(V a, V b, std::index_sequence<Lane...>) {
     constexpr int n = sizeof...(Lane);
@@ -21,7 +32,7 @@ FASTRNN_INLINE V sum_of_halves(V a, V b, std::index_sequence<Lane...>) {
     return stay + move;
 }
 
-// Lane i gets the sum over all lanes of sums[i]. Overwrites sums.
+// Lane i of the result is the sum over all lanes of sums[i]. Overwrites sums.
 template <class T, int Width = lanes<T> / 2>
 FASTRNN_INLINE Vec<T> sum_lanes(Vec<T>* sums) {
     constexpr auto all = std::make_index_sequence<lanes<T>>();
@@ -34,8 +45,8 @@ FASTRNN_INLINE Vec<T> sum_lanes(Vec<T>* sums) {
         return sums[0];
 }
 
-// Lane r * Units + u gets the sum over k of a[r][k] * w[u][k]: Rows * Units = lanes. Of the units
-// only the first `units` are there.
+// Lane r * Units + u of the result is the sum over k of a[r][k] * w[u][k]; Rows * Units = lanes.
+// Only the first `units` of the Units exist.
 template <class T, int Rows, class A, class W>
 FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t w_stride,
                                int64_t depth, int units) {
@@ -65,9 +76,9 @@ FASTRNN_INLINE Vec<T> dot_tile(const A* a, int64_t a_stride, const W* w, int64_t
     return sum_lanes<T>(sums);
 }
 
-// The sums of `rows` rows and one gate of a block of `count` <= lanes units: sums[r * stride] gets the
-// block of row r, zeros beyond `count`. A function of its own: inlined where it is called, it made half
-// of the half types' code.
+// The sums of `rows` rows and one gate of a block of `count` <= lanes units: sums[r * stride] gets
+// those of row r, and zeros from `count` on. Not inlined, because inlining made it half of the
+// 16-bit types' code.
 template <class T, class A, class W>
 [[gnu::noinline]] void dot_block(const A* a, int64_t a_stride, int64_t rows, const W* w,
                                  int64_t depth, int count, Vec<T>* sums, int64_t stride) {
@@ -87,7 +98,7 @@ template <class T, class A, class W>
         sums[r * stride] = dot_tile<T, 1>(a + r * a_stride, a_stride, w, depth, depth, count);
 }
 
-// As `product` of panels.h, for weights [gates * units, depth] and a span of blocks of `lanes` units.
+// `product` of panels.h, for weights [gates * units, depth] and a span of blocks of `lanes` units.
 // `scratch` has room for lane_scratch values.
 template <class T, class A, class W, class Epilogue>
 FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W* w, int64_t depth,
@@ -120,15 +131,14 @@ FASTRNN_INLINE void unpacked_product(const Panels& panels, Span blocks, const W*
     }
 }
 
-// `product` of panels.h, of one gate, for few rows and weights as they lie in memory: row k of them,
-// [panels.units] values, is at w(k). Every sum has the bits of the packed product: a column's terms
-// come in the same order. `scratch` has room for 2 * rows values a column.
+// `product` of panels.h, of one gate, for few rows and unpacked weights: row k, [panels.units]
+// values, is at w(k). Every sum has the same bits as in the packed product, because it adds the
+// same terms in the same order. `scratch` has room for 2 * rows values a column.
 template <class T, class W, class Epilogue>
 void unpacked_columns_product(const Panels& panels, Span blocks, const W& w, const T* a,
                               int64_t a_stride, int64_t rows, T* scratch,
                               const Epilogue& epilogue) {
-    constexpr int L = lanes<T>,
-                  most = cpu::unpacked_columns_step;  // rows of weights that are read side by side
+    constexpr int L = lanes<T>, most = cpu::unpacked_columns_step;
     const int64_t first = blocks.first * L, width = blocks.size() * L;
     T *const acc = scratch, *const total = scratch + rows * width;
     const auto add = [&](int64_t k, auto count, bool fresh) __attribute__((always_inline)) {

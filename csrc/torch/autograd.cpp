@@ -45,7 +45,7 @@ bool any_tangent(const variable_list& list) {
     return false;
 }
 
-// Calls a function of fastrnn.autograd.py: derivatives by the formulas of reference.py.
+// Calls a function of fastrnn/higher_order.py: derivatives by the formulas of reference.py.
 template <class... Args>
 variable_list by_formulas(const char* name, const Options& o, const Tensor& batch_sizes,
                           const Tensor& dropout_mask, const Args&... args) {
@@ -66,7 +66,7 @@ variable_list by_formulas(const char* name, const Options& o, const Tensor& batc
     options["cell"] = o.cell;
     for_each_option(o, [&](const char* option, const auto& value) { options[option] = value; });
     const py::tuple found =
-        py::module_::import("fastrnn.autograd")
+        py::module_::import("fastrnn.higher_order")
             .attr(name)(options, wrap(batch_sizes), wrap(dropout_mask), object(args)...);
     variable_list result;
     for (const py::handle t : found)

@@ -319,12 +319,11 @@ struct Given {
     }
 };
 
-// torch.lstm and its like: output and the last states, or None. hx: h0 or (h0, c0). options: a tuple of
-// their values in the operators' order.
-py::object network(const std::string& cell, py::handle input, py::handle hx, py::handle params,
-                   py::handle batch_sizes, const py::tuple& options, bool train, bool recompute,
-                   py::handle dtype) {
-    const CellInfo* info = find_info(cell);
+// torch.lstm and its like: output and the last states, or None. hx: h0 or (h0, c0).
+py::object network(const py::tuple& network, py::handle input, py::handle hx, py::handle params,
+                   py::handle batch_sizes, py::handle dtype) {
+    const NetworkValues values = read_network(network);
+    const CellInfo* info = find_info(values.options.cell);
     Given given;
     OptionalTensor sizes;
     if (!info || !given.read(*info, input, hx, params, dtype)) return py::none();
@@ -332,8 +331,8 @@ py::object network(const std::string& cell, py::handle input, py::handle hx, py:
         if (!is_ordinary_tensor(batch_sizes.ptr())) return py::none();
         sizes = THPVariable_Unpack(batch_sizes.ptr());
     }
-    const Options o = options_of(cell, options);
-    const auto r = run({o, given.x, given.h0, given.c0, given.weights, sizes}, train, recompute);
+    const auto r = run({values.options, given.x, given.h0, given.c0, given.weights, sizes},
+                       values.train, values.recompute);
     return r ? results(*info, *r, /*states_in_a_tuple=*/false) : py::none();
 }
 
@@ -413,13 +412,16 @@ py::object step(const std::string& cell, py::handle input, py::handle hx, py::ha
 
 }  // namespace
 
-Options options_of(const std::string& cell, const py::tuple& values) {
-    Options options{.cell = cell};
-    size_t i = 0;
-    for_each_option(options, [&](const char*, auto& value) {
-        value = values[i++].cast<std::decay_t<decltype(value)>>();
+NetworkValues read_network(const py::tuple& network) {
+    NetworkValues values{};
+    values.options.cell = network[0].cast<std::string>();
+    size_t i = 1;
+    for_each_option(values.options, [&](const char*, auto& value) {
+        value = network[i++].cast<std::decay_t<decltype(value)>>();
     });
-    return options;
+    values.train = network[i++].cast<bool>();
+    values.recompute = network[i].cast<bool>();
+    return values;
 }
 
 void bind_fast_path(py::module_& module) {

@@ -2,14 +2,16 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
-#include <string>
-
 #include "options.h"
 
 namespace fastrnn {
 
-// The options of a network from their values in the operators' order.
-Options options_of(const std::string& cell, const pybind11::tuple& values);
+// A Network of fastrnn/network.py: the cell, the options in the operators' order, train and recompute.
+struct NetworkValues {
+    Options options;
+    bool train, recompute;
+};
+NetworkValues read_network(const pybind11::tuple& network);
 
 // Adds the functions `layer`, `cell`, `network`, `step` and `autocast_to` to the module fastrnn._C.
 void bind_fast_path(pybind11::module_& module);

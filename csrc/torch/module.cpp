@@ -28,10 +28,11 @@ pybind11::dict registered_cells() {
 }
 
 // The facts of every layer, forward and backward, by their names.
-pybind11::list explain_network(const std::string& cell, const Tensor& input, const Tensor& h0,
-                               const OptionalTensor& c0, const std::vector<Tensor>& weights,
-                               const OptionalTensor& batch_sizes, const pybind11::tuple& values) {
-    const Options options = options_of(cell, values);
+pybind11::list explain_network(const pybind11::tuple& network, const Tensor& input,
+                               const Tensor& h0, const OptionalTensor& c0,
+                               const std::vector<Tensor>& weights,
+                               const OptionalTensor& batch_sizes) {
+    const Options options = read_network(network).options;
     const Arguments arguments{options, input, h0, c0, weights, batch_sizes};
     const Problem problem = check(arguments);
     const auto as_dict = [](const Facts& facts) {

@@ -128,7 +128,7 @@ Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {
     return t;
 }
 
-cpu::Block allocate_block(size_t bytes) {
+cpu::Block new_block(size_t bytes) {
     const Tensor t = at::empty({static_cast<int64_t>(bytes)}, at::kByte);
     return {t.mutable_data_ptr(), [t](void*) {}};
 }
@@ -141,13 +141,14 @@ std::vector<Tensor> allocate_together(const std::vector<at::DimVector>& sizes, i
         for (const at::DimVector& size : sizes) tensors.push_back(at::empty(size, options));
         return tensors;
     }
-    std::vector<size_t> bytes;
+    std::vector<size_t> offsets;
     for (const at::DimVector& size : sizes)
-        bytes.push_back(c10::multiply_integers(size) * options.dtype().itemsize());
-    const cpu::Pieces pieces = cpu::allocate_together(bytes, least, cpu_threads(), allocate_block);
+        offsets.push_back(c10::multiply_integers(size) * options.dtype().itemsize());
+    const size_t bytes = cpu::place_together(offsets, least);
+    const cpu::Block block = cpu::allocate_block(bytes, cpu_threads(), new_block);
     for (size_t i = 0; i < sizes.size(); ++i)
-        tensors.push_back(at::for_blob(pieces.data[i], sizes[i])
-                              .deleter([block = pieces.block](void*) {})
+        tensors.push_back(at::for_blob(static_cast<char*>(block.get()) + offsets[i], sizes[i])
+                              .deleter([block](void*) {})
                               .options(options)
                               .make_tensor());
     return tensors;
