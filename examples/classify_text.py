@@ -1,15 +1,15 @@
-"""Tells the language of a word with a bidirectional LSTM over its letters.
+"""Classifies words by language with a bidirectional LSTM over their letters.
 
     y = w [h_T forwards; h_1 backwards] + b
 
-The words are the most frequent ones of nine languages in Latin letters. They are of many lengths: a
-batch is packed, so that both directions begin and end at the letters of each word and never see
-what pads it. Of all epochs the weights are kept that were best in validation. Beside it stands a
-logistic regression of the letters' n-grams.
+The words are the most frequent ones of nine languages in Latin script. Batches are packed, so that
+both directions begin and end at the letters of each word and never read the padding. The weights of
+the epoch with the lowest validation loss are kept. The baseline is a logistic regression on n-grams
+of the letters.
 
     python examples/classify_text.py                  # two minutes
     python examples/classify_text.py --layer torch    # the same with torch.nn.LSTM
-    python examples/classify_text.py --both-times     # and how long a step takes with either
+    python examples/classify_text.py --both-times     # also times a step with either layer
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ LANGUAGES = {
     "lv": "Latvian",
     "eu": "Basque",
 }
-PADDING, UNKNOWN = 0, 1  # letters have the numbers from 2 on
+PADDING, UNKNOWN = 0, 1  # letters are numbered from 2
 BATCH = 128
-DECAY = 0.85  # of the learning rate, an epoch
+DECAY = 0.85  # of the learning rate per epoch
 
 
 class TextClassifier(nn.Module):
-    """The last state of both directions of an LSTM, read out by a Linear.
+    """A Linear layer on the last states of both directions of an LSTM.
 
-    Takes letters [B, T], int64, and lengths [B] from 1 to T; gives logits [B, classes].
+    Input: letters [B, T], int64, and lengths [B] from 1 to T. Output: logits [B, classes].
     """
 
     def __init__(self, library: Any, letters: int, classes: int, hidden: int = 128) -> None:
@@ -69,7 +69,7 @@ class TextClassifier(nn.Module):
 
 @functools.cache
 def frequencies(language: str) -> collections.Counter[str]:
-    """How often a corpus has each word of the list of pyspellchecker."""
+    """The words of pyspellchecker's list, and how often each occurs in a corpus."""
     import spellchecker
 
     return spellchecker.SpellChecker(language).word_frequency.dictionary
@@ -78,13 +78,13 @@ def frequencies(language: str) -> collections.Counter[str]:
 def choose(
     lists: dict[str, collections.Counter[str]], count: int
 ) -> tuple[list[tuple[str, str]], int]:
-    """The `count` most frequent words of each list that are in no other one.
+    """The `count` most frequent words of each list that are in no other list.
 
-    Words of letters alone: most of what has other signs is a name, or no word.
+    Only words of letters: most entries with other characters are names, or no words.
 
     Returns:
-        Pairs of a word and the name of its list; how many words more frequent than the last chosen
-        of a list were left out, for they are in another.
+        Pairs of a word and the name of its list; and how many words were left out because they are
+        in several lists, although they are more frequent than the last chosen word.
     """
     lists_with = collections.Counter(word for words in lists.values() for word in words)
     chosen, left_out = [], 0
@@ -115,7 +115,7 @@ class Words(NamedTuple):
 
 
 def encode(pairs: list[tuple[str, str]], alphabet: str, languages: list[str]) -> Words:
-    """Pairs of a word and its language as numbers: the places in `alphabet` and `languages`."""
+    """Pairs of a word and its language as indices into `alphabet` and `languages`."""
     number = {letter: i for i, letter in enumerate(alphabet, UNKNOWN + 1)}
     rows = [torch.tensor([number.get(letter, UNKNOWN) for letter in word]) for word, _ in pairs]
     return Words(
@@ -126,11 +126,11 @@ def encode(pairs: list[tuple[str, str]], alphabet: str, languages: list[str]) ->
 
 
 class Data(NamedTuple):
-    """What is trained and tested with."""
+    """The data of training and test."""
 
     parts: dict[str, list[tuple[str, str]]]  # "training", "validation", "test": pairs of `choose`
-    words: dict[str, Words]  # the same as numbers
-    letters: int  # how many numbers letters have
+    words: dict[str, Words]  # the same pairs as numbers
+    letters: int  # the number of indices of letters
     left_out: int  # words in several lists
 
 
@@ -162,7 +162,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Words) -> No
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, words: Words, batches: Iterable[Tensor]
 ) -> None:
-    """An epoch: a step with each batch, the rows of `words` that it has."""
+    """One epoch: a step with each batch of rows of `words`."""
     for rows in batches:
         step(model, optimizer, words.batch(rows))
     for group in optimizer.param_groups:  # saved with the optimizer
@@ -182,10 +182,10 @@ def loss(model: TextClassifier, words: Words) -> float:
 
 
 def ngrams(training: list[tuple[str, str]], words: list[str]) -> list[str]:
-    """Languages of `words` by logistic regressions on how often each n-gram of letters is there.
+    """The languages of `words` by logistic regression on the counts of n-grams of letters.
 
-    n is 1 to 4, and a space stands before and after each word. One language against the others
-    each, fitted by stochastic gradient descent; alpha was chosen in validation.
+    n is 1 to 4, with a space before and after each word. One regression per language against the
+    others, fitted by stochastic gradient descent; alpha was chosen by the validation accuracy.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import SGDClassifier
@@ -200,16 +200,16 @@ def ngrams(training: list[tuple[str, str]], words: list[str]) -> list[str]:
 
 
 def confusion(actual: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """How many of each class (row) were taken for each (column): [classes, classes]."""
+    """How often each class (row) was predicted as each class (column): [classes, classes]."""
     return torch.bincount(actual * classes + predicted, minlength=classes**2).view(classes, -1)
 
 
 def draw(
     table: Tensor, right: dict[str, list[bool]], lengths: list[int], languages: list[str], to: Path
 ) -> None:
-    """The confusion matrix [classes, classes], and how many words of each length were told right.
+    """Draws the confusion matrix [classes, classes], and the accuracy by length of the word.
 
-    `right` has for each way whether it was, word by word, and `lengths` their lengths.
+    right: for each method, whether it was right for each word; lengths: those of the words.
     """
     import matplotlib
 
@@ -241,9 +241,9 @@ def draw(
 def report(
     data: Data, state: dict[str, Any], told: Tensor, right: dict[str, list[bool]], out: Path
 ) -> None:
-    """Prints what came of training, common.fit's `state`, and draws the picture.
+    """Prints the results of training (`state` is that of common.fit) and draws the picture.
 
-    `told` are the languages the LSTM told of the test's words; `right` is that of `draw`.
+    told: the languages that the LSTM predicted for the test words; right: as for `draw`.
     """
     import rich
     from rich.table import Table
@@ -268,7 +268,7 @@ def report(
 def parse(
     argv: list[str] | None, file: str = __file__, doc: str = __doc__
 ) -> tuple[common.Parser, argparse.Namespace]:
-    """The options of this example, or of another `file` that trains its model."""
+    """The options of this example, or of the example in `file` that trains its model."""
     parser = common.usual_parser(file, doc)
     parser.add_argument("--epochs", type=common.whole(1), default=12)
     parser.add_argument("--hidden", type=common.whole(1), default=128, help="units each way (128)")
@@ -282,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv)
     try:
         import rich
-        import sklearn  # noqa: F401  before the minutes of training
+        import sklearn  # noqa: F401  fails before the minutes of training
 
         data = load(parser, args.words)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What the examples share: their command lines, checkpoints and pictures."""
+"""Shared by the examples: command lines, checkpoints, pictures and the training loop."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Item = TypeVar("Item")
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are one line."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """For add_argument: a whole number from `least` up."""
+    """For add_argument: a whole number, at least `least`."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and least <= int(text[:20]) < 2**31):
@@ -53,7 +53,7 @@ def above_zero(text: str) -> float:
 
 
 def usual_parser(file: str, doc: str) -> Parser:
-    """A parser for the example in `file` with the options that most have."""
+    """A parser for the example in `file` with the options that most examples have."""
     path = Path(file)
     parser = Parser(prog=path.name, description=doc.partition("\n")[0])
     parser.add_argument("--layer", choices=LIBRARIES, default="fastrnn")
@@ -65,7 +65,7 @@ def usual_parser(file: str, doc: str) -> Parser:
 
 
 def device(text: str) -> torch.device:
-    """For add_argument: a device that is there."""
+    """For add_argument: a device that exists."""
     try:
         return torch.empty(0, device=text).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -73,7 +73,7 @@ def device(text: str) -> torch.device:
 
 
 def check_picture(parser: Parser, path: Path) -> None:
-    """Ends the program unless matplotlib can save a picture there. Makes the folder."""
+    """Ends the program unless matplotlib can save a picture at `path`. Creates the folder."""
     import matplotlib.figure
 
     kinds = matplotlib.figure.FigureCanvasBase.get_supported_filetypes()
@@ -90,7 +90,7 @@ def _make_folder(parser: Parser, option: str, path: Path) -> None:
 
 
 def _whole_or_not(path: Path, write: Callable[[Path], None]) -> None:
-    """Has `write` write beside `path`, and renames: under its own name only once it is whole."""
+    """Replaces `path` atomically: `write` writes another file, which is then renamed."""
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         write(part)
@@ -109,10 +109,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What save_checkpoint saved at `path`; None, and its folder made, if nothing is there.
+    """What save_checkpoint saved at `path`. Without a file: None, and the folder is created.
 
-    Ends the program if it is no checkpoint, or of a run with other options than `asked`: its
-    "options".
+    Ends the program if the file is no checkpoint, or if its "options" differ from `asked`.
     """
     if not path.exists():
         _make_folder(parser, "--checkpoint", path)
@@ -120,7 +119,7 @@ def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[s
     try:
         state = torch.load(path, weights_only=True)
         options = dict(state["options"])
-    except Exception as error:  # whatever a damaged file makes of torch.load
+    except Exception as error:  # a damaged file raises anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         parser.error(f"--checkpoint: {path} is none: {reason}")
     other = {name: value for name, value in asked.items() if options.get(name) != value}
@@ -132,8 +131,8 @@ def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[s
 def split(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:
     """The items of "training", "validation" and "test", in order.
 
-    The key alone says which, by its hash: one in ten is for validation, one in ten for the test.
-    What else there is moves no item into another part, and those of one key stay together.
+    The hash of an item's key decides: one in ten is for validation, one in ten for the test. So the
+    part of an item does not depend on other items, and items with the same key are in one part.
     """
     parts: dict[str, list[Item]] = {"training": [], "validation": [], "test": []}
     names = ["test", "validation", *["training"] * 8]
@@ -152,15 +151,15 @@ def fit(
     judge: Callable[[], float],
     rank: int = 0,
 ) -> dict[str, Any]:
-    """Trains to args.epochs, on from args.checkpoint, which is saved after every epoch, if given.
+    """Trains up to args.epochs. Resumes from args.checkpoint, which is saved after every epoch.
 
-    The model ends with the weights for which `judge`, the loss in validation, was lowest, in
-    evaluation mode. `epoch` draws its random numbers from torch's own generator, whose state is
-    saved too: a run in parts gives the bits of a whole one. Of several processes that train
-    together the one of rank 0 saves and shows its progress; all go on from what it saved.
+    The model ends in evaluation mode with the weights of the lowest `judge`, the validation loss.
+    `epoch` draws random numbers from torch's default generator, whose state is saved too: a resumed
+    run gives the same bits. Of several processes that train together, only rank 0 saves and shows
+    its progress; all resume from its checkpoint.
 
     Returns:
-        "epochs" trained, the "best" loss, its "best_epoch", and more that the checkpoint holds.
+        "epochs" trained, the "best" loss, its "best_epoch", and the rest of the checkpoint.
     """
     from rich.console import Console
     from rich.progress import track
@@ -175,7 +174,7 @@ def fit(
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             torch.set_rng_state(saved["random"])
-        except Exception as error:  # whatever another program's checkpoint makes of these
+        except Exception as error:  # another program's checkpoint raises anything
             reason = " ".join(str(error).split())[:100]
             parser.error(f"--checkpoint: {args.checkpoint} is of another model: {reason}")
     to_do = range(state["epochs"] + 1, args.epochs + 1)
@@ -200,7 +199,7 @@ def fit(
 
 
 def step_times(steps: dict[str, Callable[[], object]], turns: int = 60) -> dict[str, float]:
-    """Median milliseconds of each of the steps, which take turns, the first ten for warming up."""
+    """Median milliseconds of each step. They alternate; the first ten turns are the warm-up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns):
         for name, step in steps.items():
@@ -212,5 +211,5 @@ def step_times(steps: dict[str, Callable[[], object]], turns: int = 60) -> dict[
 
 
 def in_words(times: dict[str, float]) -> str:
-    """Of step_times."""
+    """The result of step_times as text."""
     return ", ".join(f"{name} {found:.2f} ms" for name, found in times.items())

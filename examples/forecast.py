@@ -1,14 +1,15 @@
 """Forecasts the S&P 500's next close twice: once with torch.nn.LSTM, once with fastrnn.LSTM.
 
-Both runs start from the same weights and the same seed, so they see the same batches and draw the
-same dropout masks. What differs is the kernel: its time is printed beside what it computes.
+Both runs start from the same weights and the same seed, so that they have the same batches and
+dropout masks. Only the kernels differ: their times and the differences between the forecasts are
+printed.
 
     python examples/forecast.py              # windows of 10 days, about half a minute
     python examples/forecast.py --window 60
     python examples/forecast.py --cell gru --horizon 5 --series sp500 nasdaq --folds 4
 
-The last line trains GRUs that say the next five closes of two indices at once, four times: each
-time on all days up to an origin, which moves on by a quarter of the test years.
+The last line trains GRUs that forecast the next five closes of two indices. It trains four times,
+on all days before an origin that moves by a quarter of the test years.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def predict(model: nn.Module, data: PriceWindows, device: torch.device) -> Tenso
 
 @dataclass
 class Run:
-    """What one training left: the model, its losses by epoch (scaled MSE), its test forecasts
-    ([windows, horizon, S], scaled) and what it takes to go on from there."""
+    """The result of a training: the model, its losses by epoch (scaled MSE), its test forecasts
+    ([windows, horizon, S], scaled), and the state to resume from."""
 
     model: PriceNetwork
     train_loss: list[float] = field(default_factory=list)
@@ -79,9 +80,9 @@ def train(
     on_epoch: Callable[[float], None] = lambda loss: None,
     saved: dict[str, Any] | None = None,
 ) -> Run:
-    """Trains in place on data = (training windows, test windows); the seed fixes the order of the
-    batches and the dropout masks. `on_epoch` gets each epoch's training loss. `saved`, the state of
-    an earlier run of fewer epochs, is gone on from."""
+    """Trains the model in place on data = (training windows, test windows). The seed determines the
+    order of the batches and the dropout masks. `on_epoch` gets each epoch's training loss. `saved`
+    is the state of a run of fewer epochs to resume from."""
     train_set, test_set = data
     torch.manual_seed(seed)
     dropout: Any = torch.cuda if device.type == "cuda" else torch
@@ -119,10 +120,10 @@ def time_steps(
     blocks: int,
     steps: int = 10,
 ) -> dict[str, float]:
-    """Median time of a training step in ms, by name, over `blocks` blocks of `steps` each.
+    """Median milliseconds of a training step, by name, over `blocks` blocks of `steps` each.
 
-    The models take turns block by block on the same batches, so that whatever else the machine does
-    falls on all of them; copies are trained, so that the models stay as they are.
+    The blocks of the models alternate, with the same batches, so that other load on the machine
+    slows down all of them. Copies are trained: the models are not changed.
     """
     copies = {name: copy.deepcopy(model).train() for name, model in models.items()}
     optimizers = {name: torch.optim.Adam(m.parameters(), lr=0.001) for name, m in copies.items()}
@@ -183,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         years = dates.astype("datetime64[Y]").astype(int) + 1970
         kept = (years >= 2013) & (years <= 2015)
         dates, closes = dates[kept], closes[torch.from_numpy(kept)]
-    # What would fail at the end fails here, before the minutes of training.
+    # Fails here instead of after the minutes of training.
     common.check_picture(parser, args.out)
     try:
         torch.manual_seed(args.seed)

@@ -1,4 +1,4 @@
-"""What examples/forecast.py prints and draws of its forecasts."""
+"""The tables and the picture of examples/forecast.py."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NAIVE = "tomorrow = today"
 
 @dataclass
 class Results:
-    """The forecasts of all folds, one after the other.
+    """The forecasts of all folds, in order.
 
-    series:  each one's name and unit
-    dates, closes:  [days] and [days, S], training days too
+    series:  the name and unit of each series
+    dates, closes:  [days] and [days, S], with the training days
     tests:   the test windows of each fold
-    scaled:  by layer, of each fold the forecasts [windows, horizon, S]
-    losses:  by layer, of each fold the losses by epoch, in training and in the test
+    scaled:  by layer, the forecasts of each fold [windows, horizon, S]
+    losses:  by layer, the training and test losses of each fold by epoch
     """
 
     series: list[tuple[str, str]]
@@ -42,13 +42,13 @@ class Results:
         self.layers = list(self.scaled)
         forecasts = {NAIVE: [test.naive() for test in self.tests]} | self.scaled
         targets = [test.targets for test in self.tests]
-        # All of them [windows of all folds, horizon, S]: errors scaled, errors and values in units.
+        # All [windows of all folds, horizon, S]: scaled errors, and errors and values in units.
         self.scaled_errors = {n: torch.cat(f) - torch.cat(targets) for n, f in forecasts.items()}
         self.points = {name: self._to_points(f) for name, f in forecasts.items()}
         actual = self._to_points(targets)
         self.errors = {name: f - actual for name, f in self.points.items()}
         self.horizon = actual.shape[1]
-        # Of each fold the first days of its forecasts, as indices of dates.
+        # For each fold the first days of its forecasts, as indices into dates.
         first = len(self.dates) - self.horizon + 1 - len(actual)
         ends = np.cumsum([len(test) for test in self.tests]) + first
         self.folds = [slice(end - len(t), end) for t, end in zip(self.tests, ends, strict=True)]
@@ -57,18 +57,18 @@ class Results:
         return torch.cat([t.to_points(f) for t, f in zip(self.tests, folds, strict=True)])
 
     def mean_losses(self, name: str) -> tuple[list[float], list[float]]:
-        """By epoch, in training and in the test, over the folds."""
+        """The training and test losses by epoch, averaged over the folds."""
         train, test = np.mean(self.losses[name], axis=0).tolist()
         return train, test
 
 
 def rmse(errors: Tensor) -> Tensor:
-    """Of each series: [windows, horizon, S] -> [S]."""
+    """The RMSE of each series: [windows, horizon, S] -> [S]."""
     return errors.square().mean((0, 1)).sqrt()
 
 
 def error_table(results: Results, title: str, parts: dict[str, tuple[slice, slice]]) -> Any:
-    """Errors by forecast, for each part: a slice of the windows and one of the days ahead."""
+    """Errors by forecast for each part: a slice of the windows and one of the days ahead."""
     from rich.table import Table
 
     table = Table(title=title)
@@ -90,7 +90,7 @@ def error_table(results: Results, title: str, parts: dict[str, tuple[slice, slic
 
 
 def report(results: Results, step_ms: dict[str, float]) -> None:
-    """Prints the losses, the errors and, if there are any, the times as tables."""
+    """Prints tables of the losses, the errors and, if given, the times."""
     from rich import print
     from rich.table import Table
 
@@ -149,8 +149,8 @@ def report(results: Results, step_ms: dict[str, float]) -> None:
 
 
 def draw(results: Results, out: Path) -> None:
-    """Saves the picture: each series and its forecasts, the last 60 days of the first one enlarged,
-    the losses and, with more than one day ahead, the errors by day."""
+    """Saves the picture: each series and its forecasts, the last 60 days of the first series, the
+    losses and, for more than one day ahead, the errors by day."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,15 +1,15 @@
-"""Learns to write Python's own documentation, a byte at a time, with an LSTM.
+"""Trains a byte-level language model, an LSTM, on Python's documentation, and generates text.
 
     h_1 ... h_T, state = LSTM(E x_1 ... E x_T, state)        logits_t = W h_t + b
 
-says at each byte x_t how likely each byte is to be the next. It trains on windows of the text by
-truncated backpropagation through time: the state goes on from one window to the next, the gradient
-does not. The last tenth of the text is held out; what the network needs for it in bits a byte
-stands beside what gzip and xz do. Then it writes some text of its own.
+predicts the probabilities of the byte after each x_t. It trains on windows of the text by truncated
+backpropagation through time: the state is passed from one window to the next, the gradient is not.
+The last tenth of the text is held out: the network's bits per byte on it are compared with those of
+gzip and xz. Then it generates some text.
 
     python examples/generate.py                     # minutes
     python examples/generate.py --layer torch       # the same with torch.nn.LSTM
-    python examples/generate.py --both-times        # and how long a step takes with either
+    python examples/generate.py --both-times        # also times a step with either layer
     python examples/generate.py --text FILE         # another text
 """
 
@@ -38,14 +38,14 @@ else:  # run as a script, which puts this folder, not the one above it, on the p
     import common
 
 State = tuple[Tensor, Tensor]
-LEAD = 1000  # bytes before the held-out ones that fill the state first
-RATE, DECAY = 3e-3, 0.85  # the learning rate of the first epoch, and what each next one multiplies
+LEAD = 1000  # bytes before the held-out text that the state is computed from
+RATE, DECAY = 3e-3, 0.85  # the learning rate of the first epoch, and its factor per epoch
 DROPOUT = 0.2
 
 
 class ByteLSTM(nn.Module):
-    """An Embedding, an LSTM, dropout and a Linear: bytes [B, T] and a state to logits [B, T, 256]
-    and the state after them. Without a state it starts from zeros."""
+    """An Embedding, an LSTM, dropout and a Linear layer: bytes [B, T] and a state -> logits [B, T,
+    256] and the next state. The default state is zeros."""
 
     def __init__(self, library: Any = fastrnn, hidden: int = 256, layers: int = 1) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class ByteLSTM(nn.Module):
 
 
 def documentation() -> bytes:
-    """The topics of Python's help(), each paragraph once: some topics hold others whole.
+    """The topics of Python's help(), without repeated paragraphs: some topics contain others.
 
-    The text is that of the Python which runs this; it differs a little from version to version.
+    The text is that of the Python that runs this, and differs a little between versions.
     """
     from pydoc_data import topics
 
@@ -76,9 +76,9 @@ def to_tensor(text: bytes) -> Tensor:
 
 
 def windows(text: Tensor, batch: int, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The text [N] as `batch` streams side by side, in windows of `length` bytes and the last one
-    shorter: x [batch, length], and y the byte after each. A row goes on where it ended the window
-    before. Less than `batch` bytes at the end are left out."""
+    """The text [N] as `batch` parallel streams, in windows of `length` bytes (the last is shorter):
+    x [batch, length], and y, the byte after each. A row continues that of the window before. Up to
+    `batch` bytes at the end are left out."""
     each = (len(text) - 1) // batch
     x, y = (part.view(batch, each) for part in (text[: batch * each], text[1 : batch * each + 1]))
     return zip(x.split(length, 1), y.split(length, 1), strict=True)
@@ -87,7 +87,7 @@ def windows(text: Tensor, batch: int, length: int) -> Iterator[tuple[Tensor, Ten
 def step(
     model: ByteLSTM, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, state: State | None
 ) -> tuple[float, State]:
-    """One step on a window. Returns its mean loss, and the state after it, cut from its past."""
+    """One step on a window. Returns its mean loss, and the state after it, detached."""
     optimizer.zero_grad()
     logits, (h, c) = model(x, state)
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
@@ -100,7 +100,7 @@ def step(
 def train_epoch(
     model: ByteLSTM, optimizer: torch.optim.Optimizer, text: Tensor, batch: int, length: int
 ) -> float:
-    """Once through the text from a state of zeros. Returns the mean loss in bits a byte."""
+    """One epoch from a state of zeros. Returns the mean loss in bits per byte."""
     model.train()
     state, total, count = None, 0.0, 0
     for x, y in windows(text, batch, length):
@@ -111,7 +111,7 @@ def train_epoch(
 
 @torch.no_grad()
 def bits(model: ByteLSTM, text: Tensor, start: int, length: int = 1024) -> float:
-    """Bits a byte of text[start:], start >= 1, each byte forecast from all before it."""
+    """Bits per byte of text[start:], start >= 1, each byte predicted from all bytes before it."""
     model.eval()
     state, losses = None, []
     for x, y in windows(text, 1, length):
@@ -124,9 +124,9 @@ def bits(model: ByteLSTM, text: Tensor, start: int, length: int = 1024) -> float
 def generate(
     model: ByteLSTM, prompt: bytes, temperature: float, random: torch.Generator
 ) -> Iterator[int]:
-    """Bytes after the prompt without end, each drawn from softmax(logits / temperature).
+    """An endless sequence of bytes after the prompt, sampled from softmax(logits / temperature).
 
-    Each is one call with one step: the state is all that the network keeps of what it wrote.
+    Each takes one call of one step: only the state carries the previous bytes.
     """
     model.eval()
     logits, state = model(to_tensor(prompt)[None])
@@ -138,12 +138,12 @@ def generate(
 
 
 def visible(text: str) -> str:
-    """What a terminal can be given: any byte may be drawn, ESC too."""
+    """The text without control characters: any byte may be sampled, also ESC."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def compressed(training: bytes, test: bytes) -> dict[str, tuple[float, str]]:
-    """Bits a byte that each compressor needs for `test`, and what it sees before it."""
+    """The bits per byte of each compressor for `test`, and what it has seen before it."""
     found = {}
     methods: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "gzip": (functools.partial(gzip.compress, compresslevel=9), "the last 32 KB before"),
@@ -157,7 +157,7 @@ def compressed(training: bytes, test: bytes) -> dict[str, tuple[float, str]]:
 
 
 def both_times(args: argparse.Namespace, model: ByteLSTM, text: Tensor) -> str:
-    """What a training step and a generated byte take with either layer, in words."""
+    """The times of a training step and of generation with either layer, as text."""
     steps: dict[str, Callable[[], object]] = {}
     writers: dict[str, Callable[[], object]] = {}
     x, y = next(windows(text, args.batch, args.window))
@@ -177,7 +177,7 @@ def both_times(args: argparse.Namespace, model: ByteLSTM, text: Tensor) -> str:
 
 
 def draw(curves: dict[str, list[float]], lines: dict[str, float], to: Path) -> None:
-    """Bits a byte by epoch: `curves`, and `lines` across for the compressors."""
+    """Draws bits per byte by epoch: `curves`, and horizontal `lines` for the compressors."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -214,7 +214,7 @@ def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
 
 
 def read_text(parser: common.Parser, args: argparse.Namespace) -> tuple[bytes, bytes]:
-    """The training and the held-out part of the text, or the end of the program."""
+    """The training and the held-out part of the text. Ends the program if it is too short."""
     if not args.prompt:
         parser.error("--prompt: it is empty, and the first byte needs one before it")
     try:
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     to_do = range(len(train_bits), args.epochs)
     for epoch in track(to_do, description="training", console=Console(stderr=True)):
         optimizer.param_groups[0]["lr"] = RATE * DECAY**epoch
-        torch.manual_seed(args.seed + epoch)  # of the dropout: the same in a run of several parts
+        torch.manual_seed(args.seed + epoch)  # the same dropout masks in a resumed run
         train_bits.append(train_epoch(model, optimizer, read, args.batch, args.window))
         test_bits.append(bits(model, held_out, len(held_out) - len(test)))
         if args.checkpoint:

@@ -1,4 +1,4 @@
-"""Daily closes as a data set, and the network that forecasts the next ones."""
+"""Daily closes as a data set, and the network that forecasts them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-TEST_YEAR = 2015  # the first year of the test; everything before it trains
-# What arch.data ships of daily prices: its column, its name, its unit.
+TEST_YEAR = 2015  # the first test year; the years before it are for training
+# The daily prices of arch.data: column, name, unit.
 SERIES = {
     "sp500": ("Close", "S&P 500", "index points"),
     "nasdaq": ("Close", "NASDAQ", "index points"),
@@ -24,8 +24,7 @@ SERIES = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """Mean and standard deviation, both [S] float64, of the relative closes that a network is
-    trained on."""
+    """The mean and standard deviation of the relative closes in training, both [S] float64."""
 
     mean: Tensor
     std: Tensor
@@ -34,11 +33,11 @@ class Scaling:
 class PriceWindows(Dataset[tuple[Tensor, Tensor]]):
     """Windows of daily closes of S series, each with the closes of the `horizon` days after.
 
-    A close enters as its change against the first close of its window, standardised: levels would
-    take the network far outside its training range as soon as an index passes its old peak.
+    A close is its relative change since the first close of its window, standardized: absolute
+    closes would be far outside of the training range as soon as an index passes its old peak.
 
     closes:  [days] or [days, S] float64, oldest first
-    scaling: None fits it on these closes; a test set is given its training set's
+    scaling: None fits it to these closes; a test set gets that of its training set
     item i:  (inputs [window, S], targets [horizon, S]), float32, scaled
     """
 
@@ -53,7 +52,7 @@ class PriceWindows(Dataset[tuple[Tensor, Tensor]]):
         relative = days / days[:, :1] - 1
         self.scaling = scaling or Scaling(relative.mean((0, 1)), relative.std((0, 1)))
         scaled = ((relative - self.scaling.mean) / self.scaling.std).float()
-        self.base = days[:, :1]  # [windows, 1, S]: the closes that each window is relative to
+        self.base = days[:, :1]  # [windows, 1, S]: the first close of each window
         self.inputs = scaled[:, :window]  # [windows, window, S]
         self.targets = scaled[:, window:]  # [windows, horizon, S]
 
@@ -64,16 +63,16 @@ class PriceWindows(Dataset[tuple[Tensor, Tensor]]):
         return self.inputs[index], self.targets[index]
 
     def to_points(self, scaled: Tensor) -> Tensor:
-        """[windows, horizon, S] scaled -> the same in the units of the series, float64."""
+        """[windows, horizon, S], scaled -> the same in the units of the series, float64."""
         return (scaled.double() * self.scaling.std + self.scaling.mean + 1) * self.base
 
     def naive(self) -> Tensor:
-        """The forecast 'tomorrow = today', and so on, scaled: [windows, horizon, S]."""
+        """The forecast 'tomorrow = today' for all days ahead, scaled: [windows, horizon, S]."""
         return self.inputs[:, -1:].expand_as(self.targets)
 
 
 def load_closes(names: list[str] | None = None) -> tuple[np.ndarray, Tensor]:
-    """Closes of SERIES on the days that all of them have; without names the S&P 500's.
+    """The closes of SERIES on the days that all of them have; by default those of the S&P 500.
 
     Returns dates [days] (datetime64), closes [days, S] float64.
     """
@@ -95,13 +94,13 @@ def split_windows(
     horizon: int = 1,
     folds: int = 1,
 ) -> list[tuple[PriceWindows, PriceWindows]]:
-    """For each of `folds` origins the windows to train on, and those to test on.
+    """The training windows and test windows of each of `folds` origins.
 
-    The days from `test_year` on are cut into `folds` stretches of as many days. The origin of a
-    fold is the first day of its stretch: the closes before it train and fit the scaling, and every
-    forecast whose first day is in the stretch is tested. So no target of training is at or after
-    the origin, and no day is forecast by a network that has seen it; test windows reach back
-    before the origin for their inputs, and the last forecasts of a stretch ahead into the next.
+    The days from `test_year` on are divided into `folds` stretches of equal length. The origin of a
+    fold is the first day of its stretch. The closes before it are the training data, also of the
+    scaling; the forecasts whose first day is in the stretch are the test. So no training target is
+    at or after the origin, and no network has seen a day that it forecasts. The inputs of test
+    windows start before the origin, and the last forecasts of a stretch reach into the next.
     """
     first = int(np.searchsorted(dates, np.datetime64(f"{test_year}-01-01")))
     if window >= first:
@@ -122,9 +121,9 @@ def split_windows(
 
 
 class PriceNetwork(nn.Module):
-    """A stacked LSTM, GRU or RNN and a linear layer on its last step, which says all days ahead.
+    """A stacked LSTM, GRU or RNN, and a Linear layer that forecasts all days from the last step.
 
-    `layer` is nn.LSTM or any class with its constructor.
+    layer: nn.LSTM, or a class with the same constructor.
     """
 
     def __init__(

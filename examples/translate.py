@@ -1,12 +1,12 @@
-"""Says how English words are spoken, with the architecture of neural machine translation.
+"""Predicts how English words are pronounced, with the architecture of machine translation.
 
-A bidirectional LSTM reads the letters, and a second LSTM says the phonemes one after the other. At
-each it attends to the letters: what it weighs most it is about to say (Luong's attention). It
-trains on the words of the CMU dictionary; beside it stands a table of letters in context.
+A bidirectional LSTM reads the letters, and a second LSTM predicts the phonemes, one per step, with
+attention over the letters (Luong's attention). It trains on the words of the CMU dictionary. The
+baseline is a table of letters in context.
 
     python examples/translate.py --checkpoint said.pt            # half an hour, on two cores
-    python examples/translate.py --checkpoint said.pt --prompt   # then says the words it is given
-    python examples/translate.py --limit 5000 --epochs 5         # a slice of it
+    python examples/translate.py --checkpoint said.pt --prompt   # then pronounces words from stdin
+    python examples/translate.py --limit 5000 --epochs 5         # a part of the dictionary
     python examples/translate.py --layer torch --both-times      # the same with torch.nn.LSTM
 """
 
@@ -54,15 +54,15 @@ else:  # run as a script, which puts this folder, not the one above it, on the p
         letter_indices,
     )
 
-SHOWN = ["cephalopod", "knickknack"]  # test words, in the picture
+SHOWN = ["cephalopod", "knickknack"]  # test words in the picture
 PEAK = 3e-3  # learning rate
-EXAMPLE = {"example": "translate"}  # in its checkpoints' options
+EXAMPLE = {"example": "translate"}  # in the options of its checkpoints
 
 
 class Translator(nn.Module):
     """An encoder and a decoder with attention over `letters` and `phonemes` symbols.
 
-    The symbol 0 is the padding of letters, and END of phonemes.
+    Symbol 0 is the padding of letters, and the END of phonemes.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Translator(nn.Module):
         self.letters = nn.Embedding(letters, hidden // 2, padding_idx=0)
         self.phonemes = nn.Embedding(phonemes, hidden // 2)
         options = {"num_layers": 2, "batch_first": True, "dropout": dropout}
-        # Half the units in each direction: both together are the decoder's size, and start it.
+        # Half the units in each direction: concatenated they are the decoder's initial state.
         self.encoder = library.LSTM(hidden // 2, hidden // 2, bidirectional=True, **options)
         self.decoder = library.LSTM(hidden // 2, hidden, **options)
         self.score = nn.Linear(hidden, hidden, bias=False)
@@ -86,15 +86,15 @@ class Translator(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def encode(self, letters: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Letters, [B, T], to the encoder's outputs, [B, T, H], where they are padding, [B, 1, T],
-        and the state that the decoder starts from, [2, B, H] twice."""
+        """Letters [B, T] -> the encoder's outputs [B, T, H], the mask of the padding [B, 1, T], and
+        the decoder's initial state, twice [2, B, H]."""
         padding = letters == 0
         lengths = (~padding).sum(1).cpu()
         x = self.dropout(self.letters(letters))
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         out, state = self.encoder(packed)
         memory, _ = pad_packed_sequence(out, batch_first=True, total_length=letters.shape[1])
-        # [layers * directions, B, H / 2], a layer's directions side by side.
+        # From [layers * directions, B, H / 2] to [layers, B, H].
         h, c = (torch.cat([s[0::2], s[1::2]], 2) for s in state)
         return memory, padding[:, None], (h, c)
 
@@ -105,8 +105,8 @@ class Translator(nn.Module):
         padding: Tensor,
         state: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """The phonemes before, [B, S], to logits of those that follow each, [B, S, phonemes], the
-        weights of the letters, [B, S, T], and the state."""
+        """Phonemes [B, S] -> logits of the phoneme after each [B, S, phonemes], the attention
+        weights of the letters [B, S, T], and the state."""
         s, state = self.decoder(self.dropout(self.phonemes(phonemes)), state)
         scores = self.score(s) @ memory.transpose(1, 2)
         weights = scores.masked_fill(padding, -torch.inf).softmax(2)
@@ -114,23 +114,23 @@ class Translator(nn.Module):
         return self.out(self.dropout(self.combine(attended).tanh())), weights, state
 
     def forward(self, letters: Tensor, phonemes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and weights, as decode returns them, of all steps at once: teacher forcing."""
+        """Logits and weights, as decode returns them, for all steps at once: teacher forcing."""
         logits, weights, _ = self.decode(phonemes, *self.encode(letters))
         return logits, weights
 
 
 @torch.no_grad()
 def beam_search(model: Translator, letters: Tensor, beam: int, most: int) -> tuple[Tensor, Tensor]:
-    """The `beam` best pronunciations of each word that a beam of that width finds, the best first.
+    """The `beam` best pronunciations of each word by beam search, the best first.
 
     Args:
         letters: [B, T], padded with 0.
         beam: 1 is greedy search.
-        most: the most phonemes.
+        most: the maximum number of phonemes.
 
     Returns:
-        The phonemes, [B, beam, S], END after the last; and the logarithm of each one's probability,
-        [B, beam], -inf where there were no more to find.
+        The phonemes [B, beam, S], with END after the last; and the log-probabilities [B, beam],
+        -inf where there are fewer pronunciations.
     """
     B, device = len(letters), letters.device
     memory, padding, state = model.encode(letters)
@@ -138,14 +138,14 @@ def beam_search(model: Translator, letters: Tensor, beam: int, most: int) -> tup
     state = tuple(s.repeat_interleave(beam, 1) for s in state)
     found = torch.empty(B, beam, 0, dtype=torch.long, device=device)
     total = torch.full((B, beam), -torch.inf, device=device)
-    total[:, 0] = 0  # all are the same yet
+    total[:, 0] = 0  # at first all beams are the same
     last = torch.full((B * beam, 1), END, device=device)
     ended = torch.zeros(B, beam, dtype=torch.bool, device=device)
     first = torch.arange(B, device=device)[:, None] * beam
     for _ in range(most):
         logits, _, state = model.decode(last, memory, padding, state)
         follows = logits[:, 0].log_softmax(1).view(B, beam, -1)
-        # One that has ended goes on with END alone, for certain.
+        # After END only END follows, with probability 1.
         over = torch.full_like(follows[0, 0], -torch.inf)
         over[END] = 0
         follows = torch.where(ended[..., None], over, follows)
@@ -163,7 +163,7 @@ def beam_search(model: Translator, letters: Tensor, beam: int, most: int) -> tup
 
 @dataclass
 class Run:
-    """A training: what changes in it, with the phonemes' names and the options it has."""
+    """The state of a training run, the names of the phonemes, and the options."""
 
     model: Translator
     optimizer: torch.optim.Optimizer
@@ -176,7 +176,7 @@ class Run:
         return {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has of it."""
+        """The state for a checkpoint."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         return state | {"options": self.options, "names": self.names, "history": self.history}
 
@@ -200,12 +200,12 @@ def step(
 
 
 def most_phonemes(word: str) -> int:
-    """Where a search gives up: more than the longest of the dictionary needs."""
+    """The maximum length of a search: above the longest pronunciation of the dictionary."""
     return 2 * len(word) + 10
 
 
 def say(model: Translator, names: list[str], words: Dictionary, beam: int) -> list[Phonemes]:
-    """The best pronunciation of each word, in their order."""
+    """The best pronunciation of each word, in the order of `words`."""
     said: dict[str, Phonemes] = {}
     by_length = sorted(words, key=len)
     for start in range(0, len(by_length), 512):
@@ -220,7 +220,7 @@ def rates(model: Translator, names: list[str], words: Dictionary, beam: int) -> 
 
 
 def answer(model: Translator, names: list[str], beam: int, lines: Iterable[str]) -> Iterator[str]:
-    """For each word of some lines a line with its likeliest pronunciations, at most three."""
+    """For each word of the lines a line with its three likeliest pronunciations."""
     for word in (word for line in lines for word in line.split()):
         spelt = word.lower().replace("\u2019", "'")
         if set(spelt) - set(LETTERS):
@@ -235,7 +235,7 @@ def answer(model: Translator, names: list[str], beam: int, lines: Iterable[str])
 def attention(
     model: Translator, names: list[str], word: str, beam: int
 ) -> tuple[Phonemes, np.ndarray]:
-    """How it says a word, and the weights of the letters at each phoneme, [phonemes, letters]."""
+    """The pronunciation of a word, and the attention weights [phonemes, letters]."""
     letters = letter_indices([word])
     found, _ = beam_search(model, letters, beam, most_phonemes(word))
     said = as_phonemes(found[:, 0], names)[0]
@@ -288,7 +288,7 @@ def parse(argv: list[str] | None) -> tuple[common.Parser, argparse.Namespace]:
 
 
 def prompt(parser: common.Parser, args: argparse.Namespace) -> None:
-    """Says the words of stdin until it ends, by the model of the checkpoint."""
+    """Prints the pronunciations of the words on stdin, with the model of the checkpoint."""
     saved = args.checkpoint and common.load_checkpoint(parser, args.checkpoint, EXAMPLE)
     if not saved:
         parser.error("--prompt: needs the --checkpoint of an earlier run")
@@ -308,7 +308,7 @@ def prompt(parser: common.Parser, args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace, data: Pairs, parts: dict[str, Dictionary], run: Run) -> None:
-    """Trains for the epochs that are left, or the minutes; after each it saves what was reached."""
+    """Trains for the remaining epochs or minutes, and saves a checkpoint after each epoch."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -321,8 +321,8 @@ def train(args: argparse.Namespace, data: Pairs, parts: dict[str, Dictionary], r
                 break
             start = time.perf_counter()
             progress.update(task, completed=steps * (epoch - 1))
-            # The order of the words and what is dropped follow from the seed and the epoch, so that
-            # a run that goes on from a checkpoint is the same as one in one go.
+            # The seed and the epoch determine the order of the words and the dropout masks, so that
+            # a resumed run gives the same results.
             torch.manual_seed(args.seed + epoch)
             run.model.train()
             losses = []
@@ -342,7 +342,7 @@ def train(args: argparse.Namespace, data: Pairs, parts: dict[str, Dictionary], r
 
 
 def report(args: argparse.Namespace, parts: dict[str, Dictionary], run: Run) -> None:
-    """Prints what the epochs reached, and the error rates of the test words."""
+    """Prints the results by epoch, and the error rates of the test words."""
     import rich
     from rich.table import Table
 
