@@ -167,7 +167,7 @@ def test_kernels_are_compiled_by_build_ext(setup, monkeypatch):
     """Kernels are compiled once for each instruction set, all other sources once."""
     monkeypatch.setenv("FASTRNN_CUDA", "0")
     names = {Path(source).name for source in setup.extension().sources}
-    assert {"ops.cpp", "check.cpp", "dispatch.cpp"} <= names
+    assert {"operators.cpp", "check.cpp", "dispatch.cpp"} <= names
     assert not [name for name in names if name.startswith("kernels_")]
     assert next(iter(setup.ISA_FLAGS)) == "generic"
     assert setup.ISA_FLAGS["generic"] == []  # runs anywhere
