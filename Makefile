@@ -1,24 +1,24 @@
-# make demo   forecasts the S&P 500's closes with torch.nn.LSTM and fastrnn.LSTM, and compares them
-# make examples  runs the examples in full; their words and pictures stand in examples/results
-# make test   runs the tests, but for the slow ones: ARGS='-m slow' runs those
-# make fuzz   compares random layers with torch's until one differs, CASES (1000) a round
-# make soak   runs layers of any size with 8 threads for ten minutes: none may hang
-# make sanitize  runs tests, and trains layers under LeakSanitizer, on a copy built with
-#             AddressSanitizer and UBSan, kept in build/sanitized
-# make test-cuda  runs them on a GPU, with a torch and an environment of their own: on the one here,
-#             or on a virtual one, tests/vgpu; needs nvcc
-# make cuda-all  compiles the CUDA kernels for every architecture, into build/cuda: needs nvcc alone
-# make bench  times the layers beside torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3 minutes,
-#             results and a picture in bench/out; ARGS='--only streaming' for a part
-# make docs   makes the documentation, pages and docstrings, in build/docs; checks its links
-# make lint   checks style, format and types
-# make clean  removes the environment and what the build left
+# make demo       forecasts the S&P 500's closes with torch.nn.LSTM and with fastrnn.LSTM
+# make examples   runs all examples; their output and pictures go to examples/results
+# make test       runs the tests except the slow ones: ARGS='-m slow' runs those
+# make fuzz       compares random layers with torch's until one differs, CASES (1000) per round
+# make soak       runs layers of any size on 8 threads for ten minutes: none may hang
+# make sanitize   runs tests, and trains layers under LeakSanitizer, on a copy in build/sanitized
+#                 that is built with AddressSanitizer and UBSan
+# make test-cuda  runs the tests on a GPU, or on the virtual one in tests/vgpu, in an environment of
+#                 its own with another torch; needs nvcc
+# make cuda-all   compiles the CUDA kernels for every architecture, into build/cuda; needs only nvcc
+# make bench      times the layers against torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3
+#                 minutes, results and a picture in bench/out; ARGS='--only streaming' for a part
+# make docs       builds the documentation in build/docs, and checks its links
+# make lint       checks style, format, types, and the figures in the pages
+# make clean      removes the environment and the build
 #
-# All share one environment, made on first use. A change in csrc/ rebuilds the extension alone.
+# All use one environment, made on first use. A change in csrc/ rebuilds only the extension.
 #   PYTHON=python3.12            the interpreter that makes the environment
 #   TORCH=torch==2.14.1          the torch to build with, as a requirement for pip
 #   TORCH_INDEX=URL              the package index for torch, instead of pip's default
-#   VENV=.venv                   where the environment is
+#   VENV=.venv                   the folder of the environment
 #   CUDA_TORCH=torch==2.14.1, CUDA_VENV=.venv-cuda    the same for test-cuda
 #   VGPU=tests/vgpu/vgpu         the virtual GPU, used where there is no real one
 #   ARGS='--window 60'           arguments to the example (demo) or to pytest (test)

@@ -239,16 +239,18 @@ def draw(
 
 
 def report(
-    data: Data, state: dict[str, Any], told: Tensor, right: dict[str, list[bool]], out: Path
+    data: Data, state: dict[str, Any], predicted: Tensor, right: dict[str, list[bool]], out: Path
 ) -> None:
     """Prints the results of training (`state` is that of common.fit) and draws the picture.
 
-    told: the languages that the LSTM predicted for the test words; right: as for `draw`.
+    predicted: the languages that the LSTM predicted for the test words; right: as for `draw`.
     """
     import rich
     from rich.table import Table
 
-    table = Table("way", title=f"The language of {len(told)} test words, one of {len(LANGUAGES)}")
+    table = Table(
+        "way", title=f"The language of {len(predicted)} test words, one of {len(LANGUAGES)}"
+    )
     table.add_column("told right", justify="right")
     for name, found in right.items():
         table.add_row(name, f"{100 * np.mean(found):.1f} %")
@@ -260,7 +262,7 @@ def report(
         table,
     )
     test = data.words["test"]
-    matrix = confusion(test.languages, told, len(LANGUAGES))
+    matrix = confusion(test.languages, predicted, len(LANGUAGES))
     draw(matrix, right, test.lengths.tolist(), list(LANGUAGES.values()), out)
     rich.print(f"Picture: {out}")
 
@@ -304,15 +306,15 @@ def main(argv: list[str] | None = None) -> None:
     state = common.fit(parser, args, options, model, optimizer, epoch, judge)
 
     test = words["test"]
-    told = predict(model, test).argmax(1)
+    predicted = predict(model, test).argmax(1)
     baseline = ngrams(parts["training"], [word for word, _ in parts["test"]])
     right = {
-        f"LSTM, {args.layer}": (told == test.languages).tolist(),
+        f"LSTM, {args.layer}": (predicted == test.languages).tolist(),
         "logistic regression of n-grams": [
             a == language for a, (_, language) in zip(baseline, parts["test"], strict=True)
         ],
     }
-    report(data, state, told, right, args.out)
+    report(data, state, predicted, right, args.out)
     if args.both_times:
         batch = words["training"].batch(torch.randperm(len(parts["training"]))[:BATCH])
         runs = {layer: make(layer, data.letters, args.hidden) for layer in common.LIBRARIES}

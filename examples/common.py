@@ -108,23 +108,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     _whole_or_not(path, lambda part: torch.save(state, part))
 
 
-def load_checkpoint(parser: Parser, path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+def load_checkpoint(parser: Parser, path: Path, options: dict[str, Any]) -> dict[str, Any] | None:
     """What save_checkpoint saved at `path`. Without a file: None, and the folder is created.
 
-    Ends the program if the file is no checkpoint, or if its "options" differ from `asked`.
+    Ends the program if the file is no checkpoint, or if its "options" differ from `options`.
     """
     if not path.exists():
         _make_folder(parser, "--checkpoint", path)
         return None
     try:
         state = torch.load(path, weights_only=True)
-        options = dict(state["options"])
+        found = dict(state["options"])
     except Exception as error:  # a damaged file raises anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         parser.error(f"--checkpoint: {path} is none: {reason}")
-    other = {name: value for name, value in asked.items() if options.get(name) != value}
+    other = {name: value for name, value in options.items() if found.get(name) != value}
     for name, value in other.items():
-        parser.error(f"--checkpoint: {path} has {name} {options.get(name)}, not {value}")
+        parser.error(f"--checkpoint: {path} has {name} {found.get(name)}, not {value}")
     return dict(state)
 
 
@@ -144,7 +144,7 @@ def split(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, list[I
 def fit(
     parser: Parser,
     args: argparse.Namespace,
-    asked: dict[str, Any],
+    options: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     epoch: Callable[[], None],
@@ -166,7 +166,7 @@ def fit(
 
     state = {"epochs": 0, "best": float("inf"), "best_epoch": 0}
     state["kept"] = copy.deepcopy(model.state_dict())
-    saved = args.checkpoint and load_checkpoint(parser, args.checkpoint, asked)
+    saved = args.checkpoint and load_checkpoint(parser, args.checkpoint, options)
     if saved:
         try:
             state = {name: saved[name] for name in state}
@@ -191,7 +191,7 @@ def fit(
             state |= {"best": loss, "best_epoch": number, "kept": kept}
         if args.checkpoint and rank == 0:
             now = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            now |= {"random": torch.get_rng_state(), "options": asked}
+            now |= {"random": torch.get_rng_state(), "options": options}
             save_checkpoint(args.checkpoint, state | now)
     model.load_state_dict(state["kept"])
     model.eval()

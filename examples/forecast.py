@@ -211,21 +211,21 @@ def main(argv: list[str] | None = None) -> None:
     )
     cell = args.cell.upper()
     layers = {f"torch.nn.{cell}": getattr(nn, cell), f"fastrnn.{cell}": getattr(fastrnn, cell)}
-    asked = [name for name in layers if args.layer == "both" or name.startswith(args.layer)]
+    chosen = [name for name in layers if args.layer == "both" or name.startswith(args.layer)]
     sizes = len(args.series), args.horizon
-    initial = PriceNetwork(layers[asked[0]], *sizes).state_dict()
+    initial = PriceNetwork(layers[chosen[0]], *sizes).state_dict()
 
     def network(name: str) -> PriceNetwork:
         model = PriceNetwork(layers[name], *sizes).to(args.device)
         model.load_state_dict(initial)
         return model
 
-    runs: dict[str, list[Run]] = {name: [] for name in asked}
+    runs: dict[str, list[Run]] = {name: [] for name in chosen}
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(), "{task.fields[loss]}", transient=False
     )
     with bar:
-        for name in asked:
+        for name in chosen:
             task = bar.add_task(f"{name:14}", total=epochs * len(data), loss="")
             for fold, sets in enumerate(data, 1):
                 key = f"{name} {fold}"

@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     right = {
         f"GRU, {args.layer}": (logits.argmax(1) == actual).numpy(),
         "each word's most frequent tag": np.array(
-            [told == tag for told, (_, tag) in zip(baseline, test, strict=True)]
+            [predicted == tag for predicted, (_, tag) in zip(baseline, test, strict=True)]
         ),
     }
     seen = {word for word, _ in known}
@@ -324,8 +324,8 @@ def main(argv: list[str] | None = None) -> None:
     row = shown.index(min(shown))
     with torch.no_grad():
         batch = collate([data["test"][row]])
-        told = model(batch.words, batch.characters, batch.lengths)[0].softmax(1).numpy()
-    draw(right, actual.numpy(), parts["test"][row], told, tags, args.out)
+        predicted = model(batch.words, batch.characters, batch.lengths)[0].softmax(1).numpy()
+    draw(right, actual.numpy(), parts["test"][row], predicted, tags, args.out)
     rich.print(f"Picture: {args.out}")
 
 

@@ -98,10 +98,10 @@ def main(argv: list[str] | None = None) -> None:
 
     if rank == 0:
         test = words["test"]
-        told = classify_text.predict(model, test).argmax(1)
+        predicted = classify_text.predict(model, test).argmax(1)
         name = f"LSTM, {args.layer}, {count} process{'es' if count > 1 else ''}"
-        right = {name: (told == test.languages).tolist()}
-        classify_text.report(data, state, told, right, args.out)
+        right = {name: (predicted == test.languages).tolist()}
+        classify_text.report(data, state, predicted, right, args.out)
         if steps:
             rich.print(f"{steps / seconds:.1f} steps a second")
         if args.both_times:

@@ -395,8 +395,8 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     steps = -(-len(data) // args.batch) * args.epochs
     schedule = OneCycleLR(optimizer, PEAK, total_steps=steps, pct_start=0.1)
-    asked = ("layer", "epochs", "hidden", "batch", "limit", "seed")
-    options = EXAMPLE | {name: getattr(args, name) for name in asked}
+    saved_options = ("layer", "epochs", "hidden", "batch", "limit", "seed")
+    options = EXAMPLE | {name: getattr(args, name) for name in saved_options}
     run = Run(model, optimizer, schedule, names, options)
     saved = args.checkpoint and common.load_checkpoint(parser, args.checkpoint, options)
     if saved:
