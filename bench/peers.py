@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from contestants import STREAMED, Contestant, Problem, name_all
 from torch import Tensor
+
+from fastrnn.cells import ONNX_GATES
 
 
 def weights(given: Problem) -> dict[str, np.ndarray]:
@@ -20,7 +22,7 @@ def weights(given: Problem) -> dict[str, np.ndarray]:
     return {short: state[name].numpy() for short, name in names.items()}
 
 
-def reorder(weight: np.ndarray, order: list[int]) -> np.ndarray:
+def reorder(weight: np.ndarray, order: Sequence[int]) -> np.ndarray:
     """`weight` [G*H, ...] with its gates in another order."""
     gates = np.split(weight, len(order))
     return np.ascontiguousarray(np.concatenate([gates[gate] for gate in order]))
@@ -31,9 +33,6 @@ def tensor(array: Any) -> Tensor:
 
 
 # --- ONNX Runtime and OpenVINO -------------------------------------------------------------------
-
-# ONNX has an LSTM's gates as i, o, f, c and a GRU's as z, r, h.
-ONNX_ORDER = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2], "RNN": [0]}
 
 
 def states_of(cell: str) -> list[str]:
@@ -46,7 +45,7 @@ def onnx_model(given: Problem) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     case = given.case
-    cell, order = case.cell, ONNX_ORDER[case.cell]
+    cell, order = case.cell, ONNX_GATES[case.cell]
     w = {name: reorder(value, order) for name, value in weights(given).items()}
     initial = {
         "W": w["w_ih"][None],
