@@ -16,8 +16,8 @@ void use_huge_pages(void* data, size_t bytes, int threads);
 void advise_huge_pages(void* data, size_t bytes);
 
 // Places pieces of memory that live about equally long in one block, for one allocation instead of
-// several. Replaces their sizes by their offsets, which are multiples of 64, and returns the size of
-// the block:
+// several. Replaces their sizes by their offsets, which are multiples of 64, and returns the size
+// of the block:
 //
 //     | piece 0 | padding to 64 | piece 1 | padding | ... |   unused, up to `least` bytes   |
 //
@@ -31,9 +31,10 @@ size_t place_together(std::vector<size_t>& pieces, size_t least);
 // A block of memory, 64-byte aligned, freed with its last copy.
 using Block = std::shared_ptr<void>;
 
-// A new block from `allocate`, or, for a size that malloc would not reuse (always_fresh, choices.h),
-// the one that a cache of one block has: a block of such a size returns there when it is no longer
-// used. Until it is written again, the system may reclaim its pages if it runs out of others.
+// A new block from `allocate`, or, for a size that malloc would not reuse (always_fresh,
+// choices.h), the one that a cache of one block has: a block of such a size returns there when it
+// is no longer used. Until it is written again, the system may reclaim its pages if it runs out of
+// others.
 Block allocate_block(size_t bytes, int threads, Block (*allocate)(size_t bytes));
 
 }  // namespace fastrnn::cpu

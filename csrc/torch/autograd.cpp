@@ -101,8 +101,8 @@ struct Formula {
     }
 };
 
-// The gradients of a call that had no initial states (fast_path.cpp), where no one else has to see a call
-// of the operator, which takes no undefined ones.
+// The gradients of a call that had no initial states (fast_path.cpp), where no one else has to see
+// a call of the operator, which takes no undefined ones.
 std::optional<BackwardResult> without_states(const BackwardCall& call) {
     bool ordinary =
         !at::GradMode::is_enabled() && only_default_keys_active() && !autocast_enabled();
@@ -123,7 +123,8 @@ std::optional<BackwardResult> without_states(const BackwardCall& call) {
     return fastrnn::backward(arguments, problem, kept, gradients, call.wanted);
 }
 
-// Of `forward`: `in` are input, h0, c0 and the weights; hidden, saved, c and the dropout mask are kept.
+// Of `forward`: `in` are input, h0, c0 and the weights; hidden, saved, c and the dropout mask are
+// kept.
 constexpr Formula of_forward{
     "FastrnnBackward",
     [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
@@ -220,8 +221,8 @@ struct NetworkNode : public torch::autograd::Node {
 
     std::string name() const override { return formula_.name; }
 
-    // What is not `read` by a first derivative is kept without a check of its version as well. Under
-    // hooks for saved tensors it is not: these decide where a tensor lies.
+    // What is not `read` by a first derivative is kept without a check of its version as well.
+    // Under hooks for saved tensors it is not: these decide where a tensor lies.
     void connect(const variable_list& variables, const std::vector<bool>& read = {}) {
         const bool hooked = !at::SavedTensorDefaultHooks::get_tls_state().stack.empty();
         torch::autograd::edge_list edges;

@@ -1,6 +1,6 @@
-// A call of the operators torch.ops.fastrnn.forward and .backward: its arguments as C++ has them, and
-// the way to torch's dispatcher, which has them on a stack. All kernels of the operators are boxed
-// (they take that stack), so that the order of the arguments stands here alone.
+// A call of the operators torch.ops.fastrnn.forward and .backward: its arguments as C++ has them,
+// and the way to torch's dispatcher, which has them on a stack. All kernels of the operators are
+// boxed (they take that stack), so that the order of the arguments stands here alone.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>

@@ -1,10 +1,10 @@
-// Small layers run in a few microseconds; torch's dispatcher takes as long, its layers' Python three
-// times and an autograd Function in Python ten times that. A module therefore calls the kernels from
-// here where no one else has to see the call: with plain tensors on the CPU or a GPU, without autocast,
-// tracing, mode or transform. In every other case, and for everything that is wrong, these functions
-// return None. The module then runs torch's forward code, which calls fastrnn.functional; its functions
-// ask here once more, with weights that a parametrization has computed, packed data, or tensors that
-// autocast has cast, before they call the operator.
+// Small layers run in a few microseconds; torch's dispatcher takes as long, its layers' Python
+// three times and an autograd Function in Python ten times that. A module therefore calls the
+// kernels from here where no one else has to see the call: with plain tensors on the CPU or a GPU,
+// without autocast, tracing, mode or transform. In every other case, and for everything that is
+// wrong, these functions return None. The module then runs torch's forward code, which calls
+// fastrnn.functional; its functions ask here once more, with weights that a parametrization has
+// computed, packed data, or tensors that autocast has cast, before they call the operator.
 #include "fast_path.h"
 
 #include <ATen/autocast_mode.h>
@@ -28,14 +28,15 @@ namespace {
 namespace py = pybind11;
 using at::Tensor;
 
-// An exact torch.Tensor or Parameter with the default dispatch keys. A tensor on a GPU is none where
-// this build has no kernels for it: the module then calls torch's layer.
+// An exact torch.Tensor or Parameter with the default dispatch keys. A tensor on a GPU is none
+// where this build has no kernels for it: the module then calls torch's layer.
 bool is_ordinary_tensor(PyObject* object) {
     return object && THPVariable_CheckExact(object) &&
            has_only_default_keys(THPVariable_Unpack(object));
 }
 
-// Attributes' names as Python's strings, made once: one of C would be copied and hashed at every search.
+// Attributes' names as Python's strings, made once: one of C would be copied and hashed at every
+// search.
 struct Name {
     PyObject* object;
     explicit Name(const char* text) : object(PyUnicode_InternFromString(text)) {}
@@ -104,7 +105,8 @@ private:
     bool complete_ = true;
 };
 
-// The state hx: h, or (h, c) as a tuple or list for a cell that has c. False if it is something else.
+// The state hx: h, or (h, c) as a tuple or list for a cell that has c. False if it is something
+// else.
 bool read_states(py::handle hx, bool has_c, Tensor& h, std::optional<Tensor>& c) {
     PyObject* first = hx.ptr();
     if (has_c) {
@@ -122,7 +124,8 @@ bool read_states(py::handle hx, bool has_c, Tensor& h, std::optional<Tensor>& c)
 
 using WeightList = c10::SmallVector<Tensor, 8>;
 
-// The tensors of a list or tuple, if all are plain. Two None at its end are the absent biases of a cell.
+// The tensors of a list or tuple, if all are plain. Two None at its end are the absent biases of a
+// cell.
 bool read_weights(PyObject* list, WeightList& weights) {
     if (!PyList_Check(list) && !PyTuple_Check(list)) return false;
     Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
@@ -138,9 +141,9 @@ bool read_weights(PyObject* list, WeightList& weights) {
 }
 
 // The list _flat_weights that a layer computes with, brought up to date; null where a weight is no
-// parameter. modules.py's _update_flat_weights has the rule: the list counts, until an attribute is no
-// longer the tensor that its weak reference in _flat_weight_refs points to. It need not be called where
-// parameters, list and references agree.
+// parameter. modules.py's _update_flat_weights has the rule: the list counts, until an attribute is
+// no longer the tensor that its weak reference in _flat_weight_refs points to. It need not be
+// called where parameters, list and references agree.
 PyObject* flat_weights(py::handle module, Attributes& attributes) {
     const Names& name = names();
     PyObject *listed = attributes.get(name.flat_weights_names),

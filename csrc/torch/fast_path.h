@@ -6,7 +6,8 @@
 
 namespace fastrnn {
 
-// A Network of fastrnn/network.py: the cell, the options in the operators' order, train and recompute.
+// A Network of fastrnn/network.py: the cell, the options in the operators' order, train and
+// recompute.
 struct NetworkValues {
     Options options;
     bool train, recompute;

@@ -1,5 +1,5 @@
-// The dimension of samples that vmap gives tensors, and the older of its two kinds (vmap.cpp has the
-// other: torch's headers of both do not go into one file).
+// The dimension of samples that vmap gives tensors, and the older of its two kinds (vmap.cpp has
+// the other: torch's headers of both do not go into one file).
 #pragma once
 #include <ATen/core/Tensor.h>
 

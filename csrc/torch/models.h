@@ -1,6 +1,6 @@
-// E models of the same kind, sizes and options in one call of an operator: every tensor but batch_sizes has
-// a dimension E more in front. What vmap makes of stacked weights. Each model's results have the bits of
-// a call for it alone.
+// E models of the same kind, sizes and options in one call of an operator: every tensor but
+// batch_sizes has a dimension E more in front. What vmap makes of stacked weights. Each model's
+// results have the bits of a call for it alone.
 #pragma once
 #include "network.h"
 

@@ -10,7 +10,7 @@
 #include "../cpu/memory.h"
 #include "../cpu/run.h"
 #ifdef FASTRNN_HAS_CUDA
-#include "../cuda/run.h"
+#include "cuda/run.h"
 #endif
 
 namespace fastrnn {
@@ -99,8 +99,8 @@ Dimensions dimensions_of(const Problem& p, int64_t layer) {
             static_cast<int>(p.directions)};
 }
 
-// Draws which of a layer's outputs dropout is to keep, by what torch's own layer draws them by on this
-// device.
+// Draws which of a layer's outputs dropout is to keep, by what torch's own layer draws them by on
+// this device.
 void draw(Tensor mask, double dropout, const at::TensorOptions& options) {
     if (dropout == 1)
         mask.zero_();
@@ -179,7 +179,8 @@ ForwardLayer forward_layer(const Problem& p, const Sequence& sequence,
     return task;
 }
 
-// What backward needs of a layer's forward pass and was not kept: `saved` and `c` of both directions.
+// What backward needs of a layer's forward pass and was not kept: `saved` and `c` of both
+// directions.
 struct Gates {
     Tensor saved, c;
 

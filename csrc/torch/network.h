@@ -1,5 +1,5 @@
-// The whole network on any device: every layer and direction, the dropout between layers, and what is
-// kept for backward.
+// The whole network on any device: every layer and direction, the dropout between layers, and what
+// is kept for backward.
 #pragma once
 #include <string>
 #include <tuple>
@@ -15,8 +15,8 @@ namespace fastrnn {
 // backward computes a layer's gates and c again; or those too.
 enum class Keep { nothing, outputs, gates };
 
-// c_n is undefined for a cell without c. The last four are Kept of problem.h, all of them defined, but
-// if nothing is kept.
+// c_n is undefined for a cell without c. The last four are Kept of problem.h, all of them defined,
+// but if nothing is kept.
 struct ForwardResult {
     at::Tensor output, h_n, c_n, hidden, saved, c, dropout_mask;
 };
@@ -34,8 +34,8 @@ BackwardResult backward(const Arguments& arguments, const Problem& problem, cons
 
 // The parts of those two, for several models at a time (models.h).
 
-// Memory for the results of forward, with the masks of dropout drawn; `models` are dimensions more in
-// front. And for those of backward, in the gradient type and the arguments' shapes.
+// Memory for the results of forward, with the masks of dropout drawn; `models` are dimensions more
+// in front. And for those of backward, in the gradient type and the arguments' shapes.
 ForwardResult results_of(const Arguments& arguments, const Problem& problem, bool train, Keep keep,
                          at::IntArrayRef models = {});
 BackwardResult gradients_of(const Arguments& arguments, const Problem& problem,
@@ -59,9 +59,9 @@ const Device& device_for(at::Device device);
 // How many CPU threads a call may use: as many as torch's operators would.
 int cpu_threads();
 
-// In a forked child that has lost its parent's threads, torch.set_num_threads(1) (cpu/fork.h). Called
-// when a child is born (fastrnn/__init__.py), and by each operator, because the number may have been set
-// since, or the process been forked without Python's os.fork.
+// In a forked child that has lost its parent's threads, torch.set_num_threads(1) (cpu/fork.h).
+// Called when a child is born (fastrnn/__init__.py), and by each operator, because the number may
+// have been set since, or the process been forked without Python's os.fork.
 void without_lost_threads();
 
 }  // namespace fastrnn

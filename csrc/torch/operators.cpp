@@ -1,4 +1,5 @@
-// The operators torch.ops.fastrnn.forward and .backward: their schemas, and the kernels of all devices.
+// The operators torch.ops.fastrnn.forward and .backward: their schemas, and the kernels of all
+// devices.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

@@ -1,7 +1,8 @@
-// vmap of the operators: torch.func's, and the older one of torch.autograd.grad(is_grads_batched=True)
-// and torch.autograd.functional's vectorize=True. The operator is called once. A dimension of the
-// inputs is folded into the batch. Where weights have it, or where each sample is to have gradients of
-// the weights of its own, it becomes the operator's own dimension of models (models.h).
+// vmap of the operators: torch.func's, and the older one of
+// torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional's vectorize=True. The
+// operator is called once. A dimension of the inputs is folded into the batch. Where weights have
+// it, or where each sample is to have gradients of the weights of its own, it becomes the
+// operator's own dimension of models (models.h).
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
@@ -48,8 +49,8 @@ Tensor expanded(const Tensor& t, int64_t new_axis, const SymInt& size) {
     return result.expand_symint(sizes);
 }
 
-// That of torch.func which is the innermost now. torch's headers of it include one that torch does not
-// ship, so that Python is asked.
+// That of torch.func which is the innermost now. torch's headers of it include one that torch does
+// not ship, so that Python is asked.
 class Level {
 public:
     Level() {
@@ -88,7 +89,8 @@ private:
     int64_t level_;
 };
 
-// ---- where the samples go ------------------------------------------------------------------------
+// ---- where the samples go
+// ------------------------------------------------------------------------
 
 // The samples of a vmap, and where their dimension goes in a call of the operator.
 class Samples {
@@ -99,8 +101,8 @@ public:
           axes_{of_models_ + !batch_sizes, of_models_ + 1, of_models_ + 1},
           axes_kept_{of_models_ + 1, of_models_ + 2, of_models_ + 2, of_models_ + 1} {}
 
-    // In the batch: those of each of its rows beside each other, so that rows which are alive at a step
-    // stay the first ones, in packed data too.
+    // In the batch: those of each of its rows beside each other, so that rows which are alive at a
+    // step stay the first ones, in packed data too.
     Tensors folded(const BatchedList& list) const { return folded(list, axes_); }
     Tensors folded_kept(const BatchedList& list) const { return folded(list, axes_kept_); }
     OptionalTensor folded(const OptionalTensor& batch_sizes) const {
@@ -121,7 +123,8 @@ public:
         return result;
     }
 
-    // As models: in front, or, in a vmap over vmap, in the dimension of models that is there already.
+    // As models: in front, or, in a vmap over vmap, in the dimension of models that is there
+    // already.
     Tensors as_models(const BatchedList& list) const {
         Tensors result;
         for (const Batched& b : list) result.push_back(as_models(b));
@@ -175,7 +178,8 @@ private:
     std::vector<int64_t> axes_, axes_kept_;
 };
 
-// ---- forward -------------------------------------------------------------------------------------
+// ---- forward
+// -------------------------------------------------------------------------------------
 
 // A call whose tensors may have the dimension of samples.
 struct Forward {
@@ -219,7 +223,8 @@ private:
     std::vector<std::pair<at::Generator, Tensor>> before_;
 };
 
-// A call for each sample, stacked. All but the last restore the generators: each draws the same masks.
+// A call for each sample, stacked. All but the last restore the generators: each draws the same
+// masks.
 BatchedList with_the_same_masks(const Forward& f, int64_t count) {
     std::vector<Tensors> of_all;
     for (int64_t v = 0; v < count; ++v) {
@@ -259,7 +264,8 @@ BatchedList results_of(const Forward& f, const SymInt& count, const Level& level
         f.call(samples.folded(f.in), tensors_of(f.weights), samples.folded(batch_sizes)));
 }
 
-// ---- backward ------------------------------------------------------------------------------------
+// ---- backward
+// ------------------------------------------------------------------------------------
 
 struct Backward {
     const BackwardCall& call_;
@@ -301,7 +307,8 @@ std::pair<BatchedList, BatchedList> gradients_of(const Backward& b, const SymInt
     return {samples.unfolded(of_in), std::move(of_weights_unwanted)};
 }
 
-// ---- the rules -----------------------------------------------------------------------------------
+// ---- the rules
+// -----------------------------------------------------------------------------------
 
 template <class Of>
 BatchedList unwrapped(const Of& level, at::TensorList list) {

@@ -1,7 +1,7 @@
-// A layer as a Problem (../torch/problem.h) of a network of that layer alone, which the code that allocates
-// tensors and calls cuBLAS is written for.
+// A layer as a Problem (../problem.h) of a network of that layer alone, which the code that
+// allocates tensors and calls cuBLAS is written for.
 #pragma once
-#include "../torch/problem.h"
+#include "../problem.h"
 
 namespace fastrnn::cuda {
 

@@ -6,7 +6,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <cuda_runtime_api.h>
 
-#include "../torch/problem.h"
+#include "../problem.h"
 #include "product.h"
 
 namespace fastrnn::cuda {

@@ -3,9 +3,9 @@
 #pragma once
 #include <vector>
 
-#include "../backward_tensors.h"
-#include "../common/layer_arguments.h"
-#include "../product.h"
+#include "../../cuda/common/layer_arguments.h"
+#include "backward_tensors.h"
+#include "product.h"
 
 namespace fastrnn::cuda {
 

@@ -1,8 +1,8 @@
-// A GPU as a Device (../device.h): the products of a layer by cuBLAS, the rest by the kernels of
+// A GPU as a Device (../../device.h): the products of a layer by cuBLAS, the rest by the kernels of
 // this folder. Nothing waits for the GPU or copies a value back from it. All of it runs on the
 // caller's stream, in memory of torch's allocator, and can be captured in a CUDA graph.
 #pragma once
-#include "../device.h"
+#include "../../device.h"
 
 namespace fastrnn::cuda {
 

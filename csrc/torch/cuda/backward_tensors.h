@@ -1,6 +1,6 @@
 // The memory that a direction's backward pass needs besides the user's, on every path.
 #pragma once
-#include "common/layer_arguments.h"
+#include "../../cuda/common/layer_arguments.h"
 #include "matrices.h"
 
 namespace fastrnn::cuda {

@@ -3,7 +3,7 @@
 #pragma once
 #include <cublas_v2.h>
 
-#include "../torch/problem.h"
+#include "../problem.h"
 
 namespace fastrnn::cuda {
 

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
-#include "../matrices.h"
-#include "rows.h"
-#include "run.h"
-#include "step.h"
+#include "../../cuda/stepwise/rows.h"
+#include "../../cuda/stepwise/step.h"
+#include "matrices.h"
+#include "stepwise.h"
 
 namespace fastrnn::cuda {
 namespace {

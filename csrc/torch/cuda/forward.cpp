@@ -5,7 +5,7 @@
 #include "path.h"
 #include "problem.h"
 #include "run.h"
-#include "stepwise/run.h"
+#include "stepwise.h"
 
 namespace fastrnn::cuda {
 namespace {

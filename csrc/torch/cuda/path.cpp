@@ -9,8 +9,8 @@
 #include <string>
 #include <string_view>
 
-#include "one_block/launch.h"
-#include "persistent/launch.h"
+#include "../../cuda/one_block/launch.h"
+#include "../../cuda/persistent/launch.h"
 #include "problem.h"
 #include "product.h"
 #include "run.h"

@@ -1,9 +1,9 @@
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 
-#include "rows.h"
-#include "run.h"
-#include "step.h"
+#include "../../cuda/stepwise/rows.h"
+#include "../../cuda/stepwise/step.h"
+#include "stepwise.h"
 
 namespace fastrnn::cuda {
 namespace {

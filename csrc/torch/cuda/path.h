@@ -3,9 +3,9 @@
 #pragma once
 #include <variant>
 
-#include "../torch/problem.h"
-#include "one_block/plan.h"
-#include "persistent/plan.h"
+#include "../../cuda/one_block/plan.h"
+#include "../../cuda/persistent/plan.h"
+#include "../problem.h"
 
 namespace fastrnn::cuda {
 
