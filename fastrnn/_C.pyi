@@ -15,3 +15,17 @@ def autocast_to(tensors: Any, dtype: Any) -> list[Any]: ...
 def explain(
     network: tuple[Any, ...], input: Any, h0: Any, c0: Any, weights: Any, batch_sizes: Any
 ) -> list[tuple[dict[str, str], dict[str, str]]]: ...
+def check_fake_forward(
+    network: tuple[Any, ...], input: Any, h0: Any, c0: Any, weights: Any, batch_sizes: Any
+) -> tuple[int, int, int, int]: ...
+def check_fake_backward(
+    network: tuple[Any, ...],
+    grad_output: Any,
+    grad_h_n: Any,
+    grad_c_n: Any,
+    input: Any,
+    h0: Any,
+    c0: Any,
+    weights: Any,
+    batch_sizes: Any,
+) -> None: ...

@@ -101,9 +101,9 @@ struct Formula {
     }
 };
 
-// The gradients of a call that had no initial states (fast_path.cpp), where no one else has to see
-// a call of the operator, which takes no undefined ones.
-std::optional<BackwardResult> without_states(const BackwardCall& call) {
+// The gradients by a call of the kernels, where no one else has to see a call of the operator.
+// The operator also takes no undefined states, which a call of fast_path.cpp may have.
+std::optional<BackwardResult> without_dispatch(const BackwardCall& call) {
     bool ordinary =
         !at::GradMode::is_enabled() && only_default_keys_active() && !autocast_enabled();
     for (const Tensor* t : {&call.input, &call.hidden, &call.saved, &call.c, &call.dropout_mask})
@@ -142,10 +142,9 @@ constexpr Formula of_forward{
                           .c = s.kept[2],
                           .dropout_mask = s.kept[3],
                           .wanted = needed};
-        std::optional<BackwardResult> found;
-        if (!call.h0.defined()) {
-            found = without_states(call);
-            if (!found) {
+        std::optional<BackwardResult> found = without_dispatch(call);
+        if (!found) {
+            if (!call.h0.defined()) {
                 const auto zeros = [&](int64_t width) {
                     return at::zeros(
                         {s.options.num_layers * s.options.directions(), call.input.size(1), width},
@@ -155,8 +154,8 @@ constexpr Formula of_forward{
                 call.h0 = zeros(call.weights[1].size(1));
                 if (cell.has_c) call.c0 = zeros(call.weights[1].size(0) / cell.gates);
             }
+            found = call();
         }
-        if (!found) found = call();
         auto& [grad_input, grad_h0, grad_c0, grad_weights] = *found;
         variable_list result = {grad_input, grad_h0, grad_c0};
         result.insert(result.end(), grad_weights.begin(), grad_weights.end());

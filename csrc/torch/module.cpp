@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "../cpu/dispatch.h"
@@ -13,6 +14,7 @@ namespace fastrnn {
 namespace {
 
 using at::Tensor;
+using c10::SymInt;
 
 pybind11::dict registered_cells() {
     pybind11::dict result;
@@ -48,6 +50,26 @@ pybind11::list explain_network(const pybind11::tuple& network, const Tensor& inp
     return result;
 }
 
+// What the fake kernels of fastrnn/fake.py check, and the sizes B, N, H and R of a call.
+std::tuple<SymInt, SymInt, SymInt, SymInt> check_fake_forward(const pybind11::tuple& network,
+                                                              const Tensor& input, const Tensor& h0,
+                                                              const OptionalTensor& c0,
+                                                              const std::vector<Tensor>& weights,
+                                                              const OptionalTensor& batch_sizes) {
+    const Options options = read_network(network).options;
+    const Sizes<SymInt> s = check_fake({options, input, h0, c0, weights, batch_sizes});
+    return {s.batch, s.rows, s.hidden, s.recurrent};
+}
+
+void check_fake_backward(const pybind11::tuple& network, const OptionalTensor& grad_output,
+                         const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+                         const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
+                         const std::vector<Tensor>& weights, const OptionalTensor& batch_sizes) {
+    const Options options = read_network(network).options;
+    const Arguments arguments{options, input, h0, c0, weights, batch_sizes};
+    check_fake_gradients(arguments, check_fake(arguments), {grad_output, grad_h_n, grad_c_n});
+}
+
 pybind11::dict build_info() {
     pybind11::dict info;
     info["torch"] = FASTRNN_TORCH_VERSION;
@@ -81,6 +103,10 @@ PYBIND11_MODULE(_C, m) {
           "In a forked child that lost its parent's OpenMP threads: torch.set_num_threads(1).");
     m.def("explain", &explain_network,
           "How each layer of a network would be computed, forward and backward.");
+    m.def("check_fake_forward", torch::wrap_pybind_function(check_fake_forward),
+          "Checks the arguments of the operator forward, of tensors without values: B, N, H, R.");
+    m.def("check_fake_backward", torch::wrap_pybind_function(check_fake_backward),
+          "Checks the arguments of the operator backward, of tensors without values.");
     bind_fast_path(m);
 }
 

@@ -25,27 +25,35 @@ struct Arguments {
     const OptionalTensor& batch_sizes;  // [T] int64 on the CPU, for packed input
 };
 
-struct Problem {
-    int cell_index;
-    CellInfo cell;
-    int64_t steps, batch, rows;        // T, B, N
-    int64_t input, hidden, recurrent;  // I, H, and H or P
-    int64_t layers, directions;        // L, D
+// The sizes of a call. Int: int64_t, or c10::SymInt where a compiler may know some only at run time.
+template <class Int>
+struct Sizes {
+    Int steps, batch, rows;        // T, B, N
+    Int input, hidden, recurrent;  // I, H, and H or P
+    int64_t layers, directions;    // L, D
     bool projected, has_biases;
     int weights_per_layer;  // tensors per layer and direction
+
+    Int layer_input(int64_t layer) const { return layer == 0 ? input : directions * recurrent; }
+};
+
+struct Problem : Sizes<int64_t> {
+    int cell_index;
+    CellInfo cell;
     at::ScalarType dtype;
     at::ScalarType arithmetic;  // float, or double for double
     Storage storage;            // dtype, as the kernels call it
     at::Device device = at::kCPU;
-
-    int64_t layer_input(int64_t layer) const { return layer == 0 ? input : directions * recurrent; }
 };
 
 // Throws c10::Error, or the error that torch's layer raises where that has one, naming what is
 // wrong and what was expected.
 Problem check(const Arguments& arguments);
 
-// What forward returns beside the results, and backward takes.
+// The same checks for tensors without values, and of sizes that a compiler may know only at run time.
+Sizes<c10::SymInt> check_fake(const Arguments& arguments);
+
+// What forward returns besides the results, and backward takes.
 struct Kept {
     const at::Tensor& hidden;  // [L, N, D * (H or P)]: outputs of the layers
     const at::Tensor& saved;   // [L, D, N, saved * H], or empty, and c too: compute both again
@@ -65,5 +73,7 @@ inline bool recomputes(const Kept& kept) { return kept.saved.dim() == 1; }
 void check_kept(const Arguments& arguments, const Problem& problem, const Kept& kept);
 void check_gradients(const Arguments& arguments, const Problem& problem,
                      const OutputGradients& gradients);
+void check_fake_gradients(const Arguments& arguments, const Sizes<c10::SymInt>& sizes,
+                          const OutputGradients& gradients);
 
 }  // namespace fastrnn

@@ -9,23 +9,23 @@ inline Problem problem_of(const Layer& layer) {
     constexpr at::ScalarType dtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
     const at::ScalarType dtype = dtypes[static_cast<int>(layer.storage)];
     const CellInfo& cell = cells[layer.cell];
-    return {
-        .cell_index = layer.cell,
-        .cell = cell,
-        .steps = layer.sequence.steps,
-        .batch = layer.sequence.batch,
-        .rows = layer.sequence.rows(),
-        .input = layer.size.input,
-        .hidden = layer.size.hidden,
-        .recurrent = layer.size.recurrent,
-        .layers = 1,
-        .directions = layer.size.directions,
-        .projected = layer.size.projected,
-        .dtype = dtype,
-        .arithmetic = dtype == at::kDouble ? at::kDouble : at::kFloat,
-        .storage = layer.storage,
-        .device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(layer.device_index)),
-    };
+    Problem p{};
+    p.cell_index = layer.cell;
+    p.cell = cell;
+    p.steps = layer.sequence.steps;
+    p.batch = layer.sequence.batch;
+    p.rows = layer.sequence.rows();
+    p.input = layer.size.input;
+    p.hidden = layer.size.hidden;
+    p.recurrent = layer.size.recurrent;
+    p.layers = 1;
+    p.directions = layer.size.directions;
+    p.projected = layer.size.projected;
+    p.dtype = dtype;
+    p.arithmetic = dtype == at::kDouble ? at::kDouble : at::kFloat;
+    p.storage = layer.storage;
+    p.device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(layer.device_index));
+    return p;
 }
 
 }  // namespace fastrnn::cuda
