@@ -86,7 +86,7 @@ def parse_cell(
     if b_ih is not None or b_hh is not None:
         zeros = w_ih.new_zeros(w_ih.size(0))
         weights += [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
-    return Network(cell, has_biases=len(weights) == 4, num_layers=1), weights
+    return Network(cell, len(weights) == 4, num_layers=1, bidirectional=False, dropout=0.0), weights
 
 
 def _are_states(cell: str, states: Any) -> bool:

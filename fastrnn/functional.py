@@ -14,7 +14,7 @@ round h_t at each step.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from fastrnn import _C, autocast, distributed
 from fastrnn.arguments import bind_layer, cell_states, is_batch_first, parse_cell, parse_layer
-from fastrnn.cells import TORCH_CELLS
 from fastrnn.fallback import (
     answer_as_torch,
     are_valid,
@@ -240,15 +239,14 @@ def rnn_relu(*args: Any, **kwargs: Any) -> Any:
     return _layer("rnn_relu", args, kwargs)
 
 
-def _recomputing(cell: str) -> Callable[..., Any]:
-    def layer(*args: Any, **kwargs: Any) -> Any:
-        return _layer(cell, args, kwargs, recompute=True)
-
-    return layer
-
-
-# The functions of layers with `recompute`, for which torch's signatures have no argument.
-recomputing = types.SimpleNamespace(**{cell: _recomputing(cell) for cell in TORCH_CELLS})
+# The functions of layers with `recompute`, for which torch's signatures have no argument. Without
+# closures: Dynamo would guard on those of the functions above, which have the same names.
+recomputing = types.SimpleNamespace(
+    lstm=lambda *args, **kwargs: _layer("lstm", args, kwargs, recompute=True),
+    gru=lambda *args, **kwargs: _layer("gru", args, kwargs, recompute=True),
+    rnn_tanh=lambda *args, **kwargs: _layer("rnn_tanh", args, kwargs, recompute=True),
+    rnn_relu=lambda *args, **kwargs: _layer("rnn_relu", args, kwargs, recompute=True),
+)
 
 
 # ---- cells ---------------------------------------------------------------------------------------

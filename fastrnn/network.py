@@ -24,8 +24,8 @@ class Network(NamedTuple):
     """A name in `fastrnn.CELLS`."""
     has_biases: bool
     num_layers: int
-    bidirectional: bool = False
-    dropout: float = 0.0
+    bidirectional: bool
+    dropout: float  # no default: torch.compile would make it an input of the graph
     """The probability of zeroing an output between two layers, if `train`."""
     train: bool = False
     recompute: bool = False
