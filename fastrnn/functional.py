@@ -70,7 +70,15 @@ def rnn(
     Raises:
         ValueError, RuntimeError: as torch's layers do, naming what was wrong and what was expected.
     """
-    network = Network(cell, has_biases, num_layers, bidirectional, dropout, train, recompute)
+    network = Network(
+        cell,
+        has_biases=has_biases,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        dropout=dropout,
+        train=train,
+        recompute=recompute,
+    )
     output, h_n, c_n = run(network, input, h0, c0, weights, batch_sizes)
     return output, h_n, None if c0 is None else c_n
 

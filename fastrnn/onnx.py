@@ -25,6 +25,9 @@ _Value = Any  # an ir.Value
 op: Any = onnxscript.opset18  # its annotations do not allow lists of numbers as constants
 
 
+# The options that nodes have, and `recompute`, which does not change the results.
+_OPTIONS = {"cell", "has_biases", "num_layers", "bidirectional", "dropout", "train", "recompute"}
+
 _UNROLLED = (
     "a model that calls fastrnn.reference.run instead is exported step by step, for a fixed T"
 )
@@ -81,6 +84,11 @@ def _layers(
             f"fastrnn: ONNX's {operator} has no dropout, got dropout={network.dropout} in training "
             "mode; call model.eval() before the export"
         )
+    for name, value in network._asdict().items():
+        if name not in _OPTIONS and value != Network._field_defaults[name]:
+            raise NotImplementedError(
+                f"fastrnn: ONNX's {operator} has no option {name}, got {name}={value}; {_UNROLLED}"
+            )
     if input.dtype == ir.DataType.BFLOAT16:
         opset = evaluator.default().opset.version  # type: ignore[attr-defined]  # torch's evaluator
         if opset < 22:
