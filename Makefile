@@ -117,7 +117,7 @@ docs: $(VENV)/linters
 	$(python) -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs --builder html \
 	    --doctree-dir build/doctrees . build/docs
 
-lint: $(VENV)/linters
+lint: $(VENV)/linters columns
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(formatted)

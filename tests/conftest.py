@@ -97,7 +97,7 @@ CLASS_NAMES = ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"]
 def without_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules take the operator path: torch's forward code and fastrnn's operators.
 
-    Without this fixture the fast path of csrc/direct.cpp bypasses both.
+    Without this fixture the fast path of csrc/torch/fast_path.cpp bypasses both.
     """
     for name in CLASS_NAMES:
         layer = getattr(fastrnn, name)

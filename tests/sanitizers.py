@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> None:
         bad_input = started([*BAD_INPUT, "-n", "0"], stdout=subprocess.PIPE)
         expect_passed(started([*ALL, "--ignore=tests/test_bad_input.py"]), bad_input)
 
-    replaced(COPY / "csrc/network.cpp", ALLOCATION, PLANTED)
+    replaced(COPY / "csrc/torch/network.cpp", ALLOCATION, PLANTED)
     build()
     planted = python(CALL, TOO_SMALL="1")
     # A vector store that crosses into another allocation is reported as an unknown crash.

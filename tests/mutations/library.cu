@@ -1,5 +1,5 @@
-// The kernels that run all steps in one launch, for check.py, which calls them by ctypes: a layer of two
-// directions on plain pointers. Every function returns null, or what went wrong.
+// The kernels that run all steps in one launch, for check.py, which calls them by ctypes: a layer
+// of two directions on plain pointers. Every function returns null, or what went wrong.
 #include <cstdint>
 #include <numeric>
 #include <variant>
@@ -22,8 +22,8 @@ const OneBlockKernel one_block_tf32[cell_count][2] = {}, one_block_bfloat16[cell
 namespace {
 
 constexpr int directions = 2;
-// How a layer is run: by the persistent path's plan, by that with all rows of the batch in one group,
-// or by one block.
+// How a layer is run: by the persistent path's plan, by that with all rows of the batch in one
+// group, or by one block.
 enum Way { planned, one_group, one_block };
 // What is multiplied: 16 bits, float32, or that rounded to TF32.
 enum Type { float16, float32, tf32 };
@@ -43,8 +43,8 @@ struct SequenceOnDevice {
     ~SequenceOnDevice() { cudaFree(offsets); }
 };
 
-// Puts all rows of the batch in one group, whose blocks then handle several tiles of them: with room
-// for more blocks no plan does that.
+// Puts all rows of the batch in one group, whose blocks then handle several tiles of them: with
+// room for more blocks no plan does that.
 void put_in_one_group(cuda::PersistentPlan& plan, const cuda::PlanRequest& request) {
     plan.tiling.group_rows = static_cast<int>(cuda::round_up(request.batch, cuda::tile_rows));
     plan.groups = 1;
