@@ -25,7 +25,7 @@ struct Arguments {
     const OptionalTensor& batch_sizes;  // [T] int64 on the CPU, for packed input
 };
 
-// The sizes of a call. Int: int64_t, or c10::SymInt where a compiler may know some only at run time.
+// The sizes of a call. Int: int64_t, or c10::SymInt where some may be known only at run time.
 template <class Int>
 struct Sizes {
     Int steps, batch, rows;        // T, B, N
@@ -50,7 +50,7 @@ struct Problem : Sizes<int64_t> {
 // wrong and what was expected.
 Problem check(const Arguments& arguments);
 
-// The same checks for tensors without values, and of sizes that a compiler may know only at run time.
+// The same checks for tensors without values, and for sizes that may be known only at run time.
 Sizes<c10::SymInt> check_fake(const Arguments& arguments);
 
 // What forward returns besides the results, and backward takes.
