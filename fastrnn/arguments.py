@@ -61,7 +61,8 @@ def parse_layer(
     network = Network(cell, **{name: arguments[name] for name in _OPTIONS}, recompute=recompute)
     input = arguments["data"] if "data" in arguments else arguments["input"]
     if is_batch_first(arguments):
-        input = input.transpose(0, 1)
+        # torch's layers copy it too: the user's tensor may be overwritten before backward.
+        input = input.transpose(0, 1).contiguous()
     return network, input, states
 
 

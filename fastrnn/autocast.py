@@ -40,7 +40,7 @@ def dtypes(
     # On the CPU, the results of nn.RNN, of a fused LSTM and of a projection are those of a product.
     # The states of a GRU and of an LSTM that is not fused are sums with the previous state, which
     # promote the dtypes of both.
-    promoted = torch.promote_types(h0.dtype, low)
+    promoted = torch.promote_types((c0[0] if c0 else h0).dtype, low)
     projected = bool(c0) and c0[0].dim() == 3 and h0.dim() == 3 and c0[0].size(2) != h0.size(2)
     if cell.startswith("rnn") or (cell == "lstm" and padded and not projected):
         return low, low

@@ -55,12 +55,24 @@ def call_torch(function: Callable[..., Any], reason: str, *args: Any) -> Any:
 def answer_as_torch(function: Callable[..., Any], refused: Exception, *args: Any) -> Any:
     """Torch's error, or torch's results, for arguments that the kernels refused.
 
-    torch computes with sizes of 0, for example, and with weights of layouts without kernels.
+    Results only for sizes of 0 and for tensors of layouts and dtypes without kernels. Of other
+    arguments, such as weights of a wrong shape, torch's kernels may read out of bounds.
+
+    Raises:
+        Exception: torch's, or `refused` where torch raises none.
     """
+    tensors = [t for arg in args for t in (arg if isinstance(arg, list | tuple) else [arg])]
+    unsupported = any(
+        isinstance(t, Tensor)
+        and (t.layout is not torch.strided or t.is_complex() or t.numel() == 0)
+        for t in tensors
+    )
+    if not unsupported:
+        raise_as_torch(function, *args)
+        raise refused
     try:
         return call_torch(function, "of arguments without kernels", *args)
     except _ERRORS as error:
-        _log.debug("refused: %s", refused)
         raise error from None
 
 

@@ -13,7 +13,6 @@ It also leaves them in the model that it was called on, with a warning in the lo
 
 import functools
 import logging
-import operator
 import types
 import weakref
 from collections.abc import Callable
@@ -84,11 +83,13 @@ _STEPS = (
 )
 
 
-@functools.lru_cache(maxsize=128)  # bounded: each parametrized module has its own class
 def _overrides_steps(cls: type[nn.Module]) -> bool:
-    """Whether a user's subclass overrides one of them."""
+    """Whether a user's subclass overrides one of them. C++ looks for those set on the instance."""
+    classes: Any = _CLASSES  # mypy takes the classes of modules for unhashable
+    if cls in classes:
+        return False
     # The base is fastrnn's class or, for layers that keep their types, torch's.
-    base: Any = next(base for base in cls.__mro__ if base in FAST or base in FAST.values())
+    base: Any = next(base for base in cls.__mro__ if base in classes)
     return any(getattr(cls, name, None) is not getattr(base, name, None) for name in _STEPS)
 
 
@@ -172,8 +173,11 @@ def _read_weights(self: nn.RNNBase) -> None:
         weights = [params[name] for name in names]
     except KeyError:  # parametrized, under the old weight_norm, or a replica of DataParallel
         weights = [getattr(self, name, None) for name in names]
-    refs = [None if ref is None else ref() for ref in self._flat_weight_refs]
-    if len(refs) != len(weights) or any(map(operator.is_not, weights, refs)):
+    refs = self._flat_weight_refs
+    if any(
+        w is not None and ref is not None and ref() is not w
+        for w, ref in zip(weights, refs, strict=True)
+    ):
         self._flat_weights = weights
         self._flat_weight_refs = [None if w is None else weakref.ref(w) for w in weights]
         self.flatten_parameters()
@@ -190,7 +194,9 @@ def _with_batch_check(permute: _Forward) -> _Forward:
     @functools.wraps(permute)
     def permute_hidden(self: nn.Module, hx: Any, permutation: Any) -> Any:
         if permutation is not None and not torch.compiler.is_compiling():
-            for state in hx if isinstance(hx, tuple) else (hx,):
+            for state in hx if isinstance(hx, tuple | list) else (hx,):
+                if not isinstance(state, torch.Tensor):
+                    continue  # torch's own error
                 if state.is_cuda and state.dim() == 3 and state.size(1) < permutation.numel():
                     expected = (state.size(0), permutation.numel(), state.size(2))
                     raise RuntimeError(f"Expected hidden size {expected}, got {list(state.size())}")
@@ -403,4 +409,5 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTMCell: LSTMCell,
     nn.GRUCell: GRUCell,
 }
+_CLASSES = frozenset([*FAST, *FAST.values()])
 """torch's class -> fastrnn's."""

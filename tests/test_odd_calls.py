@@ -326,3 +326,105 @@ def test_parametrized_weights_and_autocast_use_the_fast_path(kind, monkeypatch):
                 found = ours(x)
         low = {"rtol": 0.02, "atol": 0.02} if autocast else {}  # bfloat16 has 8 bits of precision
         assert_same(found, expected, **low)
+
+
+# ---- what follows from these rules ---------------------------------------------------------------
+
+
+def test_a_tangent_of_a_gradient_reads_every_tensor():
+    """Forward mode over backward computes by the formulas, from the input too."""
+    layer = fastrnn.GRU(3, 4).requires_grad_(False)
+    x, h = torch.ones(5, 2, 3), torch.ones(1, 2, 4, requires_grad=True)
+    output = layer(x, h)[0]
+    x.fill_(7)
+    with torch.autograd.forward_ad.dual_level():
+        ones = torch.ones_like(output)
+        dual = torch.autograd.forward_ad.make_dual(ones, ones)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(output, h, dual)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.endswith("_cell")])
+def test_a_cells_recurrent_weight_may_change_where_no_state_needs_a_gradient(kind):
+    grads = []
+    for module in both(kind, 3, 4):
+        output = flat(module(torch.ones(2, 3)))[0]
+        with torch.no_grad():
+            module.weight_hh.add_(1)
+        grads.append(torch.autograd.grad(output.sum(), [module.weight_ih, module.bias_ih]))
+    assert_same(*grads)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_input_of_batch_first_may_change_before_backward(kind):
+    """A residual that is added in place: torch's layers keep a copy, in the order of the steps."""
+    grads = []
+    for layer in pair(kind, 4, 4, batch_first=True):
+        start = torch.linspace(-1, 1, 40).view(2, 5, 4).requires_grad_()
+        x = start * 1
+        x += layer(x)[0].sum()
+        grads.append(torch.autograd.grad(x.sum(), [start, *layer.parameters()]))
+    assert_same(*grads, rtol=1e-5, atol=1e-4)  # sums of 40 gradients
+
+
+@pytest.mark.parametrize("how", ["instance", "subclass", "class, after a call"])
+def test_methods_that_forward_calls_are_the_users(how):
+    class Mine(nn.GRU):
+        pass
+
+    layer = fastrnn.accelerate(Mine(3, 4))
+    x = torch.ones(5, 2, 3)
+    layer(x)
+
+    def refuse(*args):
+        raise ValueError("the user's")
+
+    if how == "instance":
+        layer.check_forward_args = refuse
+    elif how == "subclass":
+        layer = fastrnn.accelerate(type("Other", (nn.GRU,), {"check_forward_args": refuse})(3, 4))
+    else:
+        Mine.check_forward_args = refuse
+    with pytest.raises(ValueError, match="the user's"):
+        layer(x)
+
+
+def test_weights_of_a_wrong_shape_are_refused():
+    """torch's LSTM reads out of bounds on some: what the kernels refuse does not go there."""
+    layer = fastrnn.LSTM(3, 4)
+    layer.weight_ih_l0 = nn.Parameter(torch.zeros(8, 3))
+    with pytest.raises(RuntimeError, match="Expected weight_ih size"):
+        layer(torch.ones(5, 2, 3))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_written_weights_of_deleted_attributes(kind):
+    results = []
+    for layer in pair(kind, 3, 4):
+        raw = layer.weight_hh_l0
+        del layer.weight_hh_l0
+        layer._flat_weights[1] = raw * 0.5
+        results.append(layer(torch.ones(5, 2, 3)))
+    assert_same(*results)
+
+
+def test_states_in_a_list_beside_packed_data_of_any_order():
+    ours, theirs = pair("lstm", 3, 4)
+    x = pack_padded_sequence(torch.ones(5, 2, 3), [3, 5], enforce_sorted=False)
+    hx = [torch.ones(1, 2, 4)] * 2
+    assert_same(ours(x, hx), theirs(x, hx))
+
+
+@pytest.mark.cpu("the CPU's autocast")
+@pytest.mark.parametrize("kind", ["lstm", "lstm_proj", "lstm_cell"])
+def test_autocast_with_the_states_of_the_step_before(kind):
+    ours, theirs = both(kind, 6, 8)
+    x, results = inputs(kind).repeat_interleave(2, -1), []
+    for module in (ours, theirs):
+        hx = None
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(3):
+                found = module(x, hx)
+                hx = found if kind == "lstm_cell" else found[1]
+        results.append(found)
+    assert_same(*results, rtol=0.02, atol=0.02)  # bfloat16 has 8 bits; dtypes are compared too

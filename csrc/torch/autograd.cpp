@@ -14,8 +14,8 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
-#include "calls.h"
 #include "dispatch_keys.h"
+#include "schema.h"
 
 namespace fastrnn {
 namespace {
@@ -194,6 +194,9 @@ std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
     const auto trained = [&](size_t i) { return a.weights[i].requires_grad(); };
     const int64_t directions = a.options.directions();
     const size_t each = a.weights.size() / (a.options.num_layers * directions);
+    // W_hh takes gradients from a step to the one before it, or to h0.
+    const bool one_step = !a.batch_sizes && a.input.dim() == 3 && a.input.size(0) == 1;
+    const bool needs_hh = !one_step || (a.h0.defined() && a.h0.requires_grad());
     bool trains_ih = false, trains_hh = false;  // of the first layer; of any
     for (size_t i = 0; i < a.weights.size(); i += each) {
         trains_ih = trains_ih || (i < each * directions && trained(i));
@@ -204,8 +207,9 @@ std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
     for (size_t i = 0; i < a.weights.size(); ++i) {
         const size_t kind = i % each;
         const bool first_ih = kind == 0 && i < each * directions,
-                   bias = a.options.has_biases && (kind == 2 || kind == 3);
-        read.push_back(recompute || !(bias || (first_ih && !a.input.requires_grad())));
+                   bias = a.options.has_biases && (kind == 2 || kind == 3),
+                   unread_hh = kind == 1 && !needs_hh;
+        read.push_back(recompute || !(bias || unread_hh || (first_ih && !a.input.requires_grad())));
     }
     return read;
 }
@@ -249,7 +253,11 @@ struct NetworkNode : public torch::autograd::Node {
     }
 
     variable_list apply(variable_list&& grads) override {
-        return formula_(grads, state(/*differentiable=*/at::GradMode::is_enabled()), needed());
+        // Gradients with a tangent or inside a transform are differentiated as well.
+        bool differentiable = at::GradMode::is_enabled() || !only_default_keys_active();
+        for (const Tensor& g : grads)
+            differentiable = differentiable || (g.defined() && !has_only_default_keys(g));
+        return formula_(grads, state(differentiable), needed());
     }
 
     // The next two are compiled autograd's: what a graph depends on, and this node's part of it.

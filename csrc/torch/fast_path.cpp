@@ -97,8 +97,22 @@ public:
         }
         return number;
     }
-    // Whether all that was asked for was there, and what it was asked for as.
+    // Whether all attributes read so far were there, of their types.
     bool complete() const { return complete_; }
+
+    // Whether a method that torch's forward calls is set on the instance (_STEPS of modules.py).
+    bool override_a_step() const {
+        static const Name steps[] = {Name("check_input"),
+                                     Name("get_expected_hidden_size"),
+                                     Name("get_expected_cell_size"),
+                                     Name("check_hidden_size"),
+                                     Name("check_forward_args"),
+                                     Name("permute_hidden"),
+                                     Name("_update_flat_weights")};
+        for (const Name& step : steps)
+            if (all_ && found(all_.ptr(), step)) return true;
+        return false;
+    }
 
 private:
     py::object all_;
@@ -227,7 +241,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     const Names& name = names();
     Attributes attributes(module);
     if (!info || !only_default_keys_active() || autocast_enabled() ||
-        !is_ordinary_tensor(input.ptr()))
+        !is_ordinary_tensor(input.ptr()) || attributes.override_a_step())
         return py::none();
     PyObject* dropout = attributes.get(name.dropout);
     const int64_t inputs = attributes.number(name.input_size),
@@ -251,7 +265,8 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     std::optional<Tensor> c0;
     const bool batched = x.dim() == 3, batch_first = wants_batch_first && batched;
     if (x.dim() < 2 || x.dim() > 3 || x.size(-1) != inputs) return py::none();
-    if (batch_first) x = x.transpose(0, 1);
+    // A copy, as torch's: the user's tensor may be overwritten before backward.
+    if (batch_first) x = x.transpose(0, 1).contiguous();
     if (!batched) x = x.unsqueeze(1);
     const int64_t recurrent = proj > 0 ? proj : hidden;
     if (hx.is_none() && x.is_cuda()) {
@@ -317,7 +332,10 @@ struct Given {
         c10::impl::ExcludeDispatchKeyGuard no_autocast(at::autocast_dispatch_keyset);
         x = autocast_to(x, type), h0 = autocast_to(h0, type);
         if (c0) c0 = autocast_to(*c0, type);
-        for (Tensor& weight : weights) weight = autocast_to(weight, type);
+        // torch caches no weights of a layer with a projection.
+        const bool projected = c0 && c0->size(-1) != h0.size(-1);
+        for (Tensor& weight : weights)
+            weight = projected ? weight.to(type) : autocast_to(weight, type);
         return true;
     }
 };

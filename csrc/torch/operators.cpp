@@ -1,13 +1,13 @@
-// The operators torch.ops.fastrnn.forward and .backward: their schemas, and the kernels of all
+// The operators torch.ops.fastrnn.forward and .backward: their registration, and the kernels of all
 // devices.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "calls.h"
 #include "models.h"
 #include "network.h"
+#include "schema.h"
 
 namespace fastrnn {
 namespace {

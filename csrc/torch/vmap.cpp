@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "calls.h"
 #include "legacy_vmap.h"
+#include "schema.h"
 
 namespace fastrnn {
 namespace {

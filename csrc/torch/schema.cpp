@@ -1,4 +1,4 @@
-#include "calls.h"
+#include "schema.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
