@@ -9,7 +9,7 @@ Importing fastrnn has these effects on the process, and no others:
 - It registers the operators `torch.ops.fastrnn.forward` and `.backward`.
 - torch.compile takes fastrnn's layers into its graphs (fastrnn/dynamo.py).
 - torch.onnx exports them as ONNX's own operators (fastrnn/onnx.py).
-- torch's FlopCounterMode counts them (fastrnn/registries.py).
+- torch's FlopCounterMode counts them (fastrnn/flop_counter.py).
 - torch.ao's dynamic quantization quantizes them (fastrnn/quantization.py).
 - They take DTensors, once torch.distributed.tensor is imported (fastrnn/distributed.py).
 - A child that is forked from a process with threads calls `torch.set_num_threads(1)`.
@@ -40,7 +40,7 @@ if (
 import torch
 
 from fastrnn import _C as _C
-from fastrnn import distributed, dynamo, fake, functional, quantization, reference, registries
+from fastrnn import distributed, dynamo, fake, flop_counter, functional, quantization, reference
 from fastrnn.cells import CELLS
 from fastrnn.explain import explain
 from fastrnn.fallback import fallbacks
@@ -69,7 +69,7 @@ __all__ = [
 
 fake.install()
 dynamo.install()
-registries.install()
+flop_counter.install()
 quantization.install()
 distributed.install()
 # A forked child has none of its parent's threads.

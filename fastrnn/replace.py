@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastrnn import forwards, marked, modules
+from fastrnn import marked, modules, super_calls
 from fastrnn.copies import deep_copy, with_class
 
 __all__ = ["Patch", "accelerate", "patch", "restore"]
@@ -304,9 +304,9 @@ def _check_forwards(cls: _Class, by_name: bool = False) -> None:
     base = _base(cls)
     for c in cls.__mro__[: cls.__mro__.index(base)]:
         forward = vars(c).get("forward")
-        if forward is None or forwards.calls_super(forward):
+        if forward is None or super_calls.calls_super(forward):
             continue
-        if not forwards.calls_by_name(forward, base.__name__):
+        if not super_calls.calls_by_name(forward, base.__name__):
             raise _KeptError("overrides forward and does not call super().forward")
         if not by_name:
             raise _KeptError(

@@ -74,7 +74,7 @@ variable_list by_formulas(const char* name, const Options& o, const Tensor& batc
     return result;
 }
 
-// What a node computes gradients from, beside the incoming ones.
+// What a node computes gradients from, besides the incoming gradients.
 struct State {
     Options options;
     std::vector<bool> wanted;  // of `backward`, else empty
@@ -82,7 +82,7 @@ struct State {
     Tensor sizes;
 };
 
-// What a node computes: the gradients of `in`, of which only the `needed` are looked at.
+// What a node computes: the gradients of `in`. Those that are not `needed` are discarded.
 struct Formula {
     const char* name;
     variable_list (*gradients)(const variable_list& grads, const State& state,
@@ -101,8 +101,8 @@ struct Formula {
     }
 };
 
-// The gradients by a call of the kernels, where no one else has to see a call of the operator.
-// The operator also takes no undefined states, which a call of fast_path.cpp may have.
+// The gradients without the dispatcher, where no mode or transform has to see a call of the
+// operator. A call of fast_path.cpp may have undefined states, which the operator refuses.
 std::optional<BackwardResult> without_dispatch(const BackwardCall& call) {
     bool ordinary =
         !at::GradMode::is_enabled() && only_default_keys_active() && !autocast_enabled();
@@ -123,8 +123,7 @@ std::optional<BackwardResult> without_dispatch(const BackwardCall& call) {
     return fastrnn::backward(arguments, problem, kept, gradients, call.wanted);
 }
 
-// Of `forward`: `in` are input, h0, c0 and the weights; hidden, saved, c and the dropout mask are
-// kept.
+// The derivative of `forward`. in: input, h0, c0, weights. kept: hidden, saved, c, dropout_mask.
 constexpr Formula of_forward{
     "FastrnnBackward",
     [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
@@ -163,8 +162,8 @@ constexpr Formula of_forward{
     },
     /*traceable=*/true};
 
-// Of `backward`: `in` are grad_output, grad_h_n, grad_c_n and then as above; the dropout mask is
-// kept.
+// The derivative of `backward`. in: grad_output, grad_h_n, grad_c_n, input, h0, c0, weights. kept:
+// dropout_mask.
 constexpr Formula of_backward{
     "FastrnnBackwardBackward",
     [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
@@ -187,8 +186,8 @@ variable_list certain(const MaybeTensors& list) {
     return result;
 }
 
-// Which of tensors_of(a) a first derivative reads the values of. One that it does not read may be
-// overwritten between forward and backward: frozen weights need no input, no gradient needs a bias.
+// Which of tensors_of(a) the first derivative reads. The user may overwrite the others between
+// forward and backward: the input if weight_ih is frozen, for example, and a bias always.
 std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
     const CellInfo& cell = *find_info(a.options.cell);
     const auto trained = [&](size_t i) { return a.weights[i].requires_grad(); };
@@ -214,7 +213,7 @@ std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
     return read;
 }
 
-// A node with tensors that it keeps, and an edge for each that it is to give a gradient of.
+// A node of autograd's graph: its saved tensors, and an edge for each tensor that gets a gradient.
 struct NetworkNode : public torch::autograd::Node {
     NetworkNode(const Arguments& a, const Formula& formula, std::vector<bool> wanted = {})
         : formula_(formula),
@@ -224,8 +223,8 @@ struct NetworkNode : public torch::autograd::Node {
 
     std::string name() const override { return formula_.name; }
 
-    // What is not `read` by a first derivative is kept without a check of its version as well.
-    // Under hooks for saved tensors it is not: these decide where a tensor lies.
+    // A tensor that is not `read` by the first derivative is also saved without a check of its
+    // version, unless saved-tensor hooks are active: these decide where a saved tensor is stored.
     void connect(const variable_list& variables, const std::vector<bool>& read = {}) {
         const bool hooked = !at::SavedTensorDefaultHooks::get_tls_state().stack.empty();
         torch::autograd::edge_list edges;
@@ -260,7 +259,7 @@ struct NetworkNode : public torch::autograd::Node {
         return formula_(grads, state(differentiable), needed());
     }
 
-    // The next two are compiled autograd's: what a graph depends on, and this node's part of it.
+    // Compiled autograd: the values that a compiled graph is specialised on, and this node in it.
     void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
         args.collect(name());
         args.collect(options_.cell);
@@ -309,7 +308,7 @@ struct NetworkNode : public torch::autograd::Node {
     }
 
 private:
-    // A call of the formula in the compiled graph, of what apply_with_saved packed.
+    // Runs in the compiled graph, with the values that apply_with_saved has packed.
     static variable_list unpacked(const Formula& formula, const variable_list& grads,
                                   const std::vector<c10::IValue>& args) {
         torch::dynamo::autograd::PackedArgs packed(args);
@@ -427,7 +426,7 @@ TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
 
 }  // namespace
 
-// Plain calls come by here: without a list of their tensors.
+// The fast path calls this for every call, so it makes no list of the tensors.
 bool needs_gradient(const Arguments& a) {
     if (!at::GradMode::is_enabled()) return false;
     if (a.input.requires_grad() || (a.h0.defined() && a.h0.requires_grad()) ||

@@ -17,8 +17,8 @@ using at::Tensor;
 using c10::SymBool;
 using c10::SymInt;
 
-// Sizes as numbers, and as what a compiler knows of them: a check of those becomes a guard of the
-// compiled code, or an assertion that runs in it.
+// Sizes are numbers, or symbols while torch.compile or torch.export traces a call: a check of a
+// symbol becomes a guard or a run-time assertion of the compiled code.
 template <class Int>
 constexpr bool is_symbolic = std::is_same_v<Int, SymInt>;
 
@@ -205,7 +205,8 @@ void check_sizes(const Arguments& a, const CellInfo& cell, Sizes<Int>& p) {
         if constexpr (is_symbolic<Int>) {
             check_form_of_batch_sizes(*a.batch_sizes);
             p.steps = a.batch_sizes->sym_numel();
-            // A value of batch_sizes, which the states agree with.
+            // The first value of batch_sizes, which is not known here. The states have to agree
+            // with it.
             p.batch = a.h0.dim() == 3 ? a.h0.sym_size(1) : SymInt(0);
         } else {
             check_batch_sizes(*a.batch_sizes, p.rows);
@@ -297,7 +298,7 @@ void check_kept(const Arguments& a, const Problem& p, const Kept& k) {
     const int64_t width = p.directions * p.recurrent;
     check_tensor<int64_t>(a, "hidden", k.hidden, {p.layers, p.rows, width}, p.dtype);
     const auto each = [&](int64_t values) -> at::DimVector {
-        // That is how forward says that backward is to compute them again.
+        // With recompute, forward leaves them empty.
         if (k.saved.defined() && k.saved.sizes() == IntArrayRef{0}) return {0};
         return {p.layers, p.directions, p.rows, values};
     };

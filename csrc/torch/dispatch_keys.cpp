@@ -14,8 +14,8 @@ bool only(c10::DispatchKeySet keys, c10::DispatchKeySet usual) {
     return (keys.raw_repr() & ~usual.raw_repr()) == 0;
 }
 
-// Whether every torch function mode is torch's device context (torch.set_default_device), which
-// changes nothing but where new tensors are made: ours are made where the input is.
+// Whether all active torch function modes are torch's device contexts (torch.set_default_device).
+// These only change the device of new tensors, and ours are created on the device of the input.
 bool only_device_contexts() {
     using at::impl::PythonTorchFunctionTLS;
     static const py::handle device_context =

@@ -8,7 +8,8 @@ namespace fastrnn {
 bool only_default_keys_active();
 bool autocast_enabled();
 
-// Whether a tensor is on a device with kernels, dense, of values of its own and without a tangent.
+// Whether a tensor is dense, on a device with kernels, has values (no fake or batched tensor) and
+// no tangent.
 bool has_only_default_keys(const at::Tensor& tensor);
 
 }  // namespace fastrnn

@@ -1,10 +1,10 @@
-// Small layers run in a few microseconds; torch's dispatcher takes as long, its layers' Python
-// three times and an autograd Function in Python ten times that. A module therefore calls the
-// kernels from here where no one else has to see the call: with plain tensors on the CPU or a GPU,
-// without autocast, tracing, mode or transform. In every other case, and for everything that is
-// wrong, these functions return None. The module then runs torch's forward code, which calls
-// fastrnn.functional; its functions ask here once more, with weights that a parametrization has
-// computed, packed data, or tensors that autocast has cast, before they call the operator.
+// The fast path. A small layer runs in a few microseconds. torch's dispatcher takes as long, the
+// Python code of torch's layers three times as long, and an autograd Function in Python ten times
+// as long. A module therefore calls the kernels from here if the tensors are ordinary ones on the
+// CPU or a GPU and no autocast, tracer, mode or transform is active. Otherwise, and for all invalid
+// arguments, these functions return None. The module then runs torch's forward code, which calls
+// fastrnn.functional. Its functions try the fast path once more before they call the operator: for
+// packed data, with parametrized weights, and under autocast.
 #include "fast_path.h"
 
 #include <ATen/autocast_mode.h>
@@ -28,15 +28,15 @@ namespace {
 namespace py = pybind11;
 using at::Tensor;
 
-// An exact torch.Tensor or Parameter with the default dispatch keys. A tensor on a GPU is none
-// where this build has no kernels for it: the module then calls torch's layer.
+// Whether an object is a torch.Tensor or Parameter, no subclass, with only default dispatch keys.
+// In a build without CUDA kernels a CUDA tensor is not.
 bool is_ordinary_tensor(PyObject* object) {
     return object && THPVariable_CheckExact(object) &&
            has_only_default_keys(THPVariable_Unpack(object));
 }
 
-// Attributes' names as Python's strings, made once: one of C would be copied and hashed at every
-// search.
+// Attribute names as Python strings, created once: a C string would be copied and hashed at every
+// lookup.
 struct Name {
     PyObject* object;
     explicit Name(const char* text) : object(PyUnicode_InternFromString(text)) {}
@@ -57,7 +57,7 @@ const Names& names() {
 
 PyObject* found(PyObject* dict, const Name& name) { return PyDict_GetItem(dict, name.object); }
 
-// A module's attributes, without the search through its classes.
+// The attributes in a module's __dict__, without a lookup in its classes.
 class Attributes {
 public:
     explicit Attributes(py::handle module)
@@ -65,13 +65,13 @@ public:
         PyErr_Clear();
     }
 
-    // Null if there is none, and then they are not `complete`.
+    // Null if there is none; then the attributes are not `complete`.
     PyObject* get(const Name& name) {
         PyObject* value = all_ ? found(all_.ptr(), name) : nullptr;
         if (!value) complete_ = false;
         return value;
     }
-    // Whatever Python takes for true, as torch's `if self.batch_first` does.
+    // The truth value of an attribute, as in torch's `if self.batch_first`.
     bool flag(const Name& name) {
         PyObject* value = get(name);
         const int truth = value ? PyObject_IsTrue(value) : 0;
@@ -81,7 +81,7 @@ public:
         }
         return truth == 1;
     }
-    // Of an attribute that an instance need not have.
+    // The same for an attribute that need not exist.
     bool is_set(const Name& name) {
         const bool complete = complete_;
         const bool truth = flag(name);
@@ -97,7 +97,7 @@ public:
         }
         return number;
     }
-    // Whether all attributes read so far were there, of their types.
+    // Whether all attributes that were read exist and have the expected types.
     bool complete() const { return complete_; }
 
     // Whether a method that torch's forward calls is set on the instance (_STEPS of modules.py).
@@ -138,8 +138,8 @@ bool read_states(py::handle hx, bool has_c, Tensor& h, std::optional<Tensor>& c)
 
 using WeightList = c10::SmallVector<Tensor, 8>;
 
-// The tensors of a list or tuple, if all are plain. Two None at its end are the absent biases of a
-// cell.
+// Reads the tensors of a list or tuple. False if one is not ordinary. Two None at the end stand for
+// the biases of a cell without biases.
 bool read_weights(PyObject* list, WeightList& weights) {
     if (!PyList_Check(list) && !PyTuple_Check(list)) return false;
     Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
@@ -184,15 +184,16 @@ PyObject* flat_weights(py::handle module, Attributes& attributes) {
     return attributes.get(name.flat_weights);
 }
 
-// Whether it takes no longer than it takes to let other threads of Python run meanwhile.
+// Whether a call takes less time than releasing and acquiring the GIL.
 bool is_short(const Problem& p) {
     const int64_t sizes = p.layer_input(0) + p.recurrent;
     return p.device.is_cpu() && p.layers == 1 && p.directions == 1 &&
            p.rows * p.cell.gates * p.hidden * sizes < cpu::worth_a_thread;
 }
 
-// The network's results, or nothing if an argument is wrong: the long way says what. states_alone:
-// whether the output, where nobody else will, may have the place of h_n.
+// The results of a network, or nothing if an argument is invalid: the operator raises the error.
+// states_alone: whether the caller reads only the states, so that the output may share h_n's
+// memory.
 std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool recompute,
                                  bool states_alone = false) {
     const bool differentiable = needs_gradient(arguments);
@@ -218,7 +219,7 @@ std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool re
     return result;
 }
 
-// The same values in another shape: without gradients at a fraction of reshape's time.
+// Tensor::reshape, but faster for a contiguous tensor while grad mode is off.
 Tensor reshaped(const Tensor& t, at::IntArrayRef shape) {
     if (!t.is_contiguous() || at::GradMode::is_enabled()) return t.reshape(shape);
     auto impl = t.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(), false);
@@ -270,8 +271,8 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     if (!batched) x = x.unsqueeze(1);
     const int64_t recurrent = proj > 0 ? proj : hidden;
     if (hx.is_none() && x.is_cuda()) {
-        // Undefined: nobody fills memory with zeros, and the first step multiplies none. The sizes
-        // are then those of the weights.
+        // Undefined states stand for zeros: no memory is filled, and the first step needs no
+        // product. The sizes are read from the weights.
         if (weights.size() < 2 ||
             weights[1].sizes() != at::IntArrayRef{info->gates * hidden, recurrent})
             return py::none();
@@ -319,7 +320,8 @@ struct Given {
     OptionalTensor c0;
     WeightList weights;
 
-    // `dtype`: that autocast gives them; None where it is off. False if they need the operator.
+    // dtype: the dtype of the tensors under autocast, or None if it is off. False if the call needs
+    // the operator.
     bool read(const CellInfo& info, py::handle input, py::handle hx, py::handle params,
               py::handle dtype) {
         if (!only_default_keys_active() || (dtype.is_none() && autocast_enabled()) ||

@@ -1,5 +1,5 @@
-// The dimension of samples that vmap gives tensors, and the older of its two kinds (vmap.cpp has
-// the other: torch's headers of both do not go into one file).
+// Batched tensors, and the legacy vmap of ATen. The vmap of torch.func is in vmap.cpp, because
+// torch's headers of the two can't be included in one file.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -8,13 +8,13 @@
 
 namespace fastrnn {
 
-// A tensor, undefined for None, and where it has the dimension of samples, if it has it.
+// A tensor, undefined for None, and the index of its batch dimension, if it has one.
 struct Batched {
     at::Tensor tensor;
     std::optional<int64_t> dim = std::nullopt;
 
     at::Tensor of_sample(int64_t v) const { return dim ? tensor.select(*dim, v) : tensor; }
-    // What there is none of: an undefined tensor, and what was not kept.
+    // Undefined, or a tensor that forward did not save.
     bool is_empty() const { return !tensor.defined() || tensor.dim() - dim.has_value() == 1; }
 };
 

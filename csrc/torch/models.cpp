@@ -21,12 +21,12 @@ std::vector<Tensor> parts(at::TensorList all, int64_t model) {
     return list;
 }
 
-// Of a result or of what is kept: what one model has nothing of is empty for all of them together.
+// A model's slice of a result or saved tensor, which is empty for all models if it is for one.
 Tensor part_or_empty(const Tensor& t, int64_t model) {
     return t.defined() && t.dim() > 1 ? part(t, model) : t;
 }
 
-// A model's arguments, with the tensors that they refer to.
+// The arguments of one model, and the tensors that they refer to.
 struct Model {
     Tensor input, h0;
     OptionalTensor c0;
@@ -42,7 +42,7 @@ struct Model {
     Model(const Model&) = delete;
 };
 
-// And what backward is given beside them.
+// The other arguments of backward, for one model.
 struct Given {
     Tensor hidden, saved, c, dropout_mask;
     OptionalTensor output, h_n, c_n;
@@ -60,7 +60,7 @@ struct Given {
     Given(const Given&) = delete;
 };
 
-// What is left to check beside the sizes of one model.
+// Checks the dimension of models, which `check` does not see.
 void check_count(const char* name, const Tensor& t, int64_t models) {
     TORCH_CHECK(t.defined(), "fastrnn: the ", name, " tensor is undefined");
     TORCH_CHECK(t.dim() > 0 && t.size(0) == models, "Expected ", name, " of ", models,

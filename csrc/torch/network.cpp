@@ -42,7 +42,7 @@ at::ScalarType gradient_dtype(const Problem& p) {
     return device_for(p.device).stores_gradients ? p.dtype : p.arithmetic;
 }
 
-// Steps of rows, with the memory that holds them.
+// The sequence of a call, and the memory of its arrays.
 struct Rows {
     std::vector<int64_t> batch_sizes, offsets;
     Sequence sequence;
@@ -99,8 +99,7 @@ Dimensions dimensions_of(const Problem& p, int64_t layer) {
             static_cast<int>(p.directions)};
 }
 
-// Draws which of a layer's outputs dropout is to keep, by what torch's own layer draws them by on
-// this device.
+// Draws a dropout mask from the generator that torch's layer draws from on this device.
 void draw(Tensor mask, double dropout, const at::TensorOptions& options) {
     if (dropout == 1)
         mask.zero_();
@@ -111,12 +110,12 @@ void draw(Tensor mask, double dropout, const at::TensorOptions& options) {
             std::get<1>(at::native_dropout(at::empty(mask.sizes(), options), dropout, true)));
 }
 
-// Which outputs of the layer below `layer` dropout kept; undefined if it left them all alone.
+// The dropout mask of the outputs of layer - 1; undefined without dropout.
 Tensor mask_of(const Tensor& masks, int64_t layer) {
     return layer > 0 && masks.defined() && masks.numel() ? masks[layer - 1] : Tensor();
 }
 
-// What dropout makes of a layer's output; 1 / (1 - dropout) undoes what it takes from the mean.
+// Dropout of a layer's output, scaled by 1 / (1 - dropout) to keep its mean.
 Tensor dropped(const Tensor& rows, const Tensor& mask, double dropout) {
     if (!mask.defined()) return rows;
     return rows.mul(mask).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
@@ -163,7 +162,7 @@ Layer layer_of(const Problem& p, const Sequence& sequence, int64_t layer) {
             .size = dimensions_of(p, layer)};
 }
 
-// What a layer reads; where its results go is left to say.
+// A layer's sizes and inputs. The caller sets where its results are written.
 ForwardLayer forward_layer(const Problem& p, const Sequence& sequence,
                            const std::vector<Tensor>& weights, const Tensor& input,
                            const Tensor& h0, const Tensor& c0, int64_t layer) {
@@ -179,8 +178,7 @@ ForwardLayer forward_layer(const Problem& p, const Sequence& sequence,
     return task;
 }
 
-// What backward needs of a layer's forward pass and was not kept: `saved` and `c` of both
-// directions.
+// Recomputes `saved` and `c` of both directions of a layer, which forward did not save.
 struct Gates {
     Tensor saved, c;
 
@@ -275,7 +273,7 @@ void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResul
             direction.c_n = mutable_slice(r.c_n, state);
             const int64_t first = d * p.recurrent * input.element_size();
             direction.output = out + first;
-            // The last layer's output is kept, and returned: that is the user's to change.
+            // The last layer's output is saved, and the user gets a copy, which may be changed.
             if (layer + 1 == p.layers && !last)
                 direction.output_copy = mutable_slice(r.output, 0) + first;
             if (keep == Keep::gates) {

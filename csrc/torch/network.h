@@ -1,5 +1,5 @@
-// The whole network on any device: every layer and direction, the dropout between layers, and what
-// is kept for backward.
+// A network on any device: the loop over layers and directions, dropout between layers, and what is
+// saved for backward.
 #pragma once
 #include <string>
 #include <tuple>
@@ -11,12 +11,12 @@
 
 namespace fastrnn {
 
-// What forward leaves for backward beside the results: nothing; the outputs of the layers, of which
-// backward computes a layer's gates and c again; or those too.
+// What forward saves for backward: nothing; the outputs of the layers, from which backward
+// recomputes the gates and c; or the gates and c as well.
 enum class Keep { nothing, outputs, gates };
 
-// c_n is undefined for a cell without c. The last four are Kept of problem.h, all of them defined,
-// but if nothing is kept.
+// c_n is undefined for a cell without c. The last four are Kept of problem.h: all are defined if
+// anything is saved.
 struct ForwardResult {
     at::Tensor output, h_n, c_n, hidden, saved, c, dropout_mask;
 };
@@ -24,24 +24,25 @@ using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vecto
 
 ForwardResult forward(const Arguments& arguments, const Problem& problem, bool train, Keep keep);
 
-// The same of a single layer, direction and step, with nothing kept: h_n and c_n alone.
+// Forward of a single layer, direction and step that saves nothing: only h_n and c_n.
 ForwardResult forward_step(const Arguments& arguments, const Problem& problem);
 
-// Gradients of input, h0, c0 and the weights; `wanted` says which, in this order, the others are
-// empty.
+// Gradients of input, h0, c0 and the weights. `wanted` has a flag for each in this order; a
+// gradient that is not wanted is empty.
 BackwardResult backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted);
 
-// The parts of those two, for several models at a time (models.h).
+// The two halves of forward and backward, which models.cpp calls for several models.
 
-// Memory for the results of forward, with the masks of dropout drawn; `models` are dimensions more
-// in front. And for those of backward, in the gradient type and the arguments' shapes.
+// Allocate the results of forward, and draw the dropout masks. `models`: additional first
+// dimensions. Allocate the results of backward, in the gradient type and the shapes of the
+// arguments.
 ForwardResult results_of(const Arguments& arguments, const Problem& problem, bool train, Keep keep,
                          at::IntArrayRef models = {});
 BackwardResult gradients_of(const Arguments& arguments, const Problem& problem,
                             const std::vector<bool>& wanted);
 
-// Computes them.
+// Compute them.
 void forward(const Arguments& arguments, const Problem& problem, Keep keep,
              const ForwardResult& result);
 void backward(const Arguments& arguments, const Problem& problem, const Kept& kept,

@@ -20,7 +20,7 @@ TORCH_LIBRARY(fastrnn, m) {
     m.def(torch::schema(BackwardCall::schema().c_str()), {at::Tag::pt2_compliant_tag});
 }
 
-// Only a call of fast_path.cpp may leave it out, on a GPU: None is an undefined tensor here.
+// Only a call of fast_path.cpp may leave out the states, on a GPU.
 void check_defined(const Tensor& h0) {
     TORCH_CHECK(h0.defined(), "fastrnn: the hidden tensor is undefined");
 }
@@ -65,7 +65,7 @@ void backward(const c10::OperatorHandle&, Stack* stack) {
     push(*stack, fastrnn::backward(arguments, problem, kept, gradients, call.wanted));
 }
 
-// For every device: the checks come first, and one without kernels is named by them.
+// For all devices: the checks come first, and then an error names a device without kernels.
 TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) {
     m.impl("forward", torch::CppFunction::makeFromBoxedFunction<&forward>());
     m.impl("backward", torch::CppFunction::makeFromBoxedFunction<&backward>());

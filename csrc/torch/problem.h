@@ -1,5 +1,5 @@
-// A call of an operator after its arguments were checked: everything below this line of the code
-// may trust it.
+// The arguments of a call, and the problem that they describe once they have been checked: the code
+// that gets a Problem checks nothing again.
 #pragma once
 #include <ATen/core/Tensor.h>
 

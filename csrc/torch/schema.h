@@ -1,6 +1,6 @@
-// A call of the operators torch.ops.fastrnn.forward and .backward: its arguments as C++ has them,
-// and the way to torch's dispatcher, which has them on a stack. All kernels of the operators are
-// boxed (they take that stack), so that the order of the arguments stands here alone.
+// The schemas of the operators torch.ops.fastrnn.forward and .backward: the names and the order of
+// their arguments, and the conversion between a struct of them and the stack of torch's dispatcher.
+// All kernels of the operators are boxed (they take that stack), so the order is defined only here.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
@@ -86,11 +86,11 @@ struct BackwardCall {
     BackwardResult redispatch(c10::DispatchKeySet keys) const;
 };
 
-// Puts results on the stack, each of them a tensor.
+// Push the results on the stack.
 void push(Stack& stack, const ForwardResult& result);
 void push(Stack& stack, const BackwardResult& result);
 
-// None is an undefined tensor in lists.
+// In lists of tensors, an undefined tensor stands for None.
 inline OptionalTensor optional(const at::Tensor& t) {
     return t.defined() ? OptionalTensor(t) : std::nullopt;
 }

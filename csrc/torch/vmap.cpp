@@ -1,8 +1,8 @@
-// vmap of the operators: torch.func's, and the older one of
+// vmap of the operators: that of torch.func, and the legacy vmap of
 // torch.autograd.grad(is_grads_batched=True) and torch.autograd.functional's vectorize=True. The
-// operator is called once. A dimension of the inputs is folded into the batch. Where weights have
-// it, or where each sample is to have gradients of the weights of its own, it becomes the
-// operator's own dimension of models (models.h).
+// operator is called once. A vmapped dimension of the inputs is folded into the batch. If the
+// weights have it, or if each sample has its own gradients of the weights, it becomes the
+// operator's dimension of models (models.h).
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
@@ -28,7 +28,7 @@ using c10::SymInt;
 using Tensors = std::vector<Tensor>;
 using BatchedList = std::vector<Batched>;
 
-// How many samples there are, if any tensor of the lists has their dimension.
+// The size of the vmapped dimension, if any tensor of the lists has it.
 std::optional<SymInt> count_of(std::initializer_list<const BatchedList*> lists) {
     for (const BatchedList* list : lists)
         for (const Batched& b : *list)
@@ -49,8 +49,8 @@ Tensor expanded(const Tensor& t, int64_t new_axis, const SymInt& size) {
     return result.expand_symint(sizes);
 }
 
-// That of torch.func which is the innermost now. torch's headers of it include one that torch does
-// not ship, so that Python is asked.
+// The innermost vmap of torch.func. Read through Python, because torch's header for it includes one
+// that torch does not ship.
 class Level {
 public:
     Level() {
@@ -89,10 +89,9 @@ private:
     int64_t level_;
 };
 
-// ---- where the samples go
-// ------------------------------------------------------------------------
+// ---- placing the samples
 
-// The samples of a vmap, and where their dimension goes in a call of the operator.
+// The samples of a vmap, and the place of their dimension in a call of the operator.
 class Samples {
 public:
     Samples(const SymInt& count, const BatchedList& weights, const OptionalTensor& batch_sizes)
@@ -101,14 +100,14 @@ public:
           axes_{of_models_ + !batch_sizes, of_models_ + 1, of_models_ + 1},
           axes_kept_{of_models_ + 1, of_models_ + 2, of_models_ + 2, of_models_ + 1} {}
 
-    // In the batch: those of each of its rows beside each other, so that rows which are alive at a
-    // step stay the first ones, in packed data too.
+    // Folded into the batch, with the samples of a row adjacent: in packed data the rows of a step
+    // stay the first ones.
     Tensors folded(const BatchedList& list) const { return folded(list, axes_); }
     Tensors folded_kept(const BatchedList& list) const { return folded(list, axes_kept_); }
     OptionalTensor folded(const OptionalTensor& batch_sizes) const {
         return batch_sizes ? OptionalTensor(batch_sizes->mul(at::Scalar(count_))) : std::nullopt;
     }
-    // The way back, of three tensors, or of those and what is kept.
+    // The inverse, for three results, or for those and the saved tensors.
     BatchedList unfolded(const Tensors& list) const {
         BatchedList result;
         for (size_t i = 0; i < list.size(); ++i) {
@@ -123,8 +122,7 @@ public:
         return result;
     }
 
-    // As models: in front, or, in a vmap over vmap, in the dimension of models that is there
-    // already.
+    // As models: in front, or, in a vmap over vmap, folded into the dimension of models.
     Tensors as_models(const BatchedList& list) const {
         Tensors result;
         for (const Batched& b : list) result.push_back(as_models(b));
@@ -136,7 +134,7 @@ public:
             result.push_back(b.is_empty() ? b.of_sample(0) : as_models(b));
         return result;
     }
-    // The way back.
+    // The inverse.
     BatchedList of_models(const Tensors& list) const {
         BatchedList result;
         for (const Tensor& t : list)
@@ -179,7 +177,6 @@ private:
 };
 
 // ---- forward
-// -------------------------------------------------------------------------------------
 
 // A call whose tensors may have the dimension of samples.
 struct Forward {
@@ -265,7 +262,6 @@ BatchedList results_of(const Forward& f, const SymInt& count, const Level& level
 }
 
 // ---- backward
-// ------------------------------------------------------------------------------------
 
 struct Backward {
     const BackwardCall& call_;
@@ -308,7 +304,6 @@ std::pair<BatchedList, BatchedList> gradients_of(const Backward& b, const SymInt
 }
 
 // ---- the rules
-// -----------------------------------------------------------------------------------
 
 template <class Of>
 BatchedList unwrapped(const Of& level, at::TensorList list) {
@@ -339,7 +334,7 @@ void forward(const c10::OperatorHandle&, Stack* stack) {
     for (const Tensor& t : r) stack->emplace_back(t);
 }
 
-// Of either kind: LegacyLevel's tensors are all those of one in that vmap.
+// Backward under either vmap.
 template <class Of>
 void backward_at(const Of& level, const BackwardCall& call, Stack& stack) {
     const Backward b{
