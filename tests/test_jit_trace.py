@@ -112,6 +112,11 @@ def test_steps_of_a_cell(kind):
     assert_traced(ours, theirs, (torch.randn(3, 2, I),), (torch.randn(3, 5, I),))
 
 
+def on_the_cpu(sizes):
+    """Lengths or batch sizes as torch requires them, whatever the default device."""
+    return torch.tensor(sizes, device="cpu")
+
+
 class Packing(nn.Module):
     """Packs a layer's input: 2-D `x` with batch sizes, 3-D `x` with sequence lengths."""
 
@@ -134,8 +139,8 @@ class Packing(nn.Module):
 def test_packed_by_lengths(kind, sort, recompute):
     ours, theirs = pair(kind, I, H, num_layers=2, bidirectional=True)
     ours.recompute = recompute
-    first = torch.randn(4, 3, I), torch.tensor([2, 4, 1] if sort else [4, 2, 1])
-    other = torch.randn(6, 5, I), torch.tensor([1, 6, 3, 3, 2] if sort else [6, 3, 3, 2, 1])
+    first = torch.randn(4, 3, I), on_the_cpu([2, 4, 1] if sort else [4, 2, 1])
+    other = torch.randn(6, 5, I), on_the_cpu([1, 6, 3, 3, 2] if sort else [6, 3, 3, 2, 1])
     traced = [torch.jit.trace(Packing(m, sort), first) for m in [ours, theirs]]
     expected = flat(Packing(theirs, sort)(*other))
     for call in traced:
@@ -145,8 +150,8 @@ def test_packed_by_lengths(kind, sort, recompute):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_packed_by_batch_sizes(kind):
     ours, theirs = (Packing(m, False) for m in pair(kind, I, H, bidirectional=True))
-    first = torch.randn(7, I), torch.tensor([3, 2, 1, 1])
-    other = torch.randn(12, I), torch.tensor([5, 4, 2, 1])
+    first = torch.randn(7, I), on_the_cpu([3, 2, 1, 1])
+    other = torch.randn(12, I), on_the_cpu([5, 4, 2, 1])
     expected = flat(theirs(*other))
     for module in [ours, theirs]:
         assert_close(flat(torch.jit.trace(module, first)(*other)), expected)

@@ -221,15 +221,16 @@ def test_odd_states_raise_as_torch_does(kind, odd):
 
 
 def gradients_after_overwriting(layer, x, hx, name, grads_of):
-    """The gradients if the named tensor is zeroed between forward and backward."""
+    """The gradients if the named tensor, or None, is zeroed between forward and backward."""
     for p in layer.parameters():
         p.requires_grad_(False)
     x = x.clone().requires_grad_(grads_of == "input")
     states = [t.clone().requires_grad_(grads_of == "state") for t in flat(hx)]
     result = flat(layer(x, tuple(states) if len(states) == 2 else states[0]))[0]
     buffers = {"input": x, "h": states[0], **dict(layer.named_parameters())}
-    with torch.no_grad():
-        buffers[name].zero_()
+    if name:
+        with torch.no_grad():
+            buffers[name].zero_()
     return torch.autograd.grad(result.sum(), x if grads_of == "input" else states)
 
 
@@ -249,7 +250,8 @@ def test_tensor_not_needed_by_backward_may_be_overwritten(kind, direct, request)
         for name in overwritable:
             ours, theirs = both(kind, 3, 4)
             found = gradients_after_overwriting(ours, x, hx, name, grads_of)
-            assert_same(found, gradients_after_overwriting(theirs, x, hx, name, grads_of))
+            # torch's GRU on a GPU needs its biases.
+            assert_same(found, gradients_after_overwriting(theirs, x, hx, None, grads_of))
 
 
 @pytest.mark.parametrize("kind", KINDS)
