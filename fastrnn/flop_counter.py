@@ -1,4 +1,4 @@
-"""The operators in the registries of torch's tools.
+"""The operators in torch's registry of FLOP formulas.
 
 - torch.utils.flop_counter: the number of floating-point operations, for FlopCounterMode.
 
