@@ -29,7 +29,7 @@ def dtypes(
         None where autocast is off or leaves the tensors alone.
     """
     device = input.device.type
-    if not torch.is_autocast_enabled(device) or device not in ("cpu", "cuda"):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return None, None
     h0, *c0 = states
     if any(t.dtype == torch.float64 for t in (input, h0, *params)):

@@ -15,6 +15,7 @@
 #include <torch/version.h>
 
 #include "dispatch_keys.h"
+#include "models.h"
 #include "schema.h"
 
 namespace fastrnn {
@@ -104,8 +105,8 @@ struct Formula {
 // The gradients without the dispatcher, where no mode or transform has to see a call of the
 // operator. A call of fast_path.cpp may have undefined states, which the operator refuses.
 std::optional<BackwardResult> without_dispatch(const BackwardCall& call) {
-    bool ordinary =
-        !at::GradMode::is_enabled() && only_default_keys_active() && !autocast_enabled();
+    bool ordinary = !at::GradMode::is_enabled() && only_default_keys_active() &&
+                    !autocast_enabled() && !are_of_models(call.weights);
     for (const Tensor* t : {&call.input, &call.hidden, &call.saved, &call.c, &call.dropout_mask})
         ordinary = ordinary && has_only_default_keys(*t);
     for (const OptionalTensor* t : {&call.grad_output, &call.grad_h_n, &call.grad_c_n})
@@ -194,7 +195,8 @@ std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
     const int64_t directions = a.options.directions();
     const size_t each = a.weights.size() / (a.options.num_layers * directions);
     // W_hh takes gradients from a step to the one before it, or to h0.
-    const bool one_step = !a.batch_sizes && a.input.dim() == 3 && a.input.size(0) == 1;
+    const bool one_step = !a.batch_sizes && a.input.dim() == 3 &&
+                          a.input.sym_size(0).maybe_as_int() == std::optional<int64_t>(1);
     const bool needs_hh = !one_step || (a.h0.defined() && a.h0.requires_grad());
     bool trains_ih = false, trains_hh = false;  // of the first layer; of any
     for (size_t i = 0; i < a.weights.size(); i += each) {
