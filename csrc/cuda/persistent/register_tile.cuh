@@ -118,7 +118,7 @@ public:
         for (int half = 0; half < 2; ++half) {
             float* row = sums + (g + 8 * half) * sums_row;
             const auto of = [&](int n, int i) { return sum[n][0][2 * half + i]; };
-            if constexpr (tile == 16) {
+            if constexpr (N == 2) {  // a tile of 16 units, or a cell of two outputs
                 store_shared(row + 4 * t, of(0, 0), of(N - 1, 0), of(0, 1), of(N - 1, 1));
             } else if constexpr (O == 1) {
                 store_shared(row + 2 * t, of(0, 0), of(0, 1));
