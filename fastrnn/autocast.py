@@ -32,8 +32,9 @@ def dtypes(
     if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return None, None
     h0, *c0 = states
-    if any(t.dtype == torch.float64 for t in (input, h0, *params)):
-        return None, None
+    for t in (input, h0, *params):  # faster than any(...), and cells take microseconds
+        if t.dtype is torch.float64:
+            return None, None
     low = torch.get_autocast_dtype(device)
     if device == "cuda":
         return low, low

@@ -31,7 +31,7 @@ from fastrnn.fallback import (
 )
 from fastrnn.network import Network
 from fastrnn.ops import run
-from fastrnn.symbolic import one_node
+from fastrnn.symbolic import call_of_function, one_node
 
 
 @one_node
@@ -272,6 +272,8 @@ def _cell(
             function = globals()[f"{name}_cell"]
             return torch.overrides.handle_torch_function(function, (), input, hx, *weights)
         results = _C.step(name, input, hx, weights, None)
+        if results is None:  # the node of a graph that is being traced, or None
+            results = call_of_function(globals()[f"{name}_cell"], input, hx, *weights)
         if results is not None:
             return results
     function = getattr(torch, f"{name}_cell")
@@ -291,14 +293,15 @@ def _cell(
 def _cell_results(
     name: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Any]
 ) -> Any:
+    tensors = [w for w in weights if w is not None]
+    dtype, _ = autocast.dtypes(name, False, input, states, tensors)  # c has the dtype of h
+    if dtype is not None and not torch.compiler.is_compiling():
+        hx = states if len(states) == 2 else states[0]
+        results = _C.step(name, input, hx, weights, dtype)
+        if results is not None:
+            return results
     network, params = parse_cell(name, *weights)
-    dtype, _ = autocast.dtypes(name, False, input, states, params)  # c has the dtype of h
     if dtype is not None:
-        if not torch.compiler.is_compiling():
-            hx = states if len(states) == 2 else states[0]
-            results = _C.step(name, input, hx, params, dtype)
-            if results is not None:
-                return results
         input, *states = autocast.cast([input, *states], dtype)
         params = autocast.cast(params, dtype)
     h0, *c0 = (s.unsqueeze(0) for s in states)
@@ -311,7 +314,6 @@ def _cell_results(
     return (h, *c) if c else h
 
 
-@one_node
 def lstm_cell(
     input: Tensor,
     hx: Sequence[Tensor],
@@ -338,7 +340,6 @@ def lstm_cell(
     return _cell("lstm", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
-@one_node
 def gru_cell(
     input: Tensor,
     hx: Tensor,
@@ -365,7 +366,6 @@ def gru_cell(
     return _cell("gru", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
-@one_node
 def rnn_tanh_cell(
     input: Tensor,
     hx: Tensor,
@@ -392,7 +392,6 @@ def rnn_tanh_cell(
     return _cell("rnn_tanh", input, hx, w_ih, w_hh, b_ih, b_hh)  # type: ignore[no-any-return]
 
 
-@one_node
 def rnn_relu_cell(
     input: Tensor,
     hx: Tensor,

@@ -71,15 +71,23 @@ def call_of_module(
     return proxy.tracer.create_proxy("call_module", path, args, {})
 
 
+def call_of_function(function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Proxy | None:
+    """A call of ``function`` as a node of the graph that is being traced; None if none is."""
+    proxy = _proxy_in((*args, *kwargs.values()) if kwargs else args)
+    if proxy is None:
+        return None
+    return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+
 def one_node(function: _Function) -> _Function:
     """Make calls of a function of tensors nodes of the graph that is being traced."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            proxy = _proxy_in((*args, *kwargs.values()) if kwargs else args)
-            if proxy is not None:
-                return proxy.tracer.create_proxy("call_function", call, args, kwargs)
+            node = call_of_function(call, *args, **kwargs)
+            if node is not None:
+                return node
         return function(*args, **kwargs)
 
     return cast(_Function, call)
