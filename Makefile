@@ -35,12 +35,12 @@ ARGS ?=
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
-# What pyproject.toml requires for a build, without torch, which TORCH is.
+# What pyproject.toml requires for a build.
 requires := import tomllib; \
     all = tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"]; \
-    print(*(repr(name) for name in all if not name.startswith("torch>")))
+    print(*map(repr, all))
 build_tools = $(shell $(PYTHON) -c '$(requires)')
-sources := $(shell find csrc)# with the folders, so that a removed file is a change
+sources := $(shell find csrc -not -name __pycache__ -not -name "*.pyc")# with the folders, so that a removed file is a change
 formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) \
     $(wildcard bench/*.cpp tests/adding_a_cell/*.h tests/barrier/*.cpp tests/mutations/*.cu) \
     $(wildcard tests/vgpu/runtime/*.h tests/vgpu/runtime/*.cpp tests/vgpu/tests/*/*.cu)
@@ -121,7 +121,7 @@ lint: $(VENV)/linters columns
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(formatted)
-	$(python) -m mypy fastrnn
+	$(python) -m mypy
 	$(python) bench/readme.py --check
 
 # At most 100 columns, except in tables and pictures of Markdown; ruff checks Python.
@@ -129,7 +129,7 @@ columns:
 	@! LC_ALL=C.UTF-8 grep -HnE '^.{101,}' $(texts) | grep -vE '^[^:]+\.md:[0-9]+: *(\||!\[)'
 
 clean:
-	rm -rf $(VENV) .venv-cuda build dist *.egg-info fastrnn/*.so
+	rm -rf $(VENV) .venv-cuda build dist *.egg-info fastrnn/lib
 
 # --- the environment ------------------------------------------------------------------------------
 
@@ -155,18 +155,13 @@ $(VENV)/torch: $(VENV)/request
 comma := ,
 header := import sysconfig; print(sysconfig.get_path("include") + "/Python.h")
 
-# Everything if the set-up changed. If only sources changed, the extension; ninja compiles what
-# changed. --force, because setuptools does not look at the headers.
+# Everything if the set-up changed. If only sources changed, what ninja finds that depends on them.
+# Environments with different torch or Python share this folder: each has a binding in fastrnn/lib.
 install = $(pip) install --no-build-isolation --editable '.[test,demo]'
-rebuild = $(python) setup.py --quiet build_ext --inplace --force
-$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources) build/environment
-	$(if $(filter-out $(sources) build/environment,$?),$(install),$(rebuild))
+rebuild = $(python) setup.py --quiet build_ext --inplace
+$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources)
+	$(if $(filter-out $(sources),$?),$(install),$(rebuild))
 	@touch $@
-
-# The environment that the extension in fastrnn/ was built for: it does not load in another one.
-build/environment: FORCE
-	@mkdir -p build
-	@echo '$(abspath $(VENV))' | cmp -s - $@ || echo '$(abspath $(VENV))' >$@
 
 # fastrnn is installed by then, so that pip fetches only its extras.
 $(VENV)/linters: $(VENV)/torch setup.py | $(VENV)/built

@@ -3,16 +3,25 @@
 #pragma once
 #include <stdint.h>
 
-#include <string>
-#include <utility>
+#include <array>
+#include <string_view>
 #include <vector>
 
+#include "api.h"
 #include "layer.h"
 
 namespace fastrnn {
 
-// Names and values of how a pass over a layer is computed (fastrnn.explain).
-using Facts = std::vector<std::pair<std::string, std::string>>;
+// A name and a value of how a pass over a layer is computed (fastrnn.explain).
+struct Fact {
+    const char* name;
+    std::array<char, 160> value{};  // ends with a 0
+
+    Fact(const char* name, std::string_view text) : name(name) {
+        text.copy(value.data(), value.size() - 1);
+    }
+};
+using Facts = std::vector<Fact>;
 
 // Several networks of the same sizes, with weights of their own (torch/models.h).
 struct Models {

@@ -23,7 +23,7 @@ def extra_requirements(extra: str) -> list[str]:
 
 def build_requirements() -> list[str]:
     specs = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    return [spec for spec in specs if spec != "wheel" and not spec.startswith("torch>")]
+    return [spec for spec in specs if spec != "wheel"]
 
 
 if __name__ == "__main__":

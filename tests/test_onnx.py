@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.testing import assert_close
 
 import fastrnn
+from fastrnn.cells import TORCH_CELLS
 from fastrnn.when_imported import when_imported
 
 onnx = pytest.importorskip("onnx")
@@ -267,12 +268,12 @@ class PackedModel(nn.Module):
         return self.rnn(PackedSequence(data, batch_sizes))[0].data
 
 
-class CustomCellModel(nn.Module):
-    """A network of a registered cell that torch does not have."""
+class CellModel(nn.Module):
+    """A network of a cell that the test takes from those that torch has."""
 
     def forward(self, x, h, w_ih, w_hh):
         return fastrnn.functional.rnn(
-            "mgu", x, h, None, [w_ih, w_hh], has_biases=False, num_layers=1, bidirectional=False
+            "gru", x, h, None, [w_ih, w_hh], has_biases=False, num_layers=1, bidirectional=False
         )[0]
 
 
@@ -296,9 +297,9 @@ REFUSED = {
         "fastrnn.restore(model), which torch.onnx.export(dynamo=False) takes",
     ),
     "cell": (
-        CustomCellModel, (X, torch.randn(1, 3, 17), torch.randn(34, 5), torch.randn(34, 17)),
-        "fastrnn: ONNX has no node for the cell 'mgu', expected one of: lstm, gru, rnn_tanh, "
-        "rnn_relu" + UNROLLED,
+        CellModel, (X, torch.randn(1, 3, 17), torch.randn(51, 5), torch.randn(51, 17)),
+        "fastrnn: ONNX has no node for the cell 'gru', expected one of: lstm, rnn_tanh, rnn_relu"
+        + UNROLLED,
     ),
     "bfloat16": (
         lambda: fastrnn.RNN(5, 17, dtype=torch.bfloat16), (X.bfloat16(),),
@@ -310,7 +311,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_unsupported_features_raise(case, monkeypatch):
-    monkeypatch.setitem(fastrnn.CELLS, "mgu", {**fastrnn.CELLS["gru"], "gates": 2})
+    if case == "cell":
+        cells = {name: cell for name, cell in TORCH_CELLS.items() if name != "gru"}
+        monkeypatch.setattr("fastrnn.onnx.TORCH_CELLS", cells)
     build, args, text = REFUSED[case]
     with pytest.raises(torch.onnx.OnnxExporterError) as error:
         torch.onnx.export(build(), args, verbose=False)

@@ -2,6 +2,8 @@
 
 #include <cstdlib>
 #include <stdexcept>
+#include <string>
+#include <string_view>
 #ifdef FASTRNN_X86
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -10,7 +12,7 @@
 
 namespace fastrnn {
 
-// setup.py, which compiles the kernels, defines FASTRNN_FOR_EACH_ISA(X): X(isa, others) for each
+// csrc/build.py, which compiles the kernels, defines FASTRNN_FOR_EACH_ISA(X): X(isa, others) for each
 // instruction set, from the narrowest to the widest. `others` is the set whose kernels it uses for
 // every type but bfloat16.
 #define FASTRNN_DECLARE(isa, others)             \
@@ -72,7 +74,7 @@ const std::vector<Isa>& sets() {
 
 const Isa& choose() {
     const char* variable = std::getenv("FASTRNN_ISA");
-    const std::string cap = variable ? variable : "";
+    const std::string_view cap = variable ? variable : "";
     const Isa* best = nullptr;
     bool known = cap.empty();
     for (const Isa& isa : sets()) {
@@ -82,13 +84,14 @@ const Isa& choose() {
             break;
         }
     }
-    if (!known) {
-        std::string names;
-        for (const Isa& isa : sets())
-            names += names.empty() ? isa.name : std::string(", ") + isa.name;
-        throw std::invalid_argument("FASTRNN_ISA is '" + cap + "', expected one of: " + names);
-    }
-    return *best;
+    if (known && best) return *best;
+    std::string names;
+    for (const Isa& isa : sets()) names += (names.empty() ? "" : ", ") + std::string(isa.name);
+    if (!known)
+        throw std::invalid_argument("FASTRNN_ISA is '" + std::string(cap) +
+                                    "', expected one of: " + names);
+    throw std::invalid_argument("fastrnn was built for instruction sets that this CPU lacks (" +
+                                names + "): build it with FASTRNN_ISAS=all");
 }
 
 const Isa& in_use() {
@@ -104,16 +107,16 @@ const Kernel& kernel(int cell, Storage storage) {
 
 const char* isa_in_use() { return in_use().name; }
 
-std::vector<std::string> isa_compiled() {
-    std::vector<std::string> names;
-    for (const Isa& isa : sets()) names.emplace_back(isa.name);
+std::vector<const char*> isa_compiled() {
+    std::vector<const char*> names;
+    for (const Isa& isa : sets()) names.push_back(isa.name);
     return names;
 }
 
-std::vector<std::string> isa_supported() {
-    std::vector<std::string> names;
+std::vector<const char*> isa_supported() {
+    std::vector<const char*> names;
     for (const Isa& isa : sets())
-        if (isa.supported) names.emplace_back(isa.name);
+        if (isa.supported) names.push_back(isa.name);
     return names;
 }
 

@@ -1,5 +1,5 @@
 // The kernels of one instruction set and one storage type. Included by kernels_*.cpp, which
-// setup.py compiles once for each instruction set, with FASTRNN_ISA as its name.
+// csrc/build.py compiles once for each instruction set, with FASTRNN_ISA as its name.
 #pragma once
 #include "../cells/registry.h"
 #include "backward.h"

@@ -4,10 +4,10 @@
 
 namespace fastrnn::cpu {
 
-void forward(const ForwardLayer& layer);
-void backward(const BackwardLayer& layer);
-Facts explain(const Layer& layer, Pass pass);
-bool runs_models_in_parallel(const Models& models, int threads);
+FASTRNN_API void forward(const ForwardLayer& layer);
+FASTRNN_API void backward(const BackwardLayer& layer);
+FASTRNN_API Facts explain(const Layer& layer, Pass pass);
+FASTRNN_API bool runs_models_in_parallel(const Models& models, int threads);
 
 inline constexpr Device device{
     .forward = forward,

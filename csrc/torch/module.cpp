@@ -39,7 +39,7 @@ pybind11::list explain_network(const pybind11::tuple& network, const Tensor& inp
     const Problem problem = check(arguments);
     const auto as_dict = [](const Facts& facts) {
         pybind11::dict result;
-        for (const auto& [name, value] : facts) result[name.c_str()] = value;
+        for (const Fact& fact : facts) result[fact.name] = fact.value.data();
         return result;
     };
     pybind11::list result;

@@ -9,6 +9,7 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include "../../api.h"
 #include "../../cells/cell.h"
 #include "../../layer.h"
 
@@ -87,7 +88,7 @@ struct LayerArguments {
 
 // Copies the host's offsets [T + 1] to `to`, on the device. They travel as kernel arguments: the
 // host's memory is not read after the call returns, so that a CUDA graph can capture it.
-cudaError_t launch_store_offsets(const int64_t* offsets, int64_t steps, int64_t* to,
-                                 cudaStream_t stream);
+FASTRNN_API cudaError_t launch_store_offsets(const int64_t* offsets, int64_t steps, int64_t* to,
+                                             cudaStream_t stream);
 
 }  // namespace fastrnn::cuda

@@ -25,6 +25,6 @@ struct OneBlockPlan {
 // where TF32 is allowed. W_hh must fit into the registers of one block (one_block_chunks): up to
 // 128 units of an LSTM in 16 bits, 96 in TF32. The rows are divided among as many blocks as there
 // are multiprocessors, from there on 8 to a block.
-PlanOrUnfit<OneBlockPlan> plan_one_block(const PlanRequest& request);
+FASTRNN_API PlanOrUnfit<OneBlockPlan> plan_one_block(const PlanRequest& request);
 
 }  // namespace fastrnn::cuda

@@ -51,7 +51,7 @@ struct PersistentPlan {
 //      many blocks.
 //   6. float32 is multiplied on the tensor cores, rounded to TF32, where that is allowed.
 // Never an error: if the device cannot be asked, nothing fits.
-PlanOrUnfit<PersistentPlan> plan_persistent(const PlanRequest& request);
+FASTRNN_API PlanOrUnfit<PersistentPlan> plan_persistent(const PlanRequest& request);
 
 // Sets what follows from the number of groups and their rows: shared memory and workspace.
 void set_memory(PersistentPlan& plan, int64_t hidden, int value_bytes);

@@ -50,21 +50,21 @@ struct BackwardSum {
 };
 
 // Adds the products and biases, and applies the cell.
-cudaError_t launch_forward_step(int cell, Storage storage, const LayerSize& size, int directions,
-                                const ForwardArrays* direction, const ForwardStep* step,
-                                cudaStream_t stream);
+FASTRNN_API cudaError_t launch_forward_step(int cell, Storage storage, const LayerSize& size,
+                                            int directions, const ForwardArrays* direction,
+                                            const ForwardStep* step, cudaStream_t stream);
 
 // Adds up dL/dh_t, applies the cell's gradients and leaves the running dh and dc for the step
 // before. A row that is not alive any more, at its initial state, gets its grad_h0. With a
 // projection (step.dh) launch_backward_sum has added up dL/dh_t and completed grad_h0; dh is not
 // touched.
-cudaError_t launch_backward_step(int cell, Storage storage, const LayerSize& size, int directions,
-                                 const BackwardArrays* direction, const BackwardStep* step,
-                                 cudaStream_t stream);
+FASTRNN_API cudaError_t launch_backward_step(int cell, Storage storage, const LayerSize& size,
+                                             int directions, const BackwardArrays* direction,
+                                             const BackwardStep* step, cudaStream_t stream);
 
 // With a projection: dL/dh_t of the projected h, which W_hr is then multiplied with; and prev.
-cudaError_t launch_backward_sum(Storage storage, const LayerSize& size, int directions,
-                                const BackwardArrays* direction, const BackwardSum* step,
-                                cudaStream_t stream);
+FASTRNN_API cudaError_t launch_backward_sum(Storage storage, const LayerSize& size, int directions,
+                                            const BackwardArrays* direction,
+                                            const BackwardSum* step, cudaStream_t stream);
 
 }  // namespace fastrnn::cuda
