@@ -3,6 +3,7 @@
 adding_a_cell/run.py tests that the source distribution builds.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_wheel_runs_without_a_compiler(tmp_path):
     compiled = sorted(name for name in names if name.endswith(".so"))
     minor = ".".join(torch.__version__.split(".")[:2])
     patterns = ["fastrnn/lib/libfastrnn_cpu-*.so", f"fastrnn/lib/torch{minor}-cpu/_C.*.so"]
-    assert all(map(fnmatch, compiled, patterns, strict=True)), compiled
+    assert all(itertools.starmap(fnmatch, zip(compiled, patterns, strict=True))), compiled
     others = {name for name in names if ".dist-info/" not in name} - sources("fastrnn")
     assert others == set(compiled)
 
