@@ -12,8 +12,8 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
-#include <torch/version.h>
 
+#include "compat.h"
 #include "dispatch_keys.h"
 #include "models.h"
 #include "schema.h"
@@ -262,7 +262,8 @@ struct NetworkNode : public torch::autograd::Node {
     }
 
     // Compiled autograd: the values that a compiled graph is specialised on, and this node in it.
-    void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args)
+        FASTRNN_COMPILED_ARGS_CONST override {
         args.collect(name());
         args.collect(options_.cell);
         for_each_option(options_, [&](const char*, const auto& value) { args.collect(value); });
@@ -274,11 +275,22 @@ struct NetworkNode : public torch::autograd::Node {
 
     variable_list apply_with_saved(const variable_list& grads,
                                    torch::dynamo::autograd::SwapSavedVariables& saved) override {
-        using namespace torch::dynamo::autograd;
         saved.before(in_);
         saved.before(kept_);
         saved.before(sizes_);
-        const State now = state(/*differentiable=*/true);
+        variable_list result = traced(grads, state(/*differentiable=*/true), saved);
+        saved.after(in_);
+        saved.after(kept_);
+        saved.after(sizes_);
+        return result;
+    }
+
+private:
+#ifdef FASTRNN_HAS_PACKED_ARGS
+    // Adds a call of `unpacked` to the graph.
+    variable_list traced(const variable_list& grads, const State& now,
+                         torch::dynamo::autograd::SwapSavedVariables& saved) {
+        using namespace torch::dynamo::autograd;
         PackedArgs packed;
         std::vector<at::TypePtr> types;
         const auto pack = [&](const auto& value) {
@@ -299,18 +311,13 @@ struct NetworkNode : public torch::autograd::Node {
                 return unpacked(formula, grads, args);
             },
             std::move(types), /*is_custom_function=*/true, formula_.traceable);
-        variable_list result = python->call_function(
+        return python->call_function(
             saved.get_py_compiler(), "apply_functional", function, grads, packed.vec(),
             IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
                 get_input_metadata(next_edges())));
-        saved.after(in_);
-        saved.after(kept_);
-        saved.after(sizes_);
-        return result;
     }
 
-private:
-    // Runs in the compiled graph, with the values that apply_with_saved has packed.
+    // Runs in the compiled graph, with the values that `traced` has packed.
     static variable_list unpacked(const Formula& formula, const variable_list& grads,
                                   const std::vector<c10::IValue>& args) {
         torch::dynamo::autograd::PackedArgs packed(args);
@@ -325,6 +332,13 @@ private:
         s.sizes = tensor(packed.unpack<OptionalTensor>());
         return formula(grads, s, packed.unpack<std::vector<bool>>());
     }
+#else
+    // The saved tensors and the gradients are proxies, so the graph gets what the formula calls.
+    variable_list traced(const variable_list& grads, const State& now,
+                         torch::dynamo::autograd::SwapSavedVariables&) {
+        return formula_(grads, now, needed());
+    }
+#endif
 
     // A derivative of the gradients reads all of `in`.
     State state(bool differentiable) {
@@ -356,11 +370,11 @@ c10::DispatchKeySet below_autograd(c10::DispatchKeySet keys) {
 }
 
 auto new_node(const Arguments& a, const Formula& formula, std::vector<bool> wanted = {}) {
-#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 13
+#ifdef FASTRNN_HAS_INTRUSIVE_NODES
+    return c10::make_intrusive<NetworkNode>(a, formula, std::move(wanted));
+#else
     return std::shared_ptr<NetworkNode>(new NetworkNode(a, formula, std::move(wanted)),
                                         torch::autograd::deleteNode);
-#else
-    return c10::make_intrusive<NetworkNode>(a, formula, std::move(wanted));
 #endif
 }
 
