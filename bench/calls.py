@@ -26,7 +26,6 @@ from figures import duration
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import product, quartiles, short, timed
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
@@ -34,6 +33,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 
 import fastrnn
+from fastrnn.timing import product, quartiles, short, timed
 
 MODULES = ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
 T, I, H = 10, 32, 64
@@ -164,7 +164,7 @@ def measure(rounds: int, kinds: list[str]) -> list[dict[str, Any]]:
         if wrong:
             rows.append({**row, "error": wrong})
             continue
-        sgemm, operations = product(1)
+        sgemm, operations = product()
         with KINDS[kind][1]():
             times = timed({**calls, "sgemm": sgemm}, rounds)
         seconds = {who: times[who]["seconds"] for who in calls}

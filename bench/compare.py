@@ -18,7 +18,8 @@ from typing import Any
 from figures import Row, label
 from rich.console import Console
 from rich.table import Table
-from timing import quartiles
+
+from fastrnn.timing import quartiles
 
 LEAST = 0.03  # smaller changes are not shown, however clear they are
 

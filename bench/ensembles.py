@@ -22,11 +22,11 @@ from figures import duration
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import product, quartiles, timed
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastrnn
+from fastrnn.timing import product, quartiles, timed
 
 E, H = 8, 64
 CELLS = ["LSTM", "GRU", "RNN"]
@@ -99,7 +99,7 @@ def scaling(rounds: int) -> dict[str, float]:
     """
 
     def on(threads: int) -> Callable[[], Any]:
-        call, _ = product(threads)
+        call, _ = product()
 
         def with_threads() -> None:
             torch.set_num_threads(threads)

@@ -29,9 +29,9 @@ from figures import Row, label, ratio
 from gpu_cases import FULL, GROUPS, all_cases, quick_cases, toy_cases
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from timing import quartiles, short
 
 import fastrnn
+from fastrnn.timing import quartiles, short
 
 BLOCK = 0.005  # approximate seconds of a block of calls, by the GPU's clock
 MOST_CALLS = 200
