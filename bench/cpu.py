@@ -32,6 +32,7 @@ from rich.table import Table
 from timing import cores, run
 
 import fastrnn
+from fastrnn.info import cpu_model
 
 # A row is undisturbed if sgemm reached at least EVEN of the row's best rate in every round, and if
 # that best is at least UNDISTURBED of the best of all rows.
@@ -50,11 +51,10 @@ NOTES = {
 }
 
 
-def field(path: str, name: str) -> str:
-    """The value of the first line `name: value` in a file of /proc, or "unknown"."""
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-    values = [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
-    return values[0] if values else "unknown"
+def memory() -> str:
+    """Such as "24651236 kB"."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith("MemTotal"))
 
 
 def caches() -> dict[str, str]:
@@ -69,11 +69,11 @@ def caches() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     release = platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
     return {
-        "cpu": field("/proc/cpuinfo", "model name"),
+        "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         "cores": len(cores()),
         "caches": caches(),
-        "memory": field("/proc/meminfo", "MemTotal"),
+        "memory": memory(),
         "os": f"{release}, Linux {platform.release()}",
         "isa": fastrnn.build_info()["isa"],
     }

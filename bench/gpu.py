@@ -30,19 +30,11 @@ from gpu_cases import FULL, GROUPS, all_cases, quick_cases, toy_cases
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import fastrnn
+from fastrnn.info import why_no_cuda
 from fastrnn.timing import quartiles, short
 
 BLOCK = 0.005  # approximate seconds of a block of calls, by the GPU's clock
 MOST_CALLS = 200
-
-
-def why_not() -> str | None:
-    """Why nothing can be timed here, or None."""
-    if not torch.cuda.is_available():
-        return "torch finds no GPU"
-    built = fastrnn.build_info()["cuda"]
-    return None if built == "built" else f"fastrnn was built without CUDA: {built}"
 
 
 def emulated() -> bool:
@@ -264,7 +256,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    reason = why_not()
+    reason = why_no_cuda()
     if reason:
         print(f"bench/gpu.py: {reason}; nothing was timed", file=sys.stderr)
         return 2

@@ -39,7 +39,14 @@ if (
 
 import torch
 
-from fastrnn import _C as _C
+try:
+    from fastrnn import _C as _C
+except ImportError as error:
+    from fastrnn.__main__ import without_extension
+
+    without_extension(str(error))
+    raise
+
 from fastrnn import distributed, dynamo, fake, flop_counter, functional, quantization, reference
 from fastrnn.cells import CELLS
 from fastrnn.explain import explain

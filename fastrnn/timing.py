@@ -71,19 +71,21 @@ def timed(
 
     Args:
         calls: the contestants by name.
-        rounds: at most this many, and only as many as fit into `budget` seconds...
-        fewest: ...but at least this many.
+        rounds: at most this many. None begins after `budget` seconds...
+        fewest: ...but there are at least this many.
         device: "cpu" or "cuda", where the calls compute.
     """
     found: dict[str, dict[str, Any]] = {}
-    per_call = {}
+    per_call: dict[str, float] = {}
     for name, call in calls.items():
         time.sleep(PAUSE)
         number, per_call[name] = calls_of_a_block(call, device)
         found[name] = {"calls": number, "seconds": []}
-    per_round = sum(PAUSE + found[name]["calls"] * per_call[name] for name in calls)
     names = list(calls)
-    for number in range(max(fewest, min(rounds, int(budget / per_round)))):
+    began = time.perf_counter()
+    for number in range(max(fewest, rounds)):
+        if number >= fewest and time.perf_counter() - began > budget:
+            break
         # Each contestant begins in turn; the order is reversed every second round.
         turn = number % len(names)
         order = names[turn:] + names[:turn]

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastrnn
+
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import gpu
 import gpu_cases
@@ -29,7 +31,7 @@ def test_without_a_gpu(monkeypatch, capsys):
 
 def test_without_kernels(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu.fastrnn, "build_info", lambda: {"cuda": "turned off"})
+    monkeypatch.setattr(fastrnn, "build_info", lambda: {"cuda": "turned off"})
     assert gpu.main([]) == 2
     assert "fastrnn was built without CUDA: turned off" in capsys.readouterr().err
 

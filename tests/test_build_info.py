@@ -1,4 +1,4 @@
-"""build_info() and `python -m fastrnn info` report the right facts."""
+"""build_info() reports the right facts."""
 
 import os
 import subprocess
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import fastrnn
-import fastrnn.__main__
 import toolchain
 
 ORDER = [*toolchain.ISA_FLAGS, *toolchain.BFLOAT16_FLAGS]
@@ -59,34 +58,6 @@ def test_supported_instruction_sets():
     assert compiled - {"amx"} <= set(info["isa_supported"]) <= compiled
 
 
-def test_info_command():
-    info = fastrnn.build_info()
-    result = run(["-m", "fastrnn", "info"])
-    assert result.returncode == 0, result.stderr
-    lines = dict(line.split("  ", 1) for line in result.stdout.splitlines())
-    lines = {name: value.strip() for name, value in lines.items()}
-    assert lines["fastrnn"] == info["version"]
-    assert lines["torch"] == f"{info['torch']} (running {info['torch_running']})"
-    sets, listed = lines["instruction set"].split(" (compiled: ")
-    assert sets == info["isa"]
-    compiled, supported = listed.removesuffix(")").split("; this CPU has: ")
-    assert compiled.split(", ") == info["isa_compiled"]
-    assert supported.split(", ") == info["isa_supported"]
-    assert lines["OpenMP"] == str(info["openmp"])
-    assert lines["compiler"] == info["compiler"]
-    assert info["cuda"] in lines["CUDA"] or lines["CUDA"] == ", ".join(info["cuda_archs"])
-    assert lines["cells"].split(", ") == list(fastrnn.CELLS)
-
-
-@pytest.mark.parametrize("arguments", [[], ["infos"], ["info", "more"]])
-def test_invalid_commands_print_the_usage(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fastrnn", *arguments])
-    with pytest.raises(SystemExit) as error:
-        fastrnn.__main__.main()
-    assert error.value.code == 2
-    assert "usage: python -m fastrnn" in capsys.readouterr().err
-
-
 CODE = "import fastrnn; print(fastrnn.build_info()['isa'])"
 
 
@@ -120,13 +91,6 @@ print(fastrnn.LSTM(2, 3, device="meta")(torch.zeros(1, 1, 2, device="meta"))[0].
     assert shape == "torch.Size([1, 1, 3])"
     names = ", ".join(fastrnn.build_info()["isa_compiled"])
     assert errors == [f"FASTRNN_ISA is 'avx3', expected one of: {names}"] * 4
-
-
-def test_info_command_reports_an_unknown_cap():
-    result = run(["-m", "fastrnn", "info"], FASTRNN_ISA="AVX2")
-    assert result.returncode == 1
-    expected = f"FASTRNN_ISA is 'AVX2', expected one of: {fastrnn.build_info()['isa_compiled'][0]}"
-    assert expected in result.stderr.splitlines()[-1]
 
 
 def test_import_changes_no_torch_settings():
