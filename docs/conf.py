@@ -27,6 +27,7 @@ html_copy_source = False
 # The table of contents: here, since README.md is also read as it is.
 CONTENTS = {
     "Guides": [
+        "docs/commands",
         "docs/swapping",
         "docs/pytorch",
         "docs/reliability",
