@@ -133,6 +133,9 @@ clean:
 
 # --- the environment ------------------------------------------------------------------------------
 
+# $(step) 'what is done' command: a line for each, with a bar where it takes long; the output is in
+# build/make.log.
+step := $(PYTHON) csrc/progress.py build/make.log
 # $(call need,test,what is missing,Debian's package)
 need = @{ $(1); } >/dev/null 2>&1 || { echo 'make: $(2): on Debian, apt install $(3)' >&2; exit 1; }
 
@@ -147,9 +150,11 @@ $(VENV)/torch: $(VENV)/request
 	$(call need,$(PYTHON) -c 'import ensurepip$(comma) venv',$(PYTHON) has no venv,python3-venv)
 	$(call need,test -e "$$($(PYTHON) -c '$(header)')",$(PYTHON) has no Python.h,python3-dev)
 	$(call need,$${CXX:-g++} --version,there is no C++ compiler,g++)
-	$(PYTHON) -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV)
-	$(pip) install $(build_tools)
-	$(pip) install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') '$(TORCH)'
+	@$(step) 'creating the environment $(VENV)' \
+	    $(PYTHON) -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV)
+	@$(step) 'installing what the build needs' $(pip) install $(build_tools)
+	@$(step) 'installing $(TORCH)' \
+	    $(pip) install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') '$(TORCH)'
 	@echo '$(request)' >$(VENV)/request
 	@touch $@
 comma := ,
@@ -157,10 +162,11 @@ header := import sysconfig; print(sysconfig.get_path("include") + "/Python.h")
 
 # Everything if the set-up changed. If only sources changed, what ninja finds that depends on them.
 # Environments with different torch or Python share this folder: each has a binding in fastrnn/lib.
-install = $(pip) install --no-build-isolation --editable '.[test,demo]'
-rebuild = $(python) setup.py --quiet build_ext --inplace
+install = $(step) 'installing the packages of the tests and examples' \
+    $(pip) install --no-build-isolation --editable '.[test,demo]'
+rebuild = $(step) 'compiling fastrnn' $(python) setup.py --quiet build_ext --inplace
 $(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources)
-	$(if $(filter-out $(sources),$?),$(install),$(rebuild))
+	@$(rebuild)$(if $(filter-out $(sources),$?), && $(install))
 	@touch $@
 
 # fastrnn is installed by then, so that pip fetches only its extras.
