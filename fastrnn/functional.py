@@ -88,7 +88,7 @@ def rnn(
 
 def _modes_active() -> bool:
     """Whether a TorchFunctionMode is to see a call: once, as it would torch's, not its parts."""
-    return torch._C._is_torch_function_mode_enabled() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and torch._C._is_torch_function_mode_enabled()
 
 
 def _layer(

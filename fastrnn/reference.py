@@ -156,7 +156,8 @@ def run(
         T, B = input.shape[:2]
         sizes, x = [B] * T, input.flatten(0, 1)
     else:
-        sizes, x = batch_sizes.tolist(), input
+        # Not tolist(), which before torch 2.7 fails inside the transforms of torch.func.
+        sizes, x = [int(n) for n in batch_sizes], input
     if not sizes:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     D = 2 if bidirectional else 1
