@@ -143,14 +143,14 @@ def headers_hash() -> str:
     return hashlib.sha256(b"\0".join(p.read_bytes() for p in headers)).hexdigest()[:8]
 
 
-def cpu_library(names: list[str]) -> Path:
+def cpu_library(names: list[str], more: list[Path]) -> Path:
     """Builds csrc/cpu for these instruction sets."""
     manifest = Manifest(BUILD / "cpu")
     flags = [*CXX_FLAGS, *given("CPPFLAGS"), *given("CXXFLAGS")]
     x86 = ["-DFASTRNN_X86"] if X86 else []
     # The slowest first.
     sources = sorted((CSRC / "cpu").glob("*.cpp"), key=lambda p: ("16" not in p.name, p.name))
-    for source in sources:
+    for source in [*sources, *more]:
         if not source.name.startswith("kernels_"):
             listed = f"-DFASTRNN_FOR_EACH_ISA(X)={for_each_isa(names)}"
             manifest.compile(source, cxx(), [*flags, *x86, listed])
@@ -186,12 +186,20 @@ def text_macros(values: Mapping[str, str]) -> list[str]:
 
 
 def binding(
-    torch: Torch, python: Python, kernels: list[Path], *, cuda: str | None, note: str, archs: str
+    torch: Torch,
+    python: Python,
+    kernels: list[Path],
+    more: list[Path],
+    *,
+    cuda: str | None,
+    note: str,
+    archs: str,
 ) -> Path:
     """Builds csrc/torch.
 
     Args:
         kernels: the libraries to link with.
+        more: sources that are not in csrc/torch.
         cuda: the toolkit's folder, or None for a binding without CUDA.
         note: "built", or why it has no CUDA kernels.
         archs: the architectures of the CUDA kernels, or "".
@@ -219,12 +227,12 @@ def binding(
             "FASTRNN_CUDA_ARCHS": archs,
         }
     )
-    for source in sorted((CSRC / "torch").rglob("*.cpp")):
+    for source in [*sorted((CSRC / "torch").rglob("*.cpp")), *more]:
         if cuda or "cuda" not in source.parts:
             manifest.compile(source, cxx(), flags)
     libraries = ["c10", "torch_cpu", "torch", "torch_python"]
     libraries += ["c10_cuda", "torch_cuda"] if cuda else []
-    link = ["-fopenmp", f"-L{torch.folder / 'lib'}", *(f"-l{name}" for name in libraries)]
+    link = ["-fopenmp", "-Wl,--no-as-needed", f"-L{torch.folder / 'lib'}", *(f"-l{name}" for name in libraries)]
     link += [f"-L{os.path.join(cuda, 'lib64')}", "-lcudart"] if cuda else []
     link += [*map(str, kernels), "-Wl,-rpath,$ORIGIN/..", *given("LDFLAGS")]
     return manifest.link(f"{place}/_C{python.suffix}", cxx(), link)
@@ -245,10 +253,17 @@ def install(built: Path, to: Path) -> Path:
     return to / built.name
 
 
-def build(torch: Torch, lib: Path, python: Python | None = None) -> list[Path]:
+def build(
+    torch: Torch, lib: Path, python: Python | None = None, portable: bool = False
+) -> list[Path]:
     """Builds the kernels, and the binding for one torch and Python, into the folder `lib`.
 
     Everything is compiled before anything is copied there. Returns what is built.
+
+    Args:
+        torch, python: what the binding is for; Python: the running one.
+        lib: the folder.
+        portable: build for older systems than this one (csrc/portable.cpp).
 
     Environment: FASTRNN_ISAS, FASTRNN_CUDA, TORCH_CUDA_ARCH_LIST, CXX, CPPFLAGS, CXXFLAGS, LDFLAGS,
     CUDA_HOME, MAX_JOBS (see README.md, and docs/installing.md).
@@ -260,13 +275,15 @@ def build(torch: Torch, lib: Path, python: Python | None = None) -> list[Path]:
     toolkit = cuda_toolkit()
     reason = why_no_cuda(os.environ.get("FASTRNN_CUDA"), nvcc_version(toolkit), torch)
     archs = "" if reason else cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST"))
-    kernels = [cpu_library(isas(os.environ.get("FASTRNN_ISAS")))]
+    more = [CSRC / "portable.cpp"] if portable else []
+    kernels = [cpu_library(isas(os.environ.get("FASTRNN_ISAS")), more)]
     cuda = None
     if reason is None:
         cuda = toolkit
         kernels.append(cuda_library(str(toolkit), archs))
+    note = reason or "built"
     built = binding(
-        torch, python or Python.running(), kernels, cuda=cuda, note=reason or "built", archs=archs
+        torch, python or Python.running(), kernels, more, cuda=cuda, note=note, archs=archs
     )
     installed = [install(library, lib) for library in kernels]
     installed.append(install(built, lib / built.parent.name))

@@ -1,9 +1,9 @@
 #include "fork.h"
 
+#include <dirent.h>
 #include <pthread.h>
 
 #include <atomic>
-#include <filesystem>
 
 namespace fastrnn::cpu {
 namespace {
@@ -13,9 +13,11 @@ std::atomic<bool> had_threads{false}, lost{false};
 // Threads that others started, such as those of NumPy's OpenBLAS, count too: nothing distinguishes
 // them from OpenMP's.
 void count_threads() {
-    std::error_code none;
-    const std::filesystem::directory_iterator tasks("/proc/self/task", none);
-    had_threads = none || std::distance(begin(tasks), end(tasks)) > 1;
+    DIR* tasks = opendir("/proc/self/task");
+    int entries = 0;  // ".", "..", and the threads
+    while (tasks && readdir(tasks)) ++entries;
+    had_threads = !tasks || entries > 3;
+    if (tasks) closedir(tasks);
 }
 
 const int registered = pthread_atfork(count_threads, nullptr, [] {
