@@ -112,19 +112,22 @@ def run_ninja(folder: Path) -> None:
     if ninja is None:
         raise BuildError("no ninja: `pip install ninja`")
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-    done = subprocess.run(
+    output = ""
+    with subprocess.Popen(
         [ninja, "-C", str(folder), "-j", jobs],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode == 0:
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stdout or ():
+            print(line, end="", file=sys.stderr, flush=True)  # how far it is: csrc/progress.py
+            output += line
+    if process.returncode == 0:
         return
-    print(done.stdout[-8000:], file=sys.stderr)
-    if re.search(r"out of memory|virtual memory exhausted|Killed|signal 9", done.stdout):
+    if re.search(r"out of memory|virtual memory exhausted|Killed|signal 9", output):
         raise BuildError(
             f"the compiler ran out of memory with {jobs} files at a time, of up to "
             f"{MEMORY} each: MAX_JOBS=1 compiles one at a time"
         )
-    if "No space left on device" in done.stdout:
+    if "No space left on device" in output:
         raise BuildError(f"no space is left on the disk of {folder}")
     raise BuildError("the compiler failed: its messages are above")
 

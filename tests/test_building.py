@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -258,7 +259,7 @@ def built(place):
     return sorted(str(p.relative_to(lib)) for p in lib.rglob("*") if p.is_file())
 
 
-def test_what_is_built(place, monkeypatch):
+def test_what_is_built(place, monkeypatch, capfd):
     """One library of kernels, and a binding for each torch and Python."""
     for version, suffix in [("2.6.1", ".cpython-310.so"), ("2.13.0", ".cpython-314t.so")]:
         torch_there = Torch.at(unpacked(place / version, version, None))
@@ -267,6 +268,7 @@ def test_what_is_built(place, monkeypatch):
     kernels = f"libfastrnn_cpu-{build.headers_hash()}.so"
     bindings = ["torch2.13-cpu/_C.cpython-314t.so", "torch2.6-cpu/_C.cpython-310.so"]
     assert built(place) == [kernels, *bindings]
+    assert re.search(r"^\[1/\d+\] ", capfd.readouterr().err, re.MULTILINE)  # how far it is
     # Kernels with other headers take the place of these, which no new binding loads.
     monkeypatch.setattr(build, "headers_hash", lambda: "0123abcd")
     build.build(torch_there, place / "lib", Python("/include", suffix))
