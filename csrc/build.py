@@ -50,7 +50,7 @@ CXX_FLAGS += ["-fno-math-errno", "-fvisibility=hidden", "-Wno-uninitialized"]
 CXX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 #: What a compiler of a kernel needs at most.
-MEMORY = "1 GB"
+MEMORY = "1.1 GB"
 
 
 # --- ninja ----------------------------------------------------------------------------------------
