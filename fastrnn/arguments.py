@@ -91,8 +91,8 @@ def parse_cell(
 
 
 def _are_states(cell: str, states: Any) -> bool:
-    return (
-        isinstance(states, list | tuple)
+    return (  # not `list | tuple`, which Dynamo does not trace before torch 2.7
+        isinstance(states, (list, tuple))
         and len(states) == CELLS[cell]["states"]
         and all(isinstance(state, Tensor) for state in states)
     )

@@ -61,7 +61,7 @@ def answer_as_torch(function: Callable[..., Any], refused: Exception, *args: Any
     Raises:
         Exception: torch's, or `refused` where torch raises none.
     """
-    tensors = [t for arg in args for t in (arg if isinstance(arg, list | tuple) else [arg])]
+    tensors = [t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else [arg])]
     unsupported = any(
         isinstance(t, Tensor)
         and (t.layout is not torch.strided or t.is_complex() or t.numel() == 0)

@@ -194,7 +194,7 @@ def _with_batch_check(permute: _Forward) -> _Forward:
     @functools.wraps(permute)
     def permute_hidden(self: nn.Module, hx: Any, permutation: Any) -> Any:
         if permutation is not None and not torch.compiler.is_compiling():
-            for state in hx if isinstance(hx, tuple | list) else (hx,):
+            for state in hx if isinstance(hx, (tuple, list)) else (hx,):
                 if not isinstance(state, torch.Tensor):
                     continue  # torch's own error
                 if state.is_cuda and state.dim() == 3 and state.size(1) < permutation.numel():

@@ -24,7 +24,7 @@ def _proxy_in(values: Iterable[Any]) -> fx.Proxy | None:
     for value in values:
         if isinstance(value, fx.Proxy):
             return value
-        if isinstance(value, tuple | list):
+        if isinstance(value, (tuple, list)):
             found = _proxy_in(value)
             if found is not None:
                 return found
