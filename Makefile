@@ -8,6 +8,8 @@
 # make test-cuda  runs the tests on a GPU, or on the virtual one in tests/vgpu, in an environment of
 #                 its own with another torch; needs nvcc
 # make cuda-all   compiles the CUDA kernels for every architecture, into build/cuda; needs only nvcc
+# make matrix     builds with every minor version of torch from 2.6 on, runs a short suite with each,
+#                 and writes the table in docs/versions.md; ARGS='2.6 2.9' for some
 # make bench      times the layers against torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3
 #                 minutes, results and a picture in bench/out; ARGS='--only streaming' for a part
 # make docs       builds the documentation in build/docs, and checks its links
@@ -36,9 +38,9 @@ ARGS ?=
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 # What pyproject.toml requires for a build.
-requires := import tomllib; \
-    all = tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"]; \
-    print(*map(repr, all))
+requires := import re; \
+    line = re.search("^requires = .*", open("pyproject.toml").read(), re.MULTILINE); \
+    print(*map(repr, re.findall("\"([^\"]+)\"", line[0])))
 build_tools = $(shell $(PYTHON) -c '$(requires)')
 sources := $(shell find csrc -not -name __pycache__ -not -name "*.pyc")# with the folders, so that a removed file is a change
 formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) \
@@ -52,8 +54,8 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Packages outside the environment are not used.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all bench docs lint columns \
-    clean FORCE
+.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all matrix bench docs lint \
+    columns clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
@@ -109,6 +111,9 @@ $(kernels): build/cuda/%.o: csrc/cuda/%.cu $(sources)
 	@mkdir -p $(@D)
 	nvcc -std=c++20 -O3 -lineinfo $(machine_code) -gencode arch=compute_120,code=compute_120 \
 	    -c $< -o $@
+
+matrix:
+	$(PYTHON) tests/matrix.py $(ARGS)
 
 bench: $(VENV)/peers
 	$(python) bench/cpu.py --quick --json bench/out/cpu.json --picture bench/out/cpu.png $(ARGS)

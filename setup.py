@@ -88,6 +88,7 @@ if __name__ == "__main__":
             "Programming Language :: C++",
             "Programming Language :: Python :: 3",
             "Programming Language :: Python :: 3 :: Only",
+            "Programming Language :: Python :: 3.10",
             "Programming Language :: Python :: 3.11",
             "Programming Language :: Python :: 3.12",
             "Programming Language :: Python :: 3.13",
@@ -95,14 +96,14 @@ if __name__ == "__main__":
             "Topic :: Scientific/Engineering :: Artificial Intelligence",
             "Typing :: Typed",
         ],
-        python_requires=">=3.11",
+        python_requires=">=3.10",
         packages=find_packages(include=["fastrnn", "fastrnn.*"]),
         package_data={"fastrnn": ["py.typed", "*.pyi"]},
         ext_modules=[Extension("fastrnn._C", [])],  # so that the wheel is of this platform
         cmdclass={"build_ext": Build},
-        install_requires=["torch>=2.13"],
+        install_requires=["torch>=2.6"],
         # In an isolated build: compile against the torch of the environment, if it has one.
-        setup_requires=[] if TORCH else ["torch>=2.13"],
+        setup_requires=[] if TORCH else ["torch>=2.6"],
         extras_require={
             # What bench/cpu.py compares with; it leaves out what is not installed.
             "bench": [

@@ -6,7 +6,7 @@ CI builds and tests with these versions, in addition to the newest ones. torch i
 its oldest supported version everywhere else.
 """
 
-import tomllib
+import re
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -22,8 +22,9 @@ def extra_requirements(extra: str) -> list[str]:
 
 
 def build_requirements() -> list[str]:
-    specs = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    return [spec for spec in specs if spec != "wheel"]
+    # Python 3.10 has no tomllib.
+    line = re.search(r"^requires = .*$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    return [spec for spec in re.findall(r'"([^"]+)"', line[0]) if spec != "wheel"]
 
 
 if __name__ == "__main__":
