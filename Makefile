@@ -8,8 +8,8 @@
 # make test-cuda  runs the tests on a GPU, or on the virtual one in tests/vgpu, in an environment of
 #                 its own with another torch; needs nvcc
 # make cuda-all   compiles the CUDA kernels for every architecture, into build/cuda; needs only nvcc
-# make matrix     builds with every minor version of torch from 2.6 on, runs a short suite with each,
-#                 and writes the table in docs/versions.md; ARGS='2.6 2.9' for some
+# make matrix     builds with every minor version of torch from 2.6 on, runs a short suite in each,
+#                 and writes the table of docs/versions.md; ARGS='2.6 2.9' for some
 # make bench      times the layers against torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3
 #                 minutes, results and a picture in bench/out; ARGS='--only streaming' for a part
 # make docs       builds the documentation in build/docs, and checks its links

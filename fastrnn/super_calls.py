@@ -17,7 +17,7 @@ _IGNORED = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL"}
 _SUPER = re.compile(
     r"LOAD_GLOBAL:super "
     r"(LOAD_(GLOBAL|DEREF|CLASSDEREF):\S+ (LOAD_ATTR:\S+ )*LOAD_\w+:\S+ )?"
-    r"(CALL:\d LOAD_(METHOD|ATTR)|LOAD_SUPER_\w+):forward "
+    r"(CALL(_FUNCTION)?:\d LOAD_(METHOD|ATTR)|LOAD_SUPER_\w+):forward "
 )
 
 
