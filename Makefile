@@ -10,6 +10,7 @@
 # make cuda-all   compiles the CUDA kernels for every architecture, into build/cuda; needs only nvcc
 # make matrix     builds with every minor version of torch from 2.6 on, runs a short suite in each,
 #                 and writes the table of docs/versions.md; ARGS='2.6 2.9' for some
+# make wheels     makes a wheel in dist/ with a binding for every supported torch, for PYTHON
 # make bench      times the layers against torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3
 #                 minutes, results and a picture in bench/out; ARGS='--only streaming' for a part
 # make docs       builds the documentation in build/docs, and checks its links
@@ -54,7 +55,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Packages outside the environment are not used.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all matrix bench docs lint \
+.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all matrix wheels bench docs lint \
     columns clean FORCE
 
 demo: $(VENV)/built
@@ -114,6 +115,10 @@ $(kernels): build/cuda/%.o: csrc/cuda/%.cu $(sources)
 
 matrix:
 	$(PYTHON) tests/matrix.py $(ARGS)
+
+wheels: $(VENV)/built
+	$(pip) install --quiet 'fastrnn[wheels]'
+	$(python) csrc/wheels.py dist
 
 bench: $(VENV)/peers
 	$(python) bench/cpu.py --quick --json bench/out/cpu.json --picture bench/out/cpu.png $(ARGS)

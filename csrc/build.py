@@ -235,7 +235,12 @@ def binding(
             manifest.compile(source, cxx(), flags)
     libraries = ["c10", "torch_cpu", "torch", "torch_python"]
     libraries += ["c10_cuda", "torch_cuda"] if cuda else []
-    link = ["-fopenmp", "-Wl,--no-as-needed", f"-L{torch.folder / 'lib'}", *(f"-l{name}" for name in libraries)]
+    link = [
+        "-fopenmp",
+        "-Wl,--no-as-needed",
+        f"-L{torch.folder / 'lib'}",
+        *(f"-l{name}" for name in libraries),
+    ]
     link += [f"-L{os.path.join(cuda, 'lib64')}", "-lcudart"] if cuda else []
     link += [*map(str, kernels), "-Wl,-rpath,$ORIGIN/..", *given("LDFLAGS")]
     return manifest.link(f"{place}/_C{python.suffix}", cxx(), link)

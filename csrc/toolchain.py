@@ -34,6 +34,20 @@ BFLOAT16_FLAGS: dict[str, list[str]] = {}
 if X86:
     BFLOAT16_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     BFLOAT16_FLAGS["amx"] = [*BFLOAT16_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
+# The last release of each minor version of torch that fastrnn supports, and a Python that `make
+# matrix` runs it with.
+TORCH_VERSIONS = {
+    "2.6.0": "3.10",
+    "2.7.1": "3.11",
+    "2.8.0": "3.12",
+    "2.9.1": "3.13",
+    "2.10.0": "3.10",
+    "2.11.0": "3.11",
+    "2.12.1": "3.12",
+    "2.13.0": "3.13",
+    "2.14.1": "3.11",
+    "2.15.0": "3.13",
+}
 # All that CUDA 13 compiles for, from the oldest whose tensor cores know bfloat16.
 CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 

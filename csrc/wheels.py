@@ -1,6 +1,6 @@
 """Makes a wheel for the running Python, with a binding for each supported torch.
 
-    python csrc/wheels.py dist
+    python csrc/wheels.py dist [TORCH ...]
 
 Of each torch the headers are kept in build/wheels. A binding is linked with empty libraries of the
 names of torch's: at run time torch has loaded its own before. auditwheel finds the wheel's tag.
@@ -16,10 +16,8 @@ import zipfile
 from pathlib import Path
 
 import build
-from toolchain import BuildError, Torch, cxx
+from toolchain import TORCH_VERSIONS, BuildError, Torch, cxx
 
-#: What `make matrix` tests: the last release of each minor.
-VERSIONS = Path(__file__).parent / "torch_versions.txt"
 LIBRARIES = ["torch_cpu", "torch", "torch_python"]
 
 
@@ -48,14 +46,15 @@ def downloaded(version: str, folder: Path) -> Torch:
     return Torch.at(folder / "torch")
 
 
-def main(to: Path) -> None:
+def main(to: Path, versions: list[str]) -> None:
     os.environ["FASTRNN_ISAS"] = "all"
     os.environ["FASTRNN_CUDA"] = "0"
     root = build.CSRC.parent
     wheels = build.BUILD / "wheels"
     lib = wheels / "lib"
-    shutil.rmtree(lib, ignore_errors=True)
-    for version in VERSIONS.read_text().split():
+    for old in lib, wheels / "raw":
+        shutil.rmtree(old, ignore_errors=True)
+    for version in versions:
         print(f"binding for torch {version}", flush=True)
         torch = downloaded(version, wheels / f"torch-{version}")
         build.build(torch, lib, portable=True)
@@ -72,6 +71,6 @@ def main(to: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), sys.argv[2:] or list(TORCH_VERSIONS))
     except BuildError as error:
         raise SystemExit(f"fastrnn: {error}") from None

@@ -27,6 +27,7 @@ html_copy_source = False
 # The table of contents: here, since README.md is also read as it is.
 CONTENTS = {
     "Guides": [
+        "docs/installing",
         "docs/commands",
         "docs/swapping",
         "docs/pytorch",
@@ -46,7 +47,7 @@ CONTENTS = {
         "docs/generate",
     ],
     "Reference": ["docs/api", "docs/benchmarks"],
-    "Project": ["CONTRIBUTING", "CHANGELOG", "SECURITY"],
+    "Project": ["CONTRIBUTING", "docs/releasing", "docs/versions", "CHANGELOG", "SECURITY"],
 }
 
 
