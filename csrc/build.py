@@ -22,8 +22,8 @@ from pathlib import Path
 
 from toolchain import (
     BFLOAT16_FLAGS,
+    CPU_MACROS,
     ISA_FLAGS,
-    X86,
     BuildError,
     Python,
     Torch,
@@ -150,13 +150,12 @@ def cpu_library(names: list[str], more: list[Path]) -> Path:
     """Builds csrc/cpu for these instruction sets."""
     manifest = Manifest(BUILD / "cpu")
     flags = [*CXX_FLAGS, *given("CPPFLAGS"), *given("CXXFLAGS")]
-    x86 = ["-DFASTRNN_X86"] if X86 else []
     # The slowest first.
     sources = sorted((CSRC / "cpu").glob("*.cpp"), key=lambda p: ("16" not in p.name, p.name))
     for source in [*sources, *more]:
         if not source.name.startswith("kernels_"):
             listed = f"-DFASTRNN_FOR_EACH_ISA(X)={for_each_isa(names)}"
-            manifest.compile(source, cxx(), [*flags, *x86, listed])
+            manifest.compile(source, cxx(), [*flags, *CPU_MACROS, listed])
             continue
         for name in names:
             if name in ISA_FLAGS or "bfloat16" in source.name:
@@ -220,8 +219,7 @@ def binding(
         more = [Path(cuda, "include"), *nvidia]
         flags += [part for folder in more for part in ("-isystem", str(folder))]
         flags += ["-DFASTRNN_HAS_CUDA"]
-    flags += ["-DFASTRNN_X86"] if X86 else []
-    flags += [*given("CPPFLAGS"), *given("CXXFLAGS")]
+    flags += [*CPU_MACROS, *given("CPPFLAGS"), *given("CXXFLAGS")]
     flags += text_macros(
         {
             "FASTRNN_TORCH_VERSION": torch.version,

@@ -19,6 +19,9 @@ from pathlib import Path
 # For C++20, and for the widest instruction set.
 OLDEST_COMPILERS = {"GCC": 11, "clang": 14}
 X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
+ARM64 = sysconfig.get_platform().endswith(("aarch64", "arm64"))
+# For what is compiled once, not for the kernels of an instruction set.
+CPU_MACROS = ["-DFASTRNN_X86"] if X86 else ["-DFASTRNN_ARM64"] if ARM64 else []
 # The instruction sets, from the narrowest to the widest. The kernels are compiled once for each,
 # with its flags, and csrc/cpu/dispatch.cpp chooses at run time.
 ISA_FLAGS: dict[str, list[str]] = {"generic": []}
@@ -28,12 +31,18 @@ if X86:
         *ISA_FLAGS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     ]
+if ARM64:
+    # Every 64-bit Arm CPU has NEON. Scheduled before registers are allocated, a tile's sums do not
+    # fit into them.
+    ISA_FLAGS["neon"] = ["-DFASTRNN_NEON", "-fno-schedule-insns"]
 # Wider ones that differ from the last of these only in products of bfloat16: only those kernels are
 # compiled for them.
 BFLOAT16_FLAGS: dict[str, list[str]] = {}
 if X86:
     BFLOAT16_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     BFLOAT16_FLAGS["amx"] = [*BFLOAT16_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
+if ARM64:
+    BFLOAT16_FLAGS["neon_bf16"] = [*ISA_FLAGS["neon"], "-march=armv8.2-a+bf16"]
 # The last release of each minor version of torch that fastrnn supports, and a Python that `make
 # matrix` runs it with.
 TORCH_VERSIONS = {
@@ -170,7 +179,8 @@ def isas(requested: str | None) -> list[str]:
     base, native = compiler_macros().keys(), compiler_macros("-march=native").keys()
 
     def runs(flags: list[str]) -> bool:
-        return compiler_macros(*flags).keys() - base <= native
+        added = compiler_macros(*flags).keys() - base
+        return {name for name in added if not name.startswith("FASTRNN")} <= native
 
     *_, best = [name for name, flags in ISA_FLAGS.items() if runs(flags)]
     return [best, *(name for name, flags in BFLOAT16_FLAGS.items() if runs(flags))]

@@ -77,8 +77,10 @@ constexpr int fewest_without_long_spins = 16, most_without_long_spins = 1024;
 
 // Vectors of a panel: an LSTM's four gates of one vector of units.
 constexpr int max_panel_vectors = 4;
-// Rows of a tile, so that the sums and a step's weights fit into the vector registers.
-constexpr int tile_rows(int registers, int vectors) {
+// Rows of a tile, so that the sums and a step's weights fit into the vector registers. NEON needs a
+// register for the values of each row too: 6 rows of 4 vectors leave two for weights.
+constexpr int tile_rows(int registers, int vectors, bool by_lane) {
+    if (by_lane) return vectors == 4 ? 6 : vectors == 3 ? 7 : 9;
     if (registers == 32) return vectors == 4 ? 7 : 9;
     return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 9;
 }

@@ -8,6 +8,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(FASTRNN_ARM64)
+#include <sys/auxv.h>
 #endif
 
 namespace fastrnn {
@@ -52,6 +54,10 @@ bool amx() {
            (d & bfloat16_and_tiles) == bfloat16_and_tiles &&
            syscall(SYS_arch_prctl, request, tile_data) == 0;
 }
+#elif defined(FASTRNN_ARM64)
+bool neon() { return getauxval(AT_HWCAP) & HWCAP_ASIMD; }
+
+bool neon_bf16() { return neon() && getauxval(AT_HWCAP2) & HWCAP2_BF16; }
 #endif
 
 }  // namespace has

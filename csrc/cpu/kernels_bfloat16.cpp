@@ -1,6 +1,6 @@
 #include "kernels.h"
 
-#ifndef __AVX512BF16__  // those instruction sets have no other kernels than these
+#ifndef FASTRNN_BFLOAT16_PAIRS  // those instruction sets have no other kernels than these
 FASTRNN_TILES(extern, float)
 #endif
 FASTRNN_DEFINE_KERNELS(bfloat16, float, BFloat16)

@@ -6,6 +6,11 @@
 //
 //     step = 1   | w(0, 0) | w(0, 1) | w(0, 2) | ...              T, or 16 bits (Compact)
 //     step = 2   | w(0, 0) w(1, 0) | w(0, 1) w(1, 1) | ...        pairs of bfloat16
+//
+// By lane (multiplies_by_lane), a tile loads a vector of each row's values, for `steps_by_lane`
+// steps, and multiplies the weights of a step by one of its lanes:
+//
+//     | a(0) | a(1) | a(2) | a(3) |    step = 1, 4 lanes: weights of k = 2 times lane 2
 #pragma once
 #include <type_traits>
 
@@ -34,17 +39,26 @@ struct Plain {
     struct Registers {};  // registers that a thread must set up for as long as it multiplies
 
     static constexpr int tile_rows(int vectors) {
-        return cpu::tile_rows(vector_registers, vectors);
+        return cpu::tile_rows(vector_registers, vectors, multiplies_by_lane);
     }
     static constexpr int paired_rows(int vectors) {
         return cpu::paired_rows(vector_registers, vectors);
     }
+
+    static constexpr int steps_by_lane = multiplies_by_lane ? lanes<T> : 0;
 
     static FASTRNN_INLINE Vec<T> weights(const T* p) { return load<T>(p, lanes<T>); }
     static FASTRNN_INLINE Vec<T> value(const T* p) { return broadcast(*p); }
     static FASTRNN_INLINE Vec<T> add(Vec<T> sum, Vec<T> value, Vec<T> weights) {
         return multiply_add(sum, value, weights);
     }
+#if defined(FASTRNN_NEON)
+    static FASTRNN_INLINE Vec<T> values(const T* p) { return load<T>(p, lanes<T>); }
+    template <int Step>
+    static FASTRNN_INLINE Vec<T> add_by_lane(Vec<T> sum, Vec<T> values, Vec<T> weights) {
+        return multiply_add_lane<Step>(sum, weights, values);
+    }
+#endif
     // The k block of a panel that several tiles read: a multiple of the length of a sum.
     static int64_t k_block(int64_t sum_length, int64_t rows, int64_t tiles) {
         if (tiles == 1) return depth_of_all;
@@ -81,6 +95,7 @@ struct Compact<float, BFloat16> : Plain<float> {
         Vec<float> first, second;
     };
     static constexpr int step = 2, depth_step = 2;
+    static constexpr int steps_by_lane = Plain<float>::steps_by_lane / step;
     static constexpr const char* name = "packed weights of 16 bits";
 
     static FASTRNN_INLINE Pair weights(const BFloat16* p) {
@@ -93,10 +108,18 @@ struct Compact<float, BFloat16> : Plain<float> {
         return multiply_add(multiply_add(sum, value.first, weights.first), value.second,
                             weights.second);
     }
+#if defined(FASTRNN_NEON)
+    template <int Step>
+    static FASTRNN_INLINE Vec<float> add_by_lane(Vec<float> sum, Vec<float> values,
+                                                 const Pair& weights) {
+        return multiply_add_lane<2 * Step + 1>(
+            multiply_add_lane<2 * Step>(sum, weights.first, values), weights.second, values);
+    }
+#endif
     static FASTRNN_INLINE void pack(BFloat16* p, const Vec<float>* v) { pack_pairs(p, v); }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(FASTRNN_BFLOAT16_PAIRS)
 // Pairs of bfloat16, by the instruction that multiplies and adds two at a time: exact products,
 // float sums.
 struct BFloat16Pairs : Plain<float> {
@@ -114,11 +137,29 @@ struct BFloat16Pairs : Plain<float> {
     static FASTRNN_INLINE Vec<float> value(const BFloat16* p) {
         float pair;
         memcpy(&pair, p, sizeof pair);
+#if defined(FASTRNN_NEON)
+        return (Vec<float>)vdupq_n_f32(pair);
+#else
         return (Vec<float>)_mm512_set1_ps(pair);
+#endif
     }
     static FASTRNN_INLINE Vec<float> add(Vec<float> sum, Vec<float> value, Vec<float> weights) {
+#if defined(FASTRNN_NEON)
+        return (Vec<float>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)weights,
+                                       (bfloat16x8_t)value);
+#else
         return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)value, (__m512bh)weights);
+#endif
     }
+#if defined(FASTRNN_NEON)
+    static FASTRNN_INLINE Vec<float> values(const BFloat16* p) { return weights(p); }
+    template <int Step>
+    static FASTRNN_INLINE Vec<float> add_by_lane(Vec<float> sum, Vec<float> values,
+                                                 Vec<float> weights) {
+        return (Vec<float>)vbfdotq_laneq_f32((float32x4_t)sum, (bfloat16x8_t)weights,
+                                             (bfloat16x8_t)values, Step);
+    }
+#endif
     static FASTRNN_INLINE void pack(BFloat16* p, const Vec<float>* v) { pack_pairs(p, v); }
 };
 
@@ -152,7 +193,7 @@ template <>
 struct ProductsOf<float, BFloat16> {
     using type = BFloat16Tiles;
 };
-#elif defined(__AVX512BF16__)
+#elif defined(FASTRNN_BFLOAT16_PAIRS)
 template <>
 struct ProductsOf<float, BFloat16> {
     using type = BFloat16Pairs;

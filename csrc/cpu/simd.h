@@ -10,6 +10,8 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(FASTRNN_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "../cells/cell.h"
@@ -27,10 +29,29 @@ constexpr bool fused = true;  // multiply_add rounds once
 constexpr int vector_bytes = 32;
 constexpr int vector_registers = 16;
 constexpr bool fused = true;
+#elif defined(FASTRNN_NEON)
+constexpr int vector_bytes = 16;
+constexpr int vector_registers = 32;
+constexpr bool fused = true;
 #else
 constexpr int vector_bytes = 16;
 constexpr int vector_registers = 16;
 constexpr bool fused = false;
+#endif
+// Whether an instruction multiplies a vector by one lane of another. x86 multiplies by a value in
+// memory instead, which takes no register.
+#if defined(FASTRNN_NEON)
+constexpr bool multiplies_by_lane = true;
+#else
+constexpr bool multiplies_by_lane = false;
+#endif
+#if defined(FASTRNN_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define FASTRNN_NEON_BF16
+#endif
+// Whether an instruction multiplies pairs of bfloat16. The instruction sets that have it have no
+// other kernels than those of bfloat16.
+#if defined(__AVX512BF16__) || defined(FASTRNN_NEON_BF16)
+#define FASTRNN_BFLOAT16_PAIRS
 #endif
 
 // 16-bit storage types. Arithmetic is always done in float.
@@ -77,6 +98,8 @@ FASTRNN_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> 
     return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
 #elif defined(__AVX2__)
     return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(FASTRNN_NEON)
+    return (Vec<float>)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
 #else
     return sum + a * b;
 #endif
@@ -86,10 +109,23 @@ FASTRNN_INLINE Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<doub
     return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
 #elif defined(__AVX2__)
     return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#elif defined(FASTRNN_NEON)
+    return (Vec<double>)vfmaq_f64((float64x2_t)sum, (float64x2_t)a, (float64x2_t)b);
 #else
     return sum + a * b;
 #endif
 }
+#if defined(FASTRNN_NEON)
+// sum + a * b[Lane], rounded once.
+template <int Lane>
+FASTRNN_INLINE Vec<float> multiply_add_lane(Vec<float> sum, Vec<float> a, Vec<float> b) {
+    return (Vec<float>)vfmaq_laneq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b, Lane);
+}
+template <int Lane>
+FASTRNN_INLINE Vec<double> multiply_add_lane(Vec<double> sum, Vec<double> a, Vec<double> b) {
+    return (Vec<double>)vfmaq_laneq_f64((float64x2_t)sum, (float64x2_t)a, (float64x2_t)b, Lane);
+}
+#endif
 
 // The smaller and the larger of x and a limit. A NaN in x is returned.
 FASTRNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> limit) {
@@ -97,6 +133,8 @@ FASTRNN_INLINE Vec<float> at_most(Vec<float> x, Vec<float> limit) {
     return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
 #elif defined(__AVX2__)
     return (Vec<float>)_mm256_min_ps((__m256)limit, (__m256)x);
+#elif defined(FASTRNN_NEON)
+    return (Vec<float>)vminq_f32((float32x4_t)x, (float32x4_t)limit);
 #else
     return limit < x ? limit : x;
 #endif
@@ -106,6 +144,8 @@ FASTRNN_INLINE Vec<float> at_least(Vec<float> x, Vec<float> limit) {
     return (Vec<float>)_mm512_max_ps((__m512)limit, (__m512)x);
 #elif defined(__AVX2__)
     return (Vec<float>)_mm256_max_ps((__m256)limit, (__m256)x);
+#elif defined(FASTRNN_NEON)
+    return (Vec<float>)vmaxq_f32((float32x4_t)x, (float32x4_t)limit);
 #else
     return limit > x ? limit : x;
 #endif
@@ -192,6 +232,8 @@ FASTRNN_INLINE UInt32Vec widened(UInt16Vec v) {
     return (UInt32Vec)_mm512_cvtepu16_epi32((__m256i)v);
 #elif defined(__AVX2__)
     return (UInt32Vec)_mm256_cvtepu16_epi32((__m128i)v);
+#elif defined(FASTRNN_NEON)
+    return (UInt32Vec)vmovl_u16((uint16x4_t)v);
 #else
     return __builtin_convertvector(v, UInt32Vec);
 #endif
@@ -229,14 +271,18 @@ FASTRNN_INLINE Vec<float> load(const BFloat16* p, int n) {
 
 template <class T>
 FASTRNN_INLINE void store(BFloat16* p, Vec<float> v, int n) {
+#if defined(FASTRNN_NEON_BF16)
+    store_bits(p, (UInt16Vec)vcvt_bf16_f32((float32x4_t)v), n);
+#else
     const UInt32Vec bits = (UInt32Vec)v;
     // Round to nearest, ties to even; a NaN stays a (quiet) NaN.
     const UInt32Vec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const UInt32Vec result = v == v ? rounded : (bits >> 16) | 0x40;
     store_bits(p, narrowed(result), n);
+#endif
 }
 
-#if !defined(__AVX2__)
+#if !defined(__AVX2__) && !defined(FASTRNN_NEON)
 // float <-> half without instructions for it, where subnormal floats may be treated as zeros.
 FASTRNN_INLINE float half_to_float(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
@@ -280,6 +326,8 @@ FASTRNN_INLINE Vec<float> load(const Half* p, int n) {
     return (Vec<float>)_mm512_cvtph_ps((__m256i)bits);
 #elif defined(__AVX2__)
     return (Vec<float>)_mm256_cvtph_ps((__m128i)bits);
+#elif defined(FASTRNN_NEON)
+    return (Vec<float>)vcvt_f32_f16((float16x4_t)bits);
 #else
     Vec<float> v;
     for (int i = 0; i < float_lanes; ++i) v[i] = half_to_float(bits[i]);
@@ -293,6 +341,8 @@ FASTRNN_INLINE void store(Half* p, Vec<float> v, int n) {
     store_bits(p, (UInt16Vec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT), n);
 #elif defined(__AVX2__)
     store_bits(p, (UInt16Vec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT), n);
+#elif defined(FASTRNN_NEON)
+    store_bits(p, (UInt16Vec)vcvt_f16_f32((float32x4_t)v), n);
 #else
     UInt16Vec bits;
     for (int i = 0; i < float_lanes; ++i) bits[i] = float_to_half(v[i]);

@@ -8,6 +8,8 @@
 //      ...            ...
 //     a[6][k]  x  |   sum    |   sum    |   sum    |   sum    |
 #pragma once
+#include <utility>
+
 #include "operands.h"
 
 namespace fastrnn {
@@ -27,6 +29,43 @@ struct TileArguments {
     // With a single panel: what to prefetch into the L2 cache, a line a step of k, or null.
     const typename P::Packed* next;
 };
+
+// `steps_by_lane` steps of a tile (operands.h).
+template <class P, int Vectors, int Pair, int Rows, int... Step>
+FASTRNN_INLINE void add_by_lane(const TileArguments<P>& t, const typename P::Row* a,
+                                const typename P::Packed* w, const char*& next, int64_t next_step,
+                                Vec<typename P::T> (&acc)[Rows][Vectors * Pair],
+                                std::integer_sequence<int, Step...>) {
+    constexpr int width = lanes<typename P::T> * P::step, total = Vectors * Pair;
+    // Else a vector of weights is loaded where it is used.
+    constexpr bool weights_fit = Rows * (total + 1) + total <= vector_registers;
+    decltype(P::values(a)) values[Rows];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) values[r] = P::values(a + r * t.a_stride);
+    const auto add = [&](auto step) __attribute__((always_inline)) {
+        constexpr int i = decltype(step)::value;
+        const auto* line = w + i * Vectors * width;
+        const auto load = [&](int j) __attribute__((always_inline)) {
+            return P::weights(line + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
+        };
+        if (Pair == 1) {  // a step is at most one line
+            __builtin_prefetch(line + cpu::prefetch_steps * Vectors * width);
+            __builtin_prefetch(next, 0, 2);
+            next += next_step;
+        }
+        decltype(load(0)) weights[total];
+#pragma GCC unroll 16
+        for (int j = 0; weights_fit && j < total; ++j) weights[j] = load(j);
+#pragma GCC unroll 16
+        for (int j = 0; j < total; ++j) {
+            const auto vector = weights_fit ? weights[j] : load(j);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r)
+                acc[r][j] = P::template add_by_lane<i>(acc[r][j], values[r], vector);
+        }
+    };
+    (add(std::integral_constant<int, Step>()), ...);
+}
 
 // P is one of operands.h. Tiled: the rows are packed by pack_tiles (pack.h).
 template <class P, int Vectors, int Pair, int Rows, bool Tiled>
@@ -48,14 +87,24 @@ void tile(const TileArguments<P>& t) {
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r) acc[r][j] = first;
         }
-        for (int64_t k = 0; k < count; k += P::step) {
+        int64_t k = 0;
+        if constexpr (P::steps_by_lane > 0 && !Tiled)
+            for (; k + P::steps_by_lane * P::step <= count; k += P::steps_by_lane * P::step) {
+                add_by_lane<P, Vectors, Pair>(t, a, w, next, next_step, acc,
+                                              std::make_integer_sequence<int, P::steps_by_lane>());
+                a += P::steps_by_lane * P::step;
+                w += P::steps_by_lane * Vectors * width;
+            }
+        for (; k < count; k += P::step) {
             decltype(P::weights(w)) weights[total];
 #pragma GCC unroll 16
             for (int j = 0; j < total; ++j)
                 weights[j] = P::weights(w + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
             if (Pair == 1) {  // with two panels the CPU's own prefetcher is enough
+                // A step of short vectors is at most one line.
+                constexpr int lines = vector_bytes > 16 ? Vectors : 1;
 #pragma GCC unroll 4
-                for (int j = 0; j < Vectors; ++j)
+                for (int j = 0; j < lines; ++j)
                     __builtin_prefetch(w + (cpu::prefetch_steps * Vectors + j) * width);
                 __builtin_prefetch(next, 0, 2);
                 next += next_step;
