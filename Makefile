@@ -10,7 +10,8 @@
 # make cuda-all   compiles the CUDA kernels for every architecture, into build/cuda; needs only nvcc
 # make matrix     builds with every minor version of torch from 2.6 on, runs a short suite in each,
 #                 and writes the table of docs/versions.md; ARGS='2.6 2.9' for some
-# make wheels     makes a wheel in dist/ with a binding for every supported torch, for PYTHON
+# make wheels     makes a wheel in dist/ with a binding for every supported torch, or for those in
+#                 ARGS, for PYTHON
 # make bench      times the layers against torch, ONNX Runtime, OpenVINO, JAX and TensorFlow: 3
 #                 minutes, results and a picture in bench/out; ARGS='--only streaming' for a part
 # make docs       builds the documentation in build/docs, and checks its links
@@ -27,7 +28,7 @@
 #   ARGS='--window 60'           arguments to the example (demo) or to pytest (test)
 
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+TORCH ?= torch==2.15.0
 TORCH_INDEX ?=
 VENV ?= .venv
 CUDA_TORCH ?= torch==2.14.1
@@ -118,7 +119,7 @@ matrix:
 
 wheels: $(VENV)/built
 	$(pip) install --quiet 'fastrnn[wheels]'
-	$(python) csrc/wheels.py dist
+	$(python) csrc/wheels.py dist $(ARGS)
 
 bench: $(VENV)/peers
 	$(python) bench/cpu.py --quick --json bench/out/cpu.json --picture bench/out/cpu.png $(ARGS)
