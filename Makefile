@@ -173,7 +173,7 @@ header := import sysconfig; print(sysconfig.get_path("include") + "/Python.h")
 
 # Everything if the set-up changed. If only sources changed, what ninja finds that depends on them.
 # Environments with different torch or Python share this folder: each has a binding in fastrnn/lib.
-install = $(step) 'installing the packages of the tests and examples' \
+install = $(step) 'installing other packages' \
     $(pip) install --no-build-isolation --editable '.[test,demo]'
 rebuild = $(step) 'compiling fastrnn' $(python) setup.py --quiet build_ext --inplace
 $(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources)
