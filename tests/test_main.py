@@ -127,14 +127,11 @@ def test_cpu_without_a_name_in_cpuinfo(executable, monkeypatch):
 # --- the extension can't be loaded ----------------------------------------------------------------
 
 
-@pytest.fixture(params=["missing", "damaged"])
-def broken(request, tmp_path):
-    """A folder with a fastrnn whose extension can't be loaded."""
-    shutil.copytree(PACKAGE, tmp_path / "fastrnn")
-    for path in (tmp_path / "fastrnn").rglob("_C*.so"):
-        path.unlink()
-        if request.param == "damaged":
-            path.write_text("not a library")
+@pytest.fixture
+def broken(tmp_path):
+    """A folder with a fastrnn that is not built."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "fastrnn", ignore=ignored)
     return tmp_path
 
 
@@ -339,7 +336,6 @@ def test_rows_of_a_gpu(dtype, monkeypatch):
 
 
 @cpu_only
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -351,9 +347,11 @@ def test_rows_of_a_gpu(dtype, monkeypatch):
     ],
     ids=["value", "NaN", "shape", "gradient", "error"],
 )
-def test_wrong_results_fail(dtype, change, what, monkeypatch):
+def test_wrong_results_fail(change, what, monkeypatch):
+    few = [case for case in check.cases() if case.name in ("GRU", "GRUCell")]
+    monkeypatch.setattr(check, "cases", lambda: few)
     monkeypatch.setattr(fastrnn.GRU, "forward", planted(change)(fastrnn.GRU.forward))
-    row = check.checked("cpu", dtype)
+    row = check.checked("cpu", "float32")
     assert not row.ok
     assert re.search(what, str(row)), row
 
@@ -374,7 +372,7 @@ def test_torchs_own_kernels_are_no_success(monkeypatch):
         ("kill -SEGV $$", "ended by SIGSEGV"),
         ("echo details >&2; echo 'ImportError: the reason' >&2; exit 1", "ImportError: the reason"),
         ("exit 3", "ended with status 3"),
-        ("sleep 100", "took more than 1 s"),
+        ("exec sleep 100", "took more than 1 s"),
         ("""echo '["cpu", "generic", "float64", 0.1, ""]'""", "ended with status 0"),
     ],
 )
