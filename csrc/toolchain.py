@@ -19,7 +19,7 @@ from pathlib import Path
 # For C++20, and for the widest instruction set.
 OLDEST_COMPILERS = {"GCC": 11, "clang": 14}
 X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
-ARM64 = sysconfig.get_platform().endswith(("aarch64", "arm64"))
+ARM64 = sysconfig.get_platform().endswith("aarch64")
 # For what is compiled once, not for the kernels of an instruction set.
 CPU_MACROS = ["-DFASTRNN_X86"] if X86 else ["-DFASTRNN_ARM64"] if ARM64 else []
 # The instruction sets, from the narrowest to the widest. The kernels are compiled once for each,

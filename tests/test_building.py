@@ -3,9 +3,11 @@
 import itertools
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from email.parser import Parser
 from pathlib import Path
 
@@ -109,9 +111,30 @@ def test_the_instruction_sets_of_this_cpu():
 def test_instruction_sets_that_dispatch_is_given():
     given = toolchain.for_each_isa(["generic"])
     assert given == "X(generic, generic)"
-    if toolchain.X86:
-        given = toolchain.for_each_isa(["avx2", "avx512", "avx512_bf16"])
-        assert given == "X(avx2, avx2) X(avx512, avx512) X(avx512_bf16, avx512)"
+
+
+@pytest.mark.parametrize(
+    ("platform", "sets", "macros"),
+    [
+        (
+            "linux-x86_64",
+            "X(generic, generic) X(avx2, avx2) X(avx512, avx512) X(avx512_bf16, avx512)"
+            " X(amx, avx512)",
+            ["-DFASTRNN_X86"],
+        ),
+        (
+            "linux-aarch64",
+            "X(generic, generic) X(neon, neon) X(neon_bf16, neon)",
+            ["-DFASTRNN_ARM64"],
+        ),
+        ("linux-riscv64", "X(generic, generic)", []),
+    ],
+)
+def test_instruction_sets_of_a_machine(monkeypatch, platform, sets, macros):
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: platform)
+    facts = runpy.run_path(toolchain.__file__)
+    assert facts["for_each_isa"](facts["isas"]("all")) == sets
+    assert facts["CPU_MACROS"] == macros
 
 
 # --- CUDA -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ fastrnn reads FASTRNN_ISA once, on import, so each set needs its own process. Wh
 process ran, and under which set, is read from its JUnit report, not from its exit status.
 """
 
+import ctypes
 import os
 import platform
 import re
@@ -33,8 +34,8 @@ NUMERIC = [
 #: Takes as long as all of NUMERIC.
 OPTIONS = ["test_layers.py"]
 SETS = fastrnn.build_info()["isa_compiled"]  # from the narrowest to the widest
-#: These sets differ only in products of bfloat16.
-AVX512_SETS = [name for name in SETS if name.startswith(("avx512", "amx"))]
+#: Sets of a family differ only in products of bfloat16.
+FAMILIES = [("avx512", "avx512_bf16", "amx"), ("neon", "neon_bf16")]
 BFLOAT16 = ["test_determinism.py", "test_tiles.py"]
 #: group -> (its files, the least number of tests that must have run)
 GROUPS = {"numeric": (NUMERIC, 800), "options": (OPTIONS, 1000), "bfloat16": (BFLOAT16, 50)}
@@ -42,6 +43,12 @@ GROUPS = {"numeric": (NUMERIC, 800), "options": (OPTIONS, 1000), "bfloat16": (BF
 
 def supported(name: str) -> bool:
     """As torch detects it on this CPU; fastrnn's own detection is under test."""
+    if name == "neon":
+        return True
+    if name == "neon_bf16":  # torch does not tell
+        auxiliary_value = ctypes.CDLL(None).getauxval
+        auxiliary_value.restype = ctypes.c_ulong
+        return bool(auxiliary_value(26) & 1 << 14)  # AT_HWCAP2, HWCAP2_BF16
     best = torch.backends.cpu.get_cpu_capability()  # capped by ATEN_CPU_CAPABILITY
     if name == "avx512_bf16":
         return supported("avx512") and torch.cpu._is_avx512_bf16_supported()
@@ -52,7 +59,7 @@ def supported(name: str) -> bool:
 
 def only_bfloat16(name: str) -> bool:
     """Whether the suite's own set already covers everything but bfloat16."""
-    return name in AVX512_SETS and fastrnn.build_info()["isa"] in AVX512_SETS
+    return any({name, fastrnn.build_info()["isa"]} <= set(family) for family in FAMILIES)
 
 
 def group_for(name: str, group: str) -> str | None:
@@ -66,10 +73,13 @@ def environment(name: str) -> dict[str, str]:
     return {**os.environ, "FASTRNN_ISA": name}
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not an x86-64")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64", "aarch64"), reason="only generic kernels"
+)
 def test_the_readme_names_the_sets():
-    named = re.search(r"`FASTRNN_ISA=([a-z0-9_|]+)`", (TESTS.parent / "README.md").read_text())
-    assert named.group(1).split("|") == [*toolchain.ISA_FLAGS, *toolchain.BFLOAT16_FLAGS]
+    named = re.findall(r"`FASTRNN_ISA=([a-z0-9_|]+)`", (TESTS.parent / "README.md").read_text())
+    known = [*toolchain.ISA_FLAGS, *toolchain.BFLOAT16_FLAGS]
+    assert known in [sets.split("|") for sets in named]
 
 
 @pytest.mark.skipif("FASTRNN_ISA" in os.environ, reason="capped by FASTRNN_ISA")
