@@ -327,7 +327,7 @@ def test_rows_of_this_instruction_set(dtype):
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", check.DTYPES)
 def test_rows_of_a_gpu(dtype, monkeypatch):
-    few = [case for case in check.cases() if case.H < 64]
+    few = [case for case in check.cases() if case.H < 64][::3]  # single steps and packed sequences
     monkeypatch.setattr(check, "cases", lambda: few)
     with torch.device("cpu"):  # a user's default device, not that of the tests
         row = check.checked("cuda", dtype)
