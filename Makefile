@@ -44,7 +44,8 @@ requires := import re; \
     line = re.search("^requires = .*", open("pyproject.toml").read(), re.MULTILINE); \
     print(*map(repr, re.findall("\"([^\"]+)\"", line[0])))
 build_tools = $(shell $(PYTHON) -c '$(requires)')
-sources := $(shell find csrc -not -name __pycache__ -not -name "*.pyc")# with the folders, so that a removed file is a change
+# With the folders, so that a removed file is a change.
+sources := $(shell find csrc -not -name __pycache__ -not -name "*.pyc")
 formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) \
     $(wildcard bench/*.cpp tests/adding_a_cell/*.h tests/barrier/*.cpp tests/mutations/*.cu) \
     $(wildcard tests/vgpu/runtime/*.h tests/vgpu/runtime/*.cpp tests/vgpu/tests/*/*.cu)
@@ -56,8 +57,8 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Packages outside the environment are not used.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all matrix wheels bench docs lint \
-    columns clean FORCE
+.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all matrix wheels bench docs \
+    lint columns clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)

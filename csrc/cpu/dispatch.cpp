@@ -14,9 +14,9 @@
 
 namespace fastrnn {
 
-// csrc/build.py, which compiles the kernels, defines FASTRNN_FOR_EACH_ISA(X): X(isa, others) for each
-// instruction set, from the narrowest to the widest. `others` is the set whose kernels it uses for
-// every type but bfloat16.
+// csrc/build.py defines FASTRNN_FOR_EACH_ISA(X): X(isa, others) for each instruction set that it
+// compiles, from the narrowest to the widest. `others` is the set whose kernels it uses for every
+// type but bfloat16.
 #define FASTRNN_DECLARE(isa, others)             \
     namespace isa {                              \
     extern const cpu::Kernel kernels_float32[];  \

@@ -2,8 +2,8 @@
 // Vectors have the native width of the instruction set this file is compiled for; with any other
 // width the compiler's code is a fraction as fast.
 //
-// The kernels live in a namespace of their instruction set (FASTRNN_ISA, which csrc/build.py defines),
-// so that the linker cannot merge two differently compiled copies of a function.
+// The kernels live in a namespace of their instruction set, FASTRNN_ISA, so that the linker cannot
+// merge two differently compiled copies of a function.
 #pragma once
 #include <stdint.h>
 #include <string.h>
