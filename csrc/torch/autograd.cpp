@@ -102,11 +102,21 @@ struct Formula {
     }
 };
 
+// as_step for any tensor, also in double backward and in a compiled graph.
+Tensor any_as_step(Tensor t) {
+    if (!t.defined()) return t;
+    if (!at::GradMode::is_enabled() && only_default_keys_active() && has_only_default_keys(t))
+        return as_step(t);
+    while (t.dim() < 3) t = t.unsqueeze(0);
+    return t;
+}
+
 // The gradients without the dispatcher, where no mode or transform has to see a call of the
-// operator. A call of fast_path.cpp may have undefined states, which the operator refuses.
+// operator. A call of fast_path.cpp may have undefined states, which the operator refuses. Autocast
+// has no rule for the operator.
 std::optional<BackwardResult> without_dispatch(const BackwardCall& call) {
-    bool ordinary = !at::GradMode::is_enabled() && only_default_keys_active() &&
-                    !autocast_enabled() && !are_of_models(call.weights);
+    bool ordinary =
+        !at::GradMode::is_enabled() && only_default_keys_active() && !are_of_models(call.weights);
     for (const Tensor* t : {&call.input, &call.hidden, &call.saved, &call.c, &call.dropout_mask})
         ordinary = ordinary && has_only_default_keys(*t);
     for (const OptionalTensor* t : {&call.grad_output, &call.grad_h_n, &call.grad_c_n})
@@ -125,15 +135,18 @@ std::optional<BackwardResult> without_dispatch(const BackwardCall& call) {
 }
 
 // The derivative of `forward`. in: input, h0, c0, weights. kept: hidden, saved, c, dropout_mask.
+// The node of a cell has the cell's input, states and gradients (attach_backward).
 constexpr Formula of_forward{
     "FastrnnBackward",
     [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
+        const bool of_cell = !s.sizes.defined() && s.in[0].dim() < 3;
+        const auto shaped = [&](const Tensor& t) { return of_cell ? any_as_step(t) : t; };
         BackwardCall call{.grad_output = optional(grads[0]),
-                          .grad_h_n = optional(grads[1]),
-                          .grad_c_n = optional(grads[2]),
-                          .input = s.in[0],
-                          .h0 = s.in[1],
-                          .c0 = optional(s.in[2]),
+                          .grad_h_n = optional(shaped(grads[1])),
+                          .grad_c_n = optional(shaped(grads[2])),
+                          .input = shaped(s.in[0]),
+                          .h0 = shaped(s.in[1]),
+                          .c0 = optional(shaped(s.in[2])),
                           .weights = {s.in.begin() + 3, s.in.end()},
                           .batch_sizes = optional(s.sizes),
                           .options = s.options,
@@ -143,7 +156,8 @@ constexpr Formula of_forward{
                           .dropout_mask = s.kept[3],
                           .wanted = needed};
         std::optional<BackwardResult> found = without_dispatch(call);
-        if (!found) {
+        const bool dispatched = !found;
+        if (dispatched) {
             if (!call.h0.defined()) {
                 const auto zeros = [&](int64_t width) {
                     return at::zeros(
@@ -159,6 +173,12 @@ constexpr Formula of_forward{
         auto& [grad_input, grad_h0, grad_c0, grad_weights] = *found;
         variable_list result = {grad_input, grad_h0, grad_c0};
         result.insert(result.end(), grad_weights.begin(), grad_weights.end());
+        for (size_t i = 0; of_cell && i < 3; ++i) {
+            if (!needed[i]) continue;
+            if (!dispatched)  // a new tensor, nobody else's
+                result[i].unsafeGetTensorImpl()->set_sizes_contiguous(s.in[i].sizes());
+            while (result[i].dim() > s.in[i].dim()) result[i] = result[i].squeeze(0);
+        }
         return result;
     },
     /*traceable=*/true};
@@ -195,8 +215,10 @@ std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
     const int64_t directions = a.options.directions();
     const size_t each = a.weights.size() / (a.options.num_layers * directions);
     // W_hh takes gradients from a step to the one before it, or to h0.
-    const bool one_step = !a.batch_sizes && a.input.dim() == 3 &&
-                          a.input.sym_size(0).maybe_as_int() == std::optional<int64_t>(1);
+    const bool one_step =
+        !a.batch_sizes &&
+        (a.input.dim() < 3 ||
+         (a.input.dim() == 3 && a.input.sym_size(0).maybe_as_int() == std::optional<int64_t>(1)));
     const bool needs_hh = !one_step || (a.h0.defined() && a.h0.requires_grad());
     bool trains_ih = false, trains_hh = false;  // of the first layer; of any
     for (size_t i = 0; i < a.weights.size(); i += each) {
@@ -230,6 +252,8 @@ struct NetworkNode : public torch::autograd::Node {
     void connect(const variable_list& variables, const std::vector<bool>& read = {}) {
         const bool hooked = !at::SavedTensorDefaultHooks::get_tls_state().stack.empty();
         torch::autograd::edge_list edges;
+        edges.reserve(variables.size());
+        in_.reserve(variables.size());
         for (size_t i = 0; i < variables.size(); ++i) {
             const Tensor& t = variables[i];
             unread_.push_back(read.empty() || read[i] || hooked ? Tensor() : t);
@@ -242,6 +266,7 @@ struct NetworkNode : public torch::autograd::Node {
     }
 
     void keep(std::initializer_list<Tensor> tensors) {
+        kept_.reserve(tensors.size());
         for (const Tensor& t : tensors) kept_.emplace_back(t, /*is_output=*/false);
     }
 

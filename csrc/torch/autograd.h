@@ -9,7 +9,9 @@ namespace fastrnn {
 bool needs_gradient(const Arguments& arguments);
 
 // Makes output, h_n and c_n (undefined for a cell without c) of `result` differentiable with
-// respect to the arguments' tensors. `result` must hold what forward saves for backward.
+// respect to the arguments' tensors. `result` must hold what forward saves for backward. The input
+// and the states may also be those of a cell, [B, W] or [W] instead of [1, B, W]; then h_n and c_n
+// are of that shape too, and output is undefined.
 void attach_backward(const Arguments& arguments, ForwardResult& result);
 
 }  // namespace fastrnn

@@ -54,4 +54,13 @@ bool has_only_default_keys(const at::Tensor& t) {
     return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
 }
 
+at::Tensor as_step(const at::Tensor& t) {
+    at::DimVector sizes(3 - t.dim(), 1), strides(3 - t.dim(), t.numel());
+    sizes.append(t.sizes().begin(), t.sizes().end());
+    strides.append(t.strides().begin(), t.strides().end());
+    auto impl = t.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(), false);
+    impl->set_sizes_and_strides(sizes, strides);
+    return at::Tensor(std::move(impl));
+}
+
 }  // namespace fastrnn

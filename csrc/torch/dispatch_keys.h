@@ -12,4 +12,9 @@ bool autocast_enabled();
 // no tangent.
 bool has_only_default_keys(const at::Tensor& tensor);
 
+// A tensor of a cell, [B, W] or [W], in the shape of a network of one step, [1, B, W]: without the
+// dispatcher, for a tensor with only default keys. Only to be read: neither autograd nor the
+// version counter of `tensor` knows the result.
+at::Tensor as_step(const at::Tensor& tensor);
+
 }  // namespace fastrnn

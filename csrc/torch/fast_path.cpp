@@ -10,7 +10,6 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 #include <pybind11/stl.h>
@@ -191,40 +190,34 @@ bool is_short(const Problem& p) {
            p.rows * p.cell.gates * p.hidden * sizes < cpu::worth_a_thread;
 }
 
-// The results of a network, or nothing if an argument is invalid: the operator raises the error.
-// states_alone: whether the caller reads only the states, so that the output may share h_n's
-// memory.
-std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool recompute,
-                                 bool states_alone = false) {
-    const bool differentiable = needs_gradient(arguments);
-    ForwardResult result;
-    {
-        at::AutoDispatchBelowADInplaceOrView below_autograd;
-        RECORD_FUNCTION("fastrnn::forward", std::vector<c10::IValue>());
-        Problem problem;
-        try {
-            problem = check(arguments);
-        } catch (const std::exception&) {
-            return std::nullopt;
-        }
-        std::optional<py::gil_scoped_release> no_gil;
-        if (!is_short(problem)) no_gil.emplace();
-        result = states_alone && !differentiable ? forward_step(arguments, problem)
-                                                 : forward(arguments, problem, train,
-                                                           !differentiable ? Keep::nothing
-                                                           : recompute     ? Keep::outputs
-                                                                           : Keep::gates);
+// The results of a network, not yet differentiable, or nothing if an argument is invalid: the
+// operator raises the error. states_alone: whether the caller reads only the states, so that the
+// output may share h_n's memory.
+std::optional<ForwardResult> computed(const Arguments& arguments, bool train, Keep keep,
+                                      bool states_alone = false) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    RECORD_FUNCTION("fastrnn::forward", std::vector<c10::IValue>());
+    Problem problem;
+    try {
+        problem = check(arguments);
+    } catch (const std::exception&) {
+        return std::nullopt;
     }
-    if (differentiable) attach_backward(arguments, result);
-    return result;
+    std::optional<py::gil_scoped_release> no_gil;
+    if (!is_short(problem)) no_gil.emplace();
+    return states_alone && keep == Keep::nothing ? forward_step(arguments, problem)
+                                                 : forward(arguments, problem, train, keep);
 }
 
-// Tensor::reshape, but faster for a contiguous tensor while grad mode is off.
-Tensor reshaped(const Tensor& t, at::IntArrayRef shape) {
-    if (!t.is_contiguous() || at::GradMode::is_enabled()) return t.reshape(shape);
-    auto impl = t.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(), false);
-    impl->set_sizes_contiguous(shape);
-    return Tensor(std::move(impl));
+// The results of a network, or nothing if an argument is invalid.
+std::optional<ForwardResult> run(const Arguments& arguments, bool train, bool recompute) {
+    const bool differentiable = needs_gradient(arguments);
+    auto result = computed(arguments, train,
+                           !differentiable ? Keep::nothing
+                           : recompute     ? Keep::outputs
+                                           : Keep::gates);
+    if (result && differentiable) attach_backward(arguments, *result);
+    return result;
 }
 
 py::object wrap(Tensor t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(t)); }
@@ -360,30 +353,28 @@ py::object network(const py::tuple& network, py::handle input, py::handle hx, py
 }
 
 // A step of rows [B, I] or of one [I], from states of the same form: the new h, or (h, c), or None.
-py::object run_step(const std::string& cell, const CellInfo& info, Tensor x, Tensor h0,
-                    OptionalTensor c0, at::TensorList weights, bool has_biases) {
+py::object run_step(const std::string& cell, const CellInfo& info, const Tensor& x,
+                    const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                    bool has_biases) {
     if (x.dim() < 1 || x.dim() > 2 || h0.dim() != x.dim() || (c0 && c0->dim() != x.dim()))
         return py::none();
-    // As a layer's: [1, B, ...].
-    const int64_t batch = x.dim() == 2 ? x.size(0) : 1;
-    const auto as_step = [&](const Tensor& t) { return reshaped(t, {1, batch, t.size(-1)}); };
-    if (x.dim() == 2 && (h0.size(0) != batch || (c0 && c0->size(0) != batch))) return py::none();
-    const at::DimVector shape(h0.sizes());
-    x = as_step(x), h0 = as_step(h0);
-    if (c0) c0 = as_step(*c0);
     const Options options{.cell = cell, .has_biases = has_biases, .num_layers = 1};
-    const OptionalTensor no_batch_sizes;
-    auto r = run({options, x, h0, c0, weights, no_batch_sizes}, /*train=*/false,
-                 /*recompute=*/false, /*states_alone=*/true);
+    const OptionalTensor no_batch_sizes, c0_step = c0 ? OptionalTensor(as_step(*c0)) : c0;
+    const Arguments arguments{options, x, h0, c0, weights, no_batch_sizes};
+    const bool differentiable = needs_gradient(arguments);
+    auto r = computed({options, as_step(x), as_step(h0), c0_step, weights, no_batch_sizes},
+                      /*train=*/false, differentiable ? Keep::gates : Keep::nothing,
+                      /*states_alone=*/true);
     if (!r) return py::none();
-    const auto result = [&](const Tensor& t) {
-        // No view to autograd, as torch's cells return none.
-        if (t.requires_grad()) return wrap(at::_unsafe_view(t, shape));
-        t.unsafeGetTensorImpl()->set_sizes_contiguous(shape);  // a new tensor, nobody else's
-        return wrap(t);
-    };
-    if (!info.has_c) return result(r->h_n);
-    return py::make_tuple(result(r->h_n), result(r->c_n));
+    // New tensors, nobody else's. No views to autograd, as torch's cells return none.
+    for (Tensor* t : {&r->h_n, &r->c_n})
+        if (t->defined()) t->unsafeGetTensorImpl()->set_sizes_contiguous(h0.sizes());
+    if (differentiable) {
+        r->output.reset();
+        attach_backward(arguments, *r);
+    }
+    if (!info.has_c) return wrap(r->h_n);
+    return py::make_tuple(wrap(r->h_n), wrap(r->c_n));
 }
 
 // RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.

@@ -82,6 +82,17 @@ char* mutable_slice(const Tensor& t, int64_t i) {
     return static_cast<char*>(t.mutable_data_ptr()) + i * t.stride(0) * t.element_size();
 }
 
+// Where t[i][j] begins.
+const char* const_slice(const Tensor& t, int64_t i, int64_t j) {
+    const char* first = const_slice(t, i);
+    return first ? first + j * t.stride(1) * t.element_size() : nullptr;
+}
+
+char* mutable_slice(const Tensor& t, int64_t i, int64_t j) {
+    char* first = mutable_slice(t, i);
+    return first ? first + j * t.stride(1) * t.element_size() : nullptr;
+}
+
 Weights weights_of(const Problem& p, const std::vector<Tensor>& all, int64_t layer,
                    int64_t direction) {
     const Tensor* w = all.data() + (layer * p.directions + direction) * p.weights_per_layer;
@@ -198,8 +209,8 @@ struct Gates {
             direction.h_n = mutable_slice(h_n, d);
             direction.c_n = mutable_slice(c_n, d);
             direction.output = mutable_slice(output, 0) + d * p.recurrent * output.element_size();
-            direction.saved = saved[d].data_ptr();
-            direction.c = c[d].data_ptr();
+            direction.saved = mutable_slice(saved, d);
+            direction.c = mutable_slice(c, d);
         }
         device.forward(task);
     }
@@ -277,8 +288,8 @@ void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResul
             if (layer + 1 == p.layers && !last)
                 direction.output_copy = mutable_slice(r.output, 0) + first;
             if (keep == Keep::gates) {
-                direction.saved = r.saved[layer][d].data_ptr();
-                direction.c = r.c[layer][d].data_ptr();
+                direction.saved = mutable_slice(r.saved, layer, d);
+                direction.c = mutable_slice(r.c, layer, d);
             }
         }
         device.forward(task);
@@ -307,9 +318,10 @@ ForwardResult forward_step(const Arguments& a, const Problem& p) {
 BackwardResult gradients_of(const Arguments& a, const Problem& p, const std::vector<bool>& wanted) {
     const auto options = a.input.options().memory_format(std::nullopt).dtype(gradient_dtype(p));
     const auto make = [&](bool yes, const Tensor& like) {
-        return allocate(yes && like.defined() ? like.sizes() : at::IntArrayRef{0}, options);
+        return yes && like.defined() ? allocate(like.sizes(), options) : Tensor();
     };
     std::vector<Tensor> grad_weights;
+    grad_weights.reserve(a.weights.size());
     for (size_t i = 0; i < a.weights.size(); ++i)
         grad_weights.push_back(make(wanted[3 + i], a.weights[i]));
     return {make(wanted[0], a.input), make(wanted[1], a.h0),
@@ -320,8 +332,11 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
               const OutputGradients& gradients, const BackwardResult& result) {
     const auto& [grad_input, grad_h0, grad_c0, grad_weights] = result;
     if (p.batch == 0) {
-        for (const Tensor* g : {&grad_input, &grad_h0, &grad_c0}) g->zero_();
-        for (const Tensor& g : grad_weights) g.zero_();
+        const auto clear = [](const Tensor& g) {
+            if (g.defined()) g.zero_();
+        };
+        for (const Tensor* g : {&grad_input, &grad_h0, &grad_c0}) clear(*g);
+        for (const Tensor& g : grad_weights) clear(g);
         return;
     }
     const Device& device = device_for(p.device);
@@ -341,15 +356,12 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
 
     for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
         const Tensor mask = mask_of(masks, layer);
-        const Tensor input = layer > 0 ? dropped(hidden[layer - 1], mask, a.options.dropout)
-                                       : a.input.reshape({p.rows, p.input}).contiguous();
-        const Tensor out = hidden[layer];
+        const Tensor input =
+            layer > 0 ? dropped(hidden[layer - 1], mask, a.options.dropout) : a.input.contiguous();
         std::optional<Gates> again;
         if (recomputes(kept))
             again.emplace(device, p, forward_layer(p, rows.sequence, weights, input, h0, c0, layer),
                           options.dtype(p.dtype));
-        const Tensor layer_saved = again ? again->saved : saved[layer],
-                     layer_c = again ? again->c : c[layer];
         const Tensor grad_below = layer > 0 ? allocate({p.rows, width}, options) : grad_input;
         BackwardLayer task{layer_of(p, rows.sequence, layer)};
         task.input = input.const_data_ptr();
@@ -363,10 +375,9 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
             direction.weights = weights_of(p, weights, layer, d);
             direction.h0 = const_slice(h0, state);
             direction.c0 = const_slice(c0, state);
-            direction.output = static_cast<const char*>(out.const_data_ptr()) +
-                               d * p.recurrent * out.element_size();
-            direction.saved = layer_saved[d].const_data_ptr();
-            direction.c = layer_c[d].const_data_ptr();
+            direction.output = const_slice(hidden, layer) + d * p.recurrent * hidden.element_size();
+            direction.saved = again ? const_slice(again->saved, d) : const_slice(saved, layer, d);
+            direction.c = again ? const_slice(again->c, d) : const_slice(c, layer, d);
             if (grad_output.defined())
                 direction.grad_output = static_cast<char*>(grad_output.data_ptr()) +
                                         d * p.recurrent * grad_output.element_size();
@@ -387,9 +398,13 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
 }
 
 BackwardResult in_their_dtype(const Problem& p, BackwardResult result) {
+    if (gradient_dtype(p) == p.dtype) return result;
+    const auto round = [&](Tensor& g) {
+        if (g.defined()) g = g.to(p.dtype);
+    };
     auto& [grad_input, grad_h0, grad_c0, grad_weights] = result;
-    for (Tensor* g : {&grad_input, &grad_h0, &grad_c0}) *g = g->to(p.dtype);
-    for (Tensor& g : grad_weights) g = g.to(p.dtype);
+    for (Tensor* g : {&grad_input, &grad_h0, &grad_c0}) round(*g);
+    for (Tensor& g : grad_weights) round(g);
     return result;
 }
 

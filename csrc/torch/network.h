@@ -28,7 +28,7 @@ ForwardResult forward(const Arguments& arguments, const Problem& problem, bool t
 ForwardResult forward_step(const Arguments& arguments, const Problem& problem);
 
 // Gradients of input, h0, c0 and the weights. `wanted` has a flag for each in this order; a
-// gradient that is not wanted is empty.
+// gradient that is not wanted is undefined.
 BackwardResult backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
                         const OutputGradients& gradients, const std::vector<bool>& wanted);
 
@@ -48,7 +48,7 @@ void forward(const Arguments& arguments, const Problem& problem, Keep keep,
 void backward(const Arguments& arguments, const Problem& problem, const Kept& kept,
               const OutputGradients& gradients, const BackwardResult& result);
 
-// The gradients as the operator returns them.
+// The gradients in the dtype of the arguments.
 BackwardResult in_their_dtype(const Problem& problem, BackwardResult result);
 
 // Those of a layer's forward pass and of its backward pass. Nothing is computed.

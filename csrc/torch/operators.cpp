@@ -45,6 +45,17 @@ void forward(const c10::OperatorHandle&, Stack* stack) {
     push(*stack, r);
 }
 
+// The operator returns tensors: empty ones for gradients that are not wanted.
+BackwardResult without_undefined(BackwardResult result, const Tensor& input) {
+    const auto fill = [&](Tensor& g) {
+        if (!g.defined()) g = at::empty({0}, input.options());
+    };
+    auto& [grad_input, grad_h0, grad_c0, grad_weights] = result;
+    for (Tensor* g : {&grad_input, &grad_h0, &grad_c0}) fill(*g);
+    for (Tensor& g : grad_weights) fill(g);
+    return result;
+}
+
 void backward(const c10::OperatorHandle&, Stack* stack) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const BackwardCall call = BackwardCall::pop(*stack);
@@ -55,14 +66,17 @@ void backward(const c10::OperatorHandle&, Stack* stack) {
     TORCH_CHECK_VALUE(call.wanted.size() == 3 + call.weights.size(), "wanted has ",
                       call.wanted.size(), " elements, expected ", 3 + call.weights.size(),
                       ": one for input, h0, c0 and each weight");
+    const auto push_all = [&](BackwardResult result) {
+        push(*stack, without_undefined(std::move(result), call.input));
+    };
     if (are_of_models(call.weights)) {
-        push(*stack, backward_models(arguments, kept, gradients, call.wanted));
+        push_all(backward_models(arguments, kept, gradients, call.wanted));
         return;
     }
     const Problem problem = check(arguments);
     check_kept(arguments, problem, kept);
     check_gradients(arguments, problem, gradients);
-    push(*stack, fastrnn::backward(arguments, problem, kept, gradients, call.wanted));
+    push_all(fastrnn::backward(arguments, problem, kept, gradients, call.wanted));
 }
 
 // For all devices: the checks come first, and then an error names a device without kernels.
