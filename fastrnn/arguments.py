@@ -70,12 +70,16 @@ def cell_states(cell: str, input: Tensor, hx: Any, *weights: Tensor | None) -> S
     """The states in the arguments of torch.lstm_cell and its like: h [B, H], and c of an LSTM.
 
     Raises:
-        TypeError, RuntimeError: as torch does where the states are not tensors, two for an LSTM.
+        TypeError, RuntimeError: as torch does where the states are not tensors, two for an LSTM, or
+            a weight is no tensor.
     """
     states = (hx,) if isinstance(hx, Tensor) else hx
-    if not _are_states(cell, states):
+    if not _are_states(cell, states) or not all(
+        isinstance(w, Tensor) or (w is None and i > 1) for i, w in enumerate(weights)
+    ):
         raise_as_torch(getattr(torch, f"{cell}_cell"), input, hx, *weights)
-        raise RuntimeError(f"{cell}_cell expects {'two hidden states' if cell == 'lstm' else 'hx'}")
+        count = "two hidden states" if cell == "lstm" else "hx"
+        raise RuntimeError(f"{cell}_cell expects {count} and weights that are tensors")
     return states
 
 

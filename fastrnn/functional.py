@@ -314,6 +314,16 @@ def _cell_results(
     return (h, *c) if c else h
 
 
+def call_cell(name: str, input: Tensor, hx: Any, weights: Sequence[Any]) -> Any:
+    """What torch's forward does after its checks, with weights that were already read."""
+    function = globals()[f"{name}_cell"]
+    if input.dim() == 2:
+        return function(input, hx, *weights)
+    h0, *c0 = (s.unsqueeze(0) for s in (hx if isinstance(hx, tuple | list) else [hx]))
+    result = function(input.unsqueeze(0), (h0, *c0) if c0 else h0, *weights)
+    return tuple(s.squeeze(0) for s in result) if c0 else result.squeeze(0)
+
+
 def lstm_cell(
     input: Tensor,
     hx: Sequence[Tensor],

@@ -86,7 +86,7 @@ _STEPS = (
 def _overrides_steps(cls: type[nn.Module]) -> bool:
     """Whether a user's subclass overrides one of them. C++ looks for those set on the instance."""
     classes: Any = _CLASSES  # mypy takes the classes of modules for unhashable
-    if cls in classes:
+    if cls in classes or not issubclass(cls, nn.RNNBase):  # cells have none of them
         return False
     # The base is fastrnn's class or, for layers that keep their types, torch's.
     base: Any = next(base for base in cls.__mro__ if base in classes)

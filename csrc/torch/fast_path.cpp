@@ -1,10 +1,11 @@
 // The fast path. A small layer runs in a few microseconds. torch's dispatcher takes as long, the
 // Python code of torch's layers three times as long, and an autograd Function in Python ten times
 // as long. A module therefore calls the kernels from here if the tensors are ordinary ones on the
-// CPU or a GPU and no autocast, tracer, mode or transform is active. Otherwise, and for all invalid
-// arguments, these functions return None. The module then runs torch's forward code, which calls
-// fastrnn.functional. Its functions try the fast path once more before they call the operator: for
-// packed data, with parametrized weights, and under autocast.
+// CPU or a GPU and no tracer, mode or transform is active; a layer only without autocast.
+// Otherwise, and for all invalid arguments, these functions return None. The module then runs
+// torch's forward code, which calls fastrnn.functional. Its functions try the fast path once more
+// before they call the operator: for packed data, and for layers with parametrized weights and
+// under autocast.
 #include "fast_path.h"
 
 #include <ATen/autocast_mode.h>
@@ -377,42 +378,6 @@ py::object run_step(const std::string& cell, const CellInfo& info, const Tensor&
     return py::make_tuple(wrap(r->h_n), wrap(r->c_n));
 }
 
-// RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.
-py::object one_step(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
-    const CellInfo* info = find_info(cell);
-    const Names& name = names();
-    Attributes attributes(module);
-    if (!info || !only_default_keys_active() || autocast_enabled() ||
-        !is_ordinary_tensor(input.ptr()))
-        return py::none();
-    PyObject* parameters = attributes.get(name.parameters);
-    const bool bias = attributes.flag(name.bias);
-    const int64_t inputs = attributes.number(name.input_size),
-                  hidden = attributes.number(name.hidden_size);
-    if (!attributes.complete() || !PyDict_Check(parameters)) return py::none();
-    WeightList weights;
-    for (const Name* one : {&name.weight_ih, &name.weight_hh, &name.bias_ih, &name.bias_hh}) {
-        if (weights.size() == 2 && !bias) break;
-        PyObject* weight = found(parameters, *one);
-        if (!is_ordinary_tensor(weight)) return py::none();
-        weights.push_back(THPVariable_Unpack(weight));
-    }
-    Tensor x = THPVariable_Unpack(input.ptr()), h0;
-    OptionalTensor c0;
-    if (x.dim() < 1 || x.size(-1) != inputs) return py::none();
-    if (hx.is_none()) {
-        at::DimVector size(x.sizes());
-        size.back() = hidden;
-        h0 = at::zeros(size, x.options());
-        if (info->has_c) c0 = h0;
-    } else if (!read_states(hx, info->has_c, h0, c0)) {
-        return py::none();
-    }
-    if (h0.dim() < 1 || h0.size(-1) != hidden || (c0 && (c0->dim() < 1 || c0->size(-1) != hidden)))
-        return py::none();
-    return run_step(cell, *info, std::move(x), std::move(h0), std::move(c0), weights, bias);
-}
-
 // torch.lstm_cell and its like: the new h, or (h, c), or None.
 py::object step(const std::string& cell, py::handle input, py::handle hx, py::handle params,
                 py::handle dtype) {
@@ -422,6 +387,67 @@ py::object step(const std::string& cell, py::handle input, py::handle hx, py::ha
     if (given.weights.size() != 2 && given.weights.size() != 4) return py::none();
     return run_step(cell, *info, given.x, given.h0, given.c0, given.weights,
                     given.weights.size() == 4);
+}
+
+// The dtype that autocast computes a cell in, or None.
+py::object autocast_dtype(const std::string& cell, bool has_c, py::handle input, py::handle hx,
+                          const py::tuple& weights) {
+    static const py::handle dtypes =
+        py::object(py::module_::import("fastrnn.autocast").attr("dtypes")).release();
+    const auto states =
+        has_c ? py::reinterpret_borrow<py::object>(hx) : py::object(py::make_tuple(hx));
+    const auto params = py::reinterpret_steal<py::tuple>(
+        PyTuple_GetSlice(weights.ptr(), 0, weights[2].is_none() ? 2 : 4));
+    return py::tuple(dtypes(cell, /*padded=*/false, input, states, params))[0];
+}
+
+// RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.
+py::object one_step(const std::string& cell, py::handle module, py::handle input, py::object hx) {
+    const CellInfo* info = find_info(cell);
+    const Names& name = names();
+    Attributes attributes(module);
+    if (!info || !only_default_keys_active() || !is_ordinary_tensor(input.ptr())) return py::none();
+    const auto parameters = py::reinterpret_borrow<py::object>(attributes.get(name.parameters));
+    const int64_t inputs = attributes.number(name.input_size),
+                  hidden = attributes.number(name.hidden_size);
+    if (!attributes.complete() || !PyDict_Check(parameters.ptr())) return py::none();
+    const Tensor& x = THPVariable_Unpack(input.ptr());
+    if (x.dim() < 1 || x.dim() > 2 || x.size(-1) != inputs) return py::none();
+    at::DimVector size(x.sizes());
+    size.back() = hidden;
+    if (hx.is_none()) {
+        const py::object zeros = wrap(at::zeros(size, x.options()));
+        hx = info->has_c ? py::make_tuple(zeros, zeros) : zeros;
+    } else {
+        Tensor h0;
+        OptionalTensor c0;
+        if (!read_states(hx, info->has_c, h0, c0) || h0.sizes() != size ||
+            (c0 && c0->sizes() != size))
+            return py::none();
+    }
+    // A weight that is no parameter is an attribute. Where it is parametrized, reading it runs the
+    // user's code: last, as in torch's forward, and once, so the call can't start again.
+    py::tuple weights(4);
+    bool ordinary = true, were_computed = false;
+    size_t i = 0;
+    for (const Name* one : {&name.weight_ih, &name.weight_hh, &name.bias_ih, &name.bias_hh}) {
+        auto weight = py::reinterpret_borrow<py::object>(found(parameters.ptr(), *one));
+        if (!weight) {
+            weight = py::reinterpret_steal<py::object>(PyObject_GetAttr(module.ptr(), one->object));
+            if (!weight) throw py::error_already_set();
+            were_computed = true;
+        }
+        ordinary = ordinary && (weight.is_none() ? i > 1 : is_ordinary_tensor(weight.ptr()));
+        weights[i++] = std::move(weight);
+    }
+    if (ordinary) {
+        const py::object dtype =
+            autocast_enabled() ? autocast_dtype(cell, info->has_c, input, hx, weights) : py::none();
+        py::object result = step(cell, input, hx, weights, dtype);
+        if (!result.is_none()) return result;
+    }
+    if (!were_computed) return py::none();
+    return py::module_::import("fastrnn.functional").attr("call_cell")(cell, input, hx, weights);
 }
 
 }  // namespace
