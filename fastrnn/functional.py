@@ -96,7 +96,7 @@ def _layer(
 ) -> Any:
     if _modes_active():
         function = getattr(recomputing, cell) if recompute else globals()[cell]
-        return torch.overrides.handle_torch_function(function, (), *args, **kwargs)
+        return _C.call_mode(function, args, kwargs)
     arguments = bind_layer(cell, args, kwargs)
     data: Tensor = arguments["data"] if "data" in arguments else arguments["input"]
     batch_sizes: Tensor | None = arguments.get("batch_sizes")
@@ -270,7 +270,7 @@ def _cell(
     if not torch.compiler.is_compiling():
         if torch._C._is_torch_function_mode_enabled():
             function = globals()[f"{name}_cell"]
-            return torch.overrides.handle_torch_function(function, (), input, hx, *weights)
+            return _C.call_mode(function, (input, hx, *weights), {})
         results = _C.step(name, input, hx, weights, None)
         if results is None:  # the node of a graph that is being traced, or None
             results = call_of_function(globals()[f"{name}_cell"], input, hx, *weights)

@@ -310,3 +310,42 @@ def test_a_cell_is_one_node(kind):
     assert node.name() == "FastrnnBackward"
     leaves = [n.variable for n, _ in node.next_functions if n is not None]
     assert all(a is b for a, b in zip(leaves, [*given, *cell.parameters()], strict=True))
+
+
+# ---- function modes ------------------------------------------------------------------------------
+
+
+class Named(TorchFunctionMode):
+    """Passes calls on, and answers those of a cell's function by `answer` if it is given."""
+
+    def __init__(self, name, log, answer=None):
+        super().__init__()
+        self.name, self.log, self.answer = name, log, answer
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = function.__name__
+        self.log.append((self.name, name, len(args), kwargs or {}))
+        if self.answer and name.endswith("_cell"):
+            return self.answer()
+        return function(*args, **(kwargs or {}))
+
+
+def refuse():
+    raise KeyError("the user's")
+
+
+@pytest.mark.parametrize("answer", [None, refuse, lambda: NotImplemented, lambda: 7])
+@pytest.mark.parametrize("kind", CELLS)
+def test_nested_function_modes(kind, answer):
+    """The inner mode is called first, and an answer or an error of the outer one is the result."""
+    found = []
+    for cell in cells(kind):
+        args, log = arguments(cell, 3), []
+        torch.manual_seed(1)
+        with Named("outer", log, answer), Named("inner", log):
+            found.append((result_or_error(lambda cell=cell, args=args: cell(*args)), log))
+    (ours, our_log), (theirs, their_log) = found
+    assert our_log == their_log
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, KeyError):
+        assert str(ours) == str(theirs)

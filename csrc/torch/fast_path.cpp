@@ -16,6 +16,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/utils/python_arg_parser.h>
 
 #include "../cpu/choices.h"
 #include "autograd.h"
@@ -450,6 +451,14 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     return py::module_::import("fastrnn.functional").attr("call_cell")(cell, input, hx, weights);
 }
 
+// What torch.overrides.handle_torch_function does for an active function mode.
+py::object call_mode(py::handle function, const py::tuple& args, const py::dict& kwargs) {
+    return py::reinterpret_steal<py::object>(torch::handle_torch_function_no_python_arg_parser(
+        {}, args.ptr(), kwargs.ptr(),
+        py::str(function.attr("__name__")).cast<std::string>().c_str(), function.ptr(),
+        "fastrnn.functional"));
+}
+
 }  // namespace
 
 NetworkValues read_network(const py::tuple& network) {
@@ -478,6 +487,10 @@ void bind_fast_path(py::module_& module) {
                "step(cell, input, hx, params, dtype): a step of torch.lstm_cell and its like, or "
                "None where "
                "the operators are needed.");
+    module.def(
+        "call_mode", torch::wrap_pybind_function(call_mode),
+        "call_mode(function, args, kwargs): a call of a function of fastrnn.functional by the "
+        "active function mode.");
     module.def("autocast_to", all_autocast_to,
                "Tensors in the dtype that autocast gives them, from its cache of weights.");
 }
