@@ -1,4 +1,4 @@
-"""Cells whose weights are computed at each call, cells under autocast, and gradients of cells."""
+"""Cells with weights that are computed at each call, under autocast, in autograd and modes."""
 
 import contextlib
 
@@ -127,6 +127,17 @@ def test_some_weights_are_computed(kind, names, only_fast_path):
     args = arguments(ours, 3)
     assert_same(ours(*args), theirs(*args))
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("keep_types", [False, True])
+@pytest.mark.parametrize("kind", CELLS)
+def test_parametrized_cells_are_accelerated(kind, keep_types, only_fast_path):
+    theirs = cells(kind)[1]
+    log = computed_by(theirs)
+    args = arguments(theirs, 3)
+    expected = theirs(*args)
+    assert_same(fastrnn.accelerate(theirs, keep_types=keep_types)(*args), expected)
+    assert log == WEIGHTS * 2
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -341,7 +352,6 @@ def test_nested_function_modes(kind, answer):
     found = []
     for cell in cells(kind):
         args, log = arguments(cell, 3), []
-        torch.manual_seed(1)
         with Named("outer", log, answer), Named("inner", log):
             found.append((result_or_error(lambda cell=cell, args=args: cell(*args)), log))
     (ours, our_log), (theirs, their_log) = found
