@@ -11,6 +11,7 @@ from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, pair, ragged, ra
 from torch import nn
 from torch.export import Dim, export
 from torch.nn.utils.rnn import PackedSequence
+from torch_features import needs_export_of_layers
 
 import fastrnn
 
@@ -44,6 +45,7 @@ def dynamic(layer):
     return T_AND_B, (B_OF_STATES,) * 2 if isinstance(layer, nn.LSTM) else B_OF_STATES
 
 
+@needs_export_of_layers
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers_of_any_length_and_batch(kind, options):
@@ -58,6 +60,7 @@ def test_layers_of_any_length_and_batch(kind, options):
             assert_same(module, layer, (torch.randn(T, B, 5), random_state(layer, B)))
 
 
+@needs_export_of_layers
 def test_strict_mode():
     layer, _ = pair("lstm", 5, 17)
     program = export(layer, (torch.randn(4, 3, 5),), dynamic_shapes=(T_AND_B,), strict=True)
@@ -89,6 +92,7 @@ class PackedInput(nn.Module):
         return output.data, last
 
 
+@needs_export_of_layers
 @pytest.mark.parametrize("kind", LAYERS)
 def test_packed_sequences_of_any_lengths(kind):
     layer, _ = pair(kind, 5, 17, bidirectional=True)
@@ -133,6 +137,7 @@ def run_in_new_process(load, path, model, folder):
     assert found.returncode == 0, found.stderr
 
 
+@needs_export_of_layers
 @loaded
 def test_saved_and_run_in_another_process(tmp_path):
     model, program = exported()
@@ -141,6 +146,7 @@ def test_saved_and_run_in_another_process(tmp_path):
     run_in_new_process(load, tmp_path / "model.pt2", model, tmp_path)
 
 
+@needs_export_of_layers
 @loaded
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a compiler")
@@ -155,6 +161,7 @@ def test_aotinductor_package_in_another_process(tmp_path):
     run_in_new_process(load, path, model, tmp_path)
 
 
+@needs_export_of_layers
 def test_exported_program_is_differentiable():
     """With the same gradients as the module."""
     layer, _ = pair("gru", 5, 17)
@@ -168,6 +175,7 @@ def test_exported_program_is_differentiable():
         assert torch.equal(a, b)
 
 
+@needs_export_of_layers
 @loaded
 def test_saved_program_contains_no_fastrnn_objects():
     """The archive refers to fastrnn only by the operator's name."""

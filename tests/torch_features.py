@@ -1,0 +1,28 @@
+"""What an old torch lacks, and says in other words, as docs/versions.md lists it.
+
+A test of something that torch lacks is skipped there, and runs from the version that brought it.
+"""
+
+import pytest
+import torch
+
+
+def needs(version: str, what: str) -> pytest.MarkDecorator:
+    """Skip a test before the version of torch that brought `what`."""
+    return pytest.mark.skipif(torch.__version__ < version, reason=f"torch {version} brought {what}")
+
+
+needs_compiled_packed = needs("2.7", "PackedSequence to Dynamo")
+needs_compiled_parametrization = needs("2.7", "weak references to Dynamo")
+needs_export_of_layers = needs("2.7", "torch.export of code that sets an attribute to tensors")
+needs_compiled_double_backward = needs("2.7", "create_graph to compiled autograd")
+
+# The words of Dynamo's errors.
+if torch.__version__ < "2.7":
+    NO_RNN = "graph breaks on RNN, GRU, LSTMs"
+    DISABLED = "DelayGraphBreakVariable"
+    RAISED = "Observed exception"
+else:
+    NO_RNN = "RNN, GRU, or LSTM|DelayGraphBreakVariable"
+    DISABLED = "disable"
+    RAISED = "Expected hidden size"
