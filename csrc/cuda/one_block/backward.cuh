@@ -1,7 +1,7 @@
 // The backward kernel of the one-block path: the loop of forward.cuh with W_hh transposed and the
 // steps reversed. What is multiplied are the gate gradients, and dh and dc stay in registers.
 #pragma once
-#include "../common/element.cuh"
+#include "../common/backward_steps.cuh"
 #include "block.cuh"
 #include "register_units.cuh"
 
@@ -40,15 +40,15 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
                                      (int64_t(gate) * H + row) * H + units.first(),
                                  H, H - row, units.count()};
     });
-    float dh[2][2] = {}, dc[2][2] = {};  // the running gradients: [row][unit]
+    BackwardState<2> states[2];  // [row]
     const int all_rows = block.rows_among(static_cast<int>(a.sequence.batch));
     block.for_each_row(all_rows, [&](int i, int row) {
         const int64_t at = int64_t(block.first_row + row) * H;
         const UnitPair<S> dh_n = units.load(row_at<S>(d.dh_n, at));
-        for (int u = 0; u < 2; ++u) dh[i][u] = widen(dh_n.of[u]);
+        for (int u = 0; u < 2; ++u) states[i].dh[u] = widen(dh_n.of[u]);
         if constexpr (Cell::has_c) {
             const UnitPair<S> dc_n = units.load(row_at<S>(d.dc_n, at));
-            for (int u = 0; u < 2; ++u) dc[i][u] = widen(dc_n.of[u]);
+            for (int u = 0; u < 2; ++u) states[i].dc[u] = widen(dc_n.of[u]);
         }
     });
     StepWindow window(a.sequence, blockIdx.z == 1);
@@ -67,47 +67,71 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
     prefetch(0, window[0], window[1]);
     prefetch(1, window[1], window[2]);
 
-    int rows_after = 0;  // rows alive in the step after, which was handled before
     int stage = 0;
-    // In one step more than there are, the gradients reach the initial state.
-    const int steps = static_cast<int>(a.sequence.steps);
-    for (int step = 0; step <= steps; ++step, stage = stage_after(stage, 1), window.advance(step)) {
-        const int rows = block.rows_among(window[0].count);
-        prefetch(stage_after(stage, 2), window[2],
-                 step_rows(a.sequence, blockIdx.z == 1, step + 3));
-        float sums[1][2][2] = {};  // [][unit][row]
-        if (rows_after > 0) block.multiply(weights, a.chunks, sums);
-        inputs.wait();
-        block.for_each_row(max(rows, rows_after), [&](int i, int row) {
-            if (row < rows_after)
-                for (int u = 0; u < 2; ++u) dh[i][u] += sums[0][u][i];
-            if (row >= rows) return;  // the row has reached its initial state
-            UnitPair<S> values[In::kinds];
-            for (int kind = 0; kind < In::kinds; ++kind)
-                values[kind] = inputs.values(stage, i, kind);
-            BackwardOutputs<Cell, S> out[2];
-            for (int u = 0; u < 2; ++u) {
-                const In in([&](int kind) { return values[kind].of[u]; });
-                dh[i][u] += widen(in.value[In::grad_output]);
-                out[u] = backward_element<Cell, S>(in, dh[i][u], dc[i][u]);
-            }
-            for (int g = 0; g < G; ++g)
-                block.put(row, g * gate_width, {widen(out[0].of_h(g)), widen(out[1].of_h(g))});
-            const int64_t at = window[0].first + block.first_row + row;
-            S* const to = static_cast<S*>(d.dgates) + at * (stored_gradients<Cell> * H);
-            out[0].for_each_stored([&](int k, int grad) {
-                units.store(to + k * H, UnitPair<S>{{out[0].dgates[grad], out[1].dgates[grad]}});
-            });
-            if (d.prev) units.store(static_cast<S*>(d.prev) + at * H, values[In::h_prev]);
-        });
-        block.end_step();
-        rows_after = rows;
-    }
+    float sums[1][2][2];  // [][unit][row]
+    struct Inputs {
+        UnitPair<S> of[In::kinds];
+        __device__ __forceinline__ S operator()(int kind, int u) const { return of[kind].of[u]; }
+    };
+    using Out = BackwardOutputs<Cell, S>;
+    backward_steps<Cell, S, 2, true>(
+        static_cast<int>(a.sequence.steps),
+        BackwardPath{
+            .tile_rows = one_block_rows,
+            .rows_of = [&](int) { return block.rows_among(window[0].count); },
+            .wait = [](int) {},
+            .begin =
+                [&](const BackwardTile& tile) {
+                    prefetch(stage_after(stage, 2), window[2],
+                             step_rows(a.sequence, blockIdx.z == 1, tile.step + 3));
+                    for (int u = 0; u < 2; ++u) sums[0][u][0] = sums[0][u][1] = 0;
+                    if (tile.rows_after > 0) block.multiply(weights, a.chunks, sums);
+                    inputs.wait();
+                },
+            .for_each_element = [&](const BackwardTile& tile,
+                                    const auto& f) { block.for_each_row(tile.all_rows(), f); },
+            .state = [&](int i, int) -> BackwardState<2>& { return states[i]; },
+            .add_product =
+                [&](const BackwardTile&, int i, int, float (&dh)[2]) {
+                    for (int u = 0; u < 2; ++u) dh[u] += sums[0][u][i];
+                },
+            .inputs =
+                [&](const BackwardTile&, int i, int) {
+                    Inputs values;
+                    for (int kind = 0; kind < In::kinds; ++kind)
+                        values.of[kind] = inputs.values(stage, i, kind);
+                    return values;
+                },
+            .publish =
+                [&](const BackwardTile&, int, int row, const Inputs& values, const Out(&out)[2]) {
+                    const int64_t at = window[0].first + (block.first_row + row);
+                    S* const to = static_cast<S*>(d.dgates) + at * (stored_gradients<Cell> * H);
+                    out[0].for_each_stored([&](int k, int grad) {
+                        units.store(to + k * H,
+                                    UnitPair<S>{{out[0].dgates[grad], out[1].dgates[grad]}});
+                    });
+                    for (int g = 0; g < G; ++g)
+                        block.put(row, g * gate_width,
+                                  {widen(out[0].of_h(g)), widen(out[1].of_h(g))});
+                    if (d.prev)
+                        units.store(static_cast<S*>(d.prev) + at * H, values.of[In::h_prev]);
+                },
+            .keep = [](const BackwardTile&, int, int, const BackwardState<2>&) {},
+            .multiply = [](const BackwardTile&) {},
+            .arrive = [&] { block.end_step(); },
+            .write = [](const BackwardTile&) {},
+            .next =
+                [&](int step) {
+                    stage = stage_after(stage, 1);
+                    window.advance(step + 1);
+                }});
     block.for_each_row(all_rows, [&](int i, int row) {
         const int64_t at = int64_t(block.first_row + row) * H;
-        units.store_each(static_cast<float*>(d.dh) + at, UnitPair<float>{{dh[i][0], dh[i][1]}});
+        units.store_each(static_cast<float*>(d.dh) + at,
+                         UnitPair<float>{{states[i].dh[0], states[i].dh[1]}});
         if constexpr (Cell::has_c)
-            units.store_each(static_cast<float*>(d.dc) + at, UnitPair<float>{{dc[i][0], dc[i][1]}});
+            units.store_each(static_cast<float*>(d.dc) + at,
+                             UnitPair<float>{{states[i].dc[0], states[i].dc[1]}});
     });
 }
 

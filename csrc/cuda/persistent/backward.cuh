@@ -2,12 +2,9 @@
 // and the steps reversed: blocks exchange gate gradients, of which each multiplies all with its
 // columns of W_hh; dh and dc are in shared memory. For float32 there is columns_backward.cuh.
 #pragma once
-#include "../common/element.cuh"
-#include "backward_prefetch.cuh"
+#include "backward_elements.cuh"
 #include "grid_barrier.cuh"
-#include "part.cuh"
 #include "register_tile.cuh"
-#include "tile_prefetch.cuh"
 
 namespace fastrnn::cuda {
 
@@ -16,6 +13,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     persistent_backward(const __grid_constant__ PersistentArguments<BackwardArrays> a) {
     using S = Stored<M>;
     using In = BackwardInputs<Cell, S>;
+    using Out = BackwardOutputs<Cell, S>;
     constexpr int G = Cell::gates;
     extern __shared__ float4 shared_memory[];
     const BackwardArrays& d = a.direction[blockIdx.z];
@@ -42,81 +40,79 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
         dh_states[part.state_at(row)] = load<S>(d.dh_n, at);
         if constexpr (Cell::has_c) dc_states[part.state_at(row)] = load<S>(d.dc_n, at);
     });
-    const auto prefetch = [&](int buffer, int step, int row0) {
-        prefetch_backward<In>(d, a.size, part, inputs, buffer, rows_at(a.sequence, in_order, step),
-                              rows_at(a.sequence, in_order, step + 1), row0, H);
-    };
-    // In one step more than there are, the gradients reach the initial state.
-    prefetch(0, 0, 0);
+    BackwardElements<Cell, S, decltype(part)> elements{a,         d,         part, inputs,
+                                                       dh_states, dc_states, H,    in_order};
+    elements.prefetch(0, 0, 0);
     const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
     barrier.arrive();
 
-    int rows_after = 0;  // rows alive in the step after, which was handled before
-    int buffer = 0;      // of `inputs`, for the current tile
-    for (int step = 0; step <= a.sequence.steps; ++step) {
-        const int rows = part.rows_among(rows_at(a.sequence, in_order, step).count),
-                  all_rows = max(rows, rows_after);
-        barrier.wait(step + 1);
-        for (int row0 = 0; row0 == 0 || row0 < all_rows; row0 += tile_rows, buffer ^= 1) {
-            const bool last = row0 + tile_rows >= all_rows;
-            part.rematerialize();
-            if (row0 < rows_after)
-                part.multiply(weights, exchange.of_step(step), width, row0, rows_after, sums);
-            inputs.wait();
-            __syncthreads();
-            part.rematerialize();
-            prefetch(buffer ^ 1, step + last, last ? 0 : row0 + tile_rows);
-            const auto write = [&](int row, const BackwardOutputs<Cell, S>& out) {
-                const int b = part.first_row + row;
-                const int64_t at = rows_at(a.sequence, in_order, step).first + b,
-                              state_at = int64_t(b) * H + part.unit();
-                if (row < rows) {
-                    out.store(d, H, at, part.unit());
-                    if (d.prev)
-                        static_cast<S*>(d.prev)[at * H + part.unit()] =
-                            inputs.value(buffer, In::h_prev, row - row0, part.column());
-                } else {  // the row has reached its initial state
-                    static_cast<float*>(d.dh)[state_at] = dh_states[part.state_at(row)];
-                    if constexpr (Cell::has_c)
-                        static_cast<float*>(d.dc)[state_at] = dc_states[part.state_at(row)];
-                }
-            };
-            Packed<BackwardOutputs<Cell, S>> first;
-            int row;
+    Packed<Out> first;  // the outputs of the thread's first element in the tile
+    const auto write = [&](const BackwardTile& tile, int row, const Out& out) {
+        // The row in the data is computed again: there are no registers to keep it in.
+        out.store(d, H, elements.row_at(tile, row), part.unit());
+        elements.write_prev(tile, row, elements.row_at(tile, row));
+    };
+    backward_steps<Cell, S, 1, false>(
+        a.sequence.steps,
+        BackwardPath{
+            .tile_rows = tile_rows,
+            .rows_of = [&](int step) { return elements.rows_of(step); },
+            .wait = [&](int step) { barrier.wait(step + 1); },
+            .begin =
+                [&](const BackwardTile& tile) {
+                    part.rematerialize();
+                    if (tile.row0 < tile.rows_after)
+                        part.multiply(weights, exchange.of_step(tile.step), width, tile.row0,
+                                      tile.rows_after, sums);
+                    elements.await_inputs(tile);
+                },
+            .for_each_element =
+                [&](const BackwardTile& tile, const auto& f) {
+                    int row;
 #pragma unroll
-            for (int i = 0; i < most_elements; ++i) {
-                if (!part.element(row0, i, all_rows, row)) continue;
-                float dh = dh_states[part.state_at(row)], dc{};
-                if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
-                if (row < rows_after) {
+                    for (int i = 0; i < most_elements; ++i)
+                        if (part.element(tile.row0, i, tile.all_rows(), row)) f(i, row);
+                },
+            .state = [&](int, int row) { return elements.state(row); },
+            .add_product =
+                [&](const BackwardTile&, int, int row, float (&dh)[1]) {
                     float sum[1] = {};
                     part.add_sums(sums, row, sum);
-                    dh += sum[0];
-                }
-                BackwardOutputs<Cell, S> out;
-                if (row < rows) {
-                    const In in([&](int kind) {
-                        return inputs.value(buffer, kind, row - row0, part.column());
-                    });
-                    dh += widen(in.value[In::grad_output]);
-                    out = backward_element<Cell, S>(in, dh, dc);
+                    dh[0] += sum[0];
+                },
+            .inputs =
+                [&](const BackwardTile& tile, int, int row) {
+                    return [&, row](int kind, int) { return elements.input(tile, kind, row); };
+                },
+            .publish =
+                [&](const BackwardTile& tile, int i, int row, const auto&, const Out(&out)[1]) {
                     for (int g = 0; g < G; ++g)
                         exchange.of_step(
-                            step + 1)[Weights::index(row, g * gate_width + part.unit(), width)] =
-                            operand<M>(widen(out.of_h(g)));
-                }
-                dh_states[part.state_at(row)] = dh;
-                if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
-                if (i == 0)
-                    first = Packed(out);
-                else
-                    write(row, out);
-            }
-            if (last) barrier.arrive();
-            if (part.element(row0, 0, all_rows, row)) write(row, first.value());
-        }
-        rows_after = rows;
-    }
+                            tile.step +
+                            1)[Weights::index(row, g * gate_width + part.unit(), width)] =
+                            operand<M>(widen(out[0].of_h(g)));
+                    if (i == 0)
+                        first = Packed(out[0]);
+                    else
+                        write(tile, row, out[0]);
+                },
+            .keep =
+                [&](const BackwardTile& tile, int i, int row, const BackwardState<1>& state) {
+                    elements.put_state(row, state);
+                    if (i > 0 && row >= tile.rows) elements.write_state(row);
+                },
+            .multiply = [](const BackwardTile&) {},
+            .arrive = [&] { barrier.arrive(); },
+            .write =
+                [&](const BackwardTile& tile) {
+                    int row;
+                    if (!part.element(tile.row0, 0, tile.all_rows(), row)) return;
+                    if (row < tile.rows)
+                        write(tile, row, first.value());
+                    else
+                        elements.write_state(row);
+                },
+            .next = [&](int) { elements.buffer ^= 1; }});
 }
 
 template <class Cell, class M>

@@ -17,13 +17,10 @@
 // exchange gate gradients would read G H values each, and would have to be smaller, so that there
 // would be more of them. For 16 bits that gains nothing, since the sums are float32.
 #pragma once
-#include "../common/element.cuh"
-#include "backward_prefetch.cuh"
+#include "backward_elements.cuh"
 #include "columns_part.cuh"
 #include "grid_barrier.cuh"
-#include "part.cuh"
 #include "register_columns.cuh"
-#include "tile_prefetch.cuh"
 
 namespace fastrnn::cuda {
 
@@ -59,80 +56,81 @@ __global__ void __launch_bounds__(column_threads)
     // The padding stays 0.
     for (int i = threadIdx.x; i < column_rows * stride; i += blockDim.x) operands[i] = 0;
     const int all = part.rows_among(a.sequence.batch);
+    BackwardElements<Cell, float, ColumnsPart> elements{a,         d,         part, inputs,
+                                                        dh_states, dc_states, H,    in_order};
     int row;
     for (int row0 = 0; part.element(row0, all, row); row0 += rows_at_once) {
         const int64_t at = int64_t(part.first_row + row) * H + part.unit();
         dh_states[part.state_at(row)] = load<float>(d.dh_n, at);
         if constexpr (Cell::has_c) dc_states[part.state_at(row)] = load<float>(d.dc_n, at);
     }
-    const auto prefetch = [&](int buffer, int step, int row0) {
-        prefetch_backward<In>(d, a.size, part, inputs, buffer, rows_at(a.sequence, in_order, step),
-                              rows_at(a.sequence, in_order, step + 1), row0, H);
-    };
-    // In one step more than there are, the gradients reach the initial state.
-    prefetch(0, 0, 0);
+    elements.prefetch(0, 0, 0);
     const GroupBarrier barrier(counter_of_group(a.counters), gridDim.x);
-    int rows_after = 0;  // rows alive in the step after, which was handled before
-    int buffer = 0;      // of `inputs`, for the current tile
-    for (int step = 0; step <= a.sequence.steps; ++step) {
-        const int rows = part.rows_among(rows_at(a.sequence, in_order, step).count),
-                  all_rows = max(rows, rows_after);
-        barrier.wait(step);
-        for (int row0 = 0; row0 == 0 || row0 < all_rows; row0 += rows_at_once, buffer ^= 1) {
-            const bool last = row0 + rows_at_once >= all_rows;
-            inputs.wait();
-            __syncthreads();  // also: the operands of the tile before have been read
-            part.rematerialize();
-            prefetch(buffer ^ 1, step + last, last ? 0 : row0 + rows_at_once);
-            if (part.element(row0, all_rows, row)) {
-                float dh = dh_states[part.state_at(row)], dc{};
-                if constexpr (Cell::has_c) dc = dc_states[part.state_at(row)];
-                if (row < rows_after) dh += partial.sum(step, row, part.unit());
-                if (row < rows) {
-                    const In in([&](int kind) {
-                        return inputs.value(buffer, kind, row - row0, part.column());
-                    });
-                    dh += in.value[In::grad_output];
-                    const Out out = backward_element<Cell, float>(in, dh, dc);
-                    gradients.set(out);
-                    float* to = operands + (row - row0) * stride + part.column();
-                    for (int g = 0; g < G; ++g) to[g * units] = operand<M>(out.of_h(g));
-                }
-                dh_states[part.state_at(row)] = dh;
-                if constexpr (Cell::has_c) dc_states[part.state_at(row)] = dc;
-            }
-            __syncthreads();
-            part.rematerialize();
-            if (row0 < rows)
-                columns.multiply(part.tiles(), part.chunks(), operands + part.first_k(), stride,
-                                 min(rows - row0, rows_at_once), [&](int tile, int i, float2 sums) {
-                                     const int row = row0 + threadIdx.x % 4 + 4 * i,
-                                               column = (part.first_tile() + tile) * 16 +
-                                                        threadIdx.x % 32 / 4 * 2;
-                                     if (row < min(rows, row0 + rows_at_once))
-                                         partial.put(step + 1, part.slice(), row, column, sums);
-                                 });
-            if (last) barrier.arrive();
-            part.rematerialize();
-            if (!part.element(row0, all_rows, row)) continue;
-            const int b = part.first_row + row;
-            if (row < rows) {
-                const int64_t at = rows_at(a.sequence, in_order, step).first + b;
-                const Out out = gradients.get();
-                out.store(d, H, at, part.unit());
-                gradients.add(out);
-                if (d.prev)
-                    static_cast<float*>(d.prev)[at * H + part.unit()] =
-                        inputs.value(buffer, In::h_prev, row - row0, part.column());
-            } else {  // the row has reached its initial state
-                const int64_t at = int64_t(b) * H + part.unit();
-                static_cast<float*>(d.dh)[at] = dh_states[part.state_at(row)];
-                if constexpr (Cell::has_c)
-                    static_cast<float*>(d.dc)[at] = dc_states[part.state_at(row)];
-            }
-        }
-        rows_after = rows;
-    }
+    backward_steps<Cell, float, 1, false>(
+        a.sequence.steps,
+        BackwardPath{
+            .tile_rows = rows_at_once,
+            .rows_of = [&](int step) { return elements.rows_of(step); },
+            .wait = [&](int step) { barrier.wait(step); },
+            .begin =
+                [&](const BackwardTile& tile) {
+                    // With a barrier: the operands of the tile before have been read.
+                    elements.await_inputs(tile);
+                },
+            .for_each_element =
+                [&](const BackwardTile& tile, const auto& f) {
+                    int row;
+                    if (part.element(tile.row0, tile.all_rows(), row)) f(0, row);
+                },
+            .state = [&](int, int row) { return elements.state(row); },
+            .add_product =
+                [&](const BackwardTile& tile, int, int row, float (&dh)[1]) {
+                    dh[0] += partial.sum(tile.step, row, part.unit());
+                },
+            .inputs =
+                [&](const BackwardTile& tile, int, int row) {
+                    return [&, row](int kind, int) { return elements.input(tile, kind, row); };
+                },
+            .publish =
+                [&](const BackwardTile& tile, int, int row, const auto&, const Out(&out)[1]) {
+                    gradients.set(out[0]);
+                    float* to = operands + (row - tile.row0) * stride + part.column();
+                    for (int g = 0; g < G; ++g) to[g * units] = operand<M>(out[0].of_h(g));
+                },
+            .keep = [&](const BackwardTile&, int, int row,
+                        const BackwardState<1>& state) { elements.put_state(row, state); },
+            .multiply =
+                [&](const BackwardTile& tile) {
+                    __syncthreads();
+                    part.rematerialize();
+                    if (tile.row0 >= tile.rows) return;
+                    const auto put = [&](int columns_tile, int i, float2 sums) {
+                        const int row = tile.row0 + threadIdx.x % 4 + 4 * i,
+                                  column = (part.first_tile() + columns_tile) * 16 +
+                                           threadIdx.x % 32 / 4 * 2;
+                        if (row < min(tile.rows, tile.row0 + rows_at_once))
+                            partial.put(tile.step + 1, part.slice(), row, column, sums);
+                    };
+                    columns.multiply(part.tiles(), part.chunks(), operands + part.first_k(), stride,
+                                     min(tile.rows - tile.row0, rows_at_once), put);
+                },
+            .arrive = [&] { barrier.arrive(); },
+            .write =
+                [&](const BackwardTile& tile) {
+                    part.rematerialize();
+                    int row;
+                    if (!part.element(tile.row0, tile.all_rows(), row)) return;
+                    if (row < tile.rows) {
+                        const int64_t at = elements.row_at(tile, row);
+                        const Out out = gradients.get();
+                        out.store(d, H, at, part.unit());
+                        gradients.add(out);
+                        elements.write_prev(tile, row, at);
+                    } else {
+                        elements.write_state(row);
+                    }
+                },
+            .next = [&](int) { elements.buffer ^= 1; }});
     gradients.finish(part, d.biases, H);
 }
 
