@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from test_isa import supported
 
 import fastrnn
 import toolchain
@@ -51,6 +52,8 @@ def test_supported_instruction_sets():
         "avx512": capability == "avx512",
         "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
         "amx": torch.cpu._is_amx_tile_supported(),
+        "neon": True,
+        "neon_bf16": supported("neon_bf16"),
     }
     info = fastrnn.build_info()
     compiled = {isa for isa in info["isa_compiled"] if has[isa]}

@@ -12,7 +12,7 @@ import re
 import subprocess
 from pathlib import Path
 
-OBJECTS = Path(__file__).resolve().parents[2] / "build/aarch64/src/build/temp"
+OBJECTS = Path(__file__).resolve().parents[2] / "build/aarch64/fastrnn/build/cpu"
 #: type -> (sets, operands, the file of its kernels, values of k in a vector's multiply-add)
 TYPES = {
     "float32": (["generic", "neon"], "Plain<float>", "kernels_float32", 4),
@@ -25,7 +25,7 @@ ROWS = {"generic": 3, "neon": 6, "neon_bf16": 6}
 
 def tile_loop(isa: str, operands: str, file: str, vectors: int, pair: int, rows: int) -> list[str]:
     """The instructions of the inner loop of a tile."""
-    object_file = OBJECTS / isa / file / "csrc/cpu" / f"{file}.o"
+    object_file = OBJECTS / isa / "cpu" / f"{file}.cpp.o"
     command = ["aarch64-linux-gnu-objdump", "--disassemble", "--demangle", "--no-show-raw-insn"]
     text = subprocess.run(
         [*command, str(object_file)], capture_output=True, text=True, check=True
