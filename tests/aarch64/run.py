@@ -30,8 +30,8 @@ PACKAGES = ["filelock", "fsspec", "jinja2", "networkx", "sympy", "typing-extensi
 PACKAGES += ["numpy", "setuptools>=77.0.3", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]
 PLATFORMS = ["manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64"]
 PACKAGES_FOLDER = f"lib/python{PYTHON}/site-packages"  # of env
-# CPUs of qemu: one with everything but SVE and SME, with which torch's own LSTM of bfloat16 stops at
-# an instruction that qemu 7.2 does not know; and one without instructions for bfloat16.
+# CPUs of qemu: one with everything but SVE and SME, with which torch's own LSTM of bfloat16 stops
+# at an instruction that qemu 7.2 does not know; and one without instructions for bfloat16.
 NEW_CPU, OLD_CPU = "max,sve=off,sme=off", "cortex-a72"
 #: The tests of CI, on NEW_CPU: ten minutes on two cores. Some of determinism's, because qemu takes
 #: 20 seconds for one.
