@@ -32,6 +32,7 @@ CONTENTS = {
         "docs/swapping",
         "docs/pytorch",
         "docs/reliability",
+        "docs/versions",
         "docs/cpu",
         "docs/cuda",
         "docs/adding-a-cell",

@@ -93,6 +93,19 @@ def _overrides_steps(cls: type[nn.Module]) -> bool:
     return any(getattr(cls, name, None) is not getattr(base, name, None) for name in _STEPS)
 
 
+def _without_assignments(forward: Callable[..., Any], self: nn.Module, input: Any, hx: Any) -> Any:
+    """Call ``forward`` and restore the attributes that it changes, such as the list of weights.
+
+    torch.export warns of a forward that leaves other tensors in attributes. Before torch 2.10 it
+    refuses such a forward.
+    """
+    before = dict(vars(self))
+    try:
+        return forward(self, input, hx)
+    finally:
+        vars(self).update(before)
+
+
 def _with_fast_path(fast_path: Callable[..., Any], theirs: _Forward) -> _Forward:
     """Return torch's ``forward`` computed by fastrnn, with a fast path before it.
 
@@ -111,6 +124,10 @@ def _with_fast_path(fast_path: Callable[..., Any], theirs: _Forward) -> _Forward
                 result = call_of_module(fast_forward, self, input, hx)
             if result is not None:
                 return result
+        elif not torch.compiler.is_dynamo_compiling():  # torch.export(strict=False)
+            return _without_assignments(
+                recomputing if getattr(self, RECOMPUTE, False) else forward, self, input, hx
+            )
         if getattr(self, RECOMPUTE, False):
             return recomputing(self, input, hx)
         return forward(self, input, hx)

@@ -1,5 +1,6 @@
 """torch.export: one operator in the program, dynamic T and B, saved programs."""
 
+import functools
 import io
 import shutil
 import subprocess
@@ -9,21 +10,23 @@ import pytest
 import torch
 from helpers import CELLS, LAYERS, cell_pair, cell_state, flat, pair, ragged, random_state
 from torch import nn
-from torch.export import Dim, export
+from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence
-from torch_features import needs_export_of_layers
+from torch_features import needs_strict_export_of_layers
 
 import fastrnn
 
 pytestmark = [
     pytest.mark.once,
-    # torch's forward, which fastrnn's layers share, reassigns the list of weights.
-    pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning"),
+    pytest.mark.filterwarnings("error:The tensor attributes .*_flat_weights:UserWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"),
 ]
 
 #: torch.export.load fails if the default device, which the tests set, is not the CPU.
 loaded = pytest.mark.cpu("torch.export.load needs the CPU as torch's default device")
+
+# The default since torch 2.8.
+export = functools.partial(torch.export.export, strict=False)
 
 SIZES = [(4, 3), (1, 6), (9, 1), (6, 12)]  # T and B
 T_AND_B = {0: Dim("T"), 1: Dim("B")}
@@ -45,7 +48,6 @@ def dynamic(layer):
     return T_AND_B, (B_OF_STATES,) * 2 if isinstance(layer, nn.LSTM) else B_OF_STATES
 
 
-@needs_export_of_layers
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers_of_any_length_and_batch(kind, options):
@@ -60,10 +62,11 @@ def test_layers_of_any_length_and_batch(kind, options):
             assert_same(module, layer, (torch.randn(T, B, 5), random_state(layer, B)))
 
 
-@needs_export_of_layers
+@needs_strict_export_of_layers
 def test_strict_mode():
     layer, _ = pair("lstm", 5, 17)
-    program = export(layer, (torch.randn(4, 3, 5),), dynamic_shapes=(T_AND_B,), strict=True)
+    args = (torch.randn(4, 3, 5),)
+    program = torch.export.export(layer, args, dynamic_shapes=(T_AND_B,), strict=True)
     assert operators(program) == 1
     for T, B in SIZES:
         assert_same(program.module(), layer, (torch.randn(T, B, 5),))
@@ -92,7 +95,6 @@ class PackedInput(nn.Module):
         return output.data, last
 
 
-@needs_export_of_layers
 @pytest.mark.parametrize("kind", LAYERS)
 def test_packed_sequences_of_any_lengths(kind):
     layer, _ = pair(kind, 5, 17, bidirectional=True)
@@ -137,7 +139,6 @@ def run_in_new_process(load, path, model, folder):
     assert found.returncode == 0, found.stderr
 
 
-@needs_export_of_layers
 @loaded
 def test_saved_and_run_in_another_process(tmp_path):
     model, program = exported()
@@ -146,7 +147,6 @@ def test_saved_and_run_in_another_process(tmp_path):
     run_in_new_process(load, tmp_path / "model.pt2", model, tmp_path)
 
 
-@needs_export_of_layers
 @loaded
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a compiler")
@@ -161,7 +161,6 @@ def test_aotinductor_package_in_another_process(tmp_path):
     run_in_new_process(load, path, model, tmp_path)
 
 
-@needs_export_of_layers
 def test_exported_program_is_differentiable():
     """With the same gradients as the module."""
     layer, _ = pair("gru", 5, 17)
@@ -175,7 +174,6 @@ def test_exported_program_is_differentiable():
         assert torch.equal(a, b)
 
 
-@needs_export_of_layers
 @loaded
 def test_saved_program_contains_no_fastrnn_objects():
     """The archive refers to fastrnn only by the operator's name."""

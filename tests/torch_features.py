@@ -12,13 +12,13 @@ def needs(version: str, what: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(torch.__version__ < version, reason=f"torch {version} brought {what}")
 
 
-needs_compiled_packed = needs("2.7", "PackedSequence to Dynamo")
+needs_compiled_packed = needs("2.8", "PackedSequence to Dynamo")
 needs_compiled_parametrization = needs("2.7", "weak references to Dynamo")
-needs_export_of_layers = needs("2.7", "torch.export of code that sets an attribute to tensors")
+needs_strict_export_of_layers = needs("2.8", "calls of a layer's own methods to strict export")
 needs_compiled_double_backward = needs("2.7", "create_graph to compiled autograd")
 
 # The words of Dynamo's errors.
-if torch.__version__ < "2.7":
+if torch.__version__ < "2.8":
     NO_RNN = "graph breaks on RNN, GRU, LSTMs"
     DISABLED = "DelayGraphBreakVariable"
     RAISED = "Observed exception"
