@@ -42,7 +42,6 @@ DETERMINISM = [
     *("test_cells", "test_packed_equals_padded", "test_dropout_does_not_depend_on_threads"),
 ]
 SELECTED = ["-n", "2", "-m", "not slow", "tests/test_isa.py::test_best_set_is_in_use"]
-SELECTED += ["tests/test_isa.py::test_the_readme_names_the_sets_that_are_compiled"]
 SELECTED += [f"tests/test_{name}.py" for name in ("numbers", "layers", "bad_input")]
 SELECTED += [f"tests/test_determinism.py::{name}" for name in DETERMINISM]
 SELECTED += ["tests/test_tiles.py::test_bfloat16_tiles", "tests/test_tiles.py::test_depth"]
