@@ -33,6 +33,7 @@ from toolchain import (
     cxx,
     for_each_isa,
     gencode,
+    gpus,
     isas,
     nvcc_version,
     output_of,
@@ -279,7 +280,7 @@ def build(
     """
     compiler_macros()  # whether there is a compiler, and new enough
     toolkit = cuda_toolkit()
-    reason = why_no_cuda(os.environ.get("FASTRNN_CUDA"), nvcc_version(toolkit), torch)
+    reason = why_no_cuda(os.environ.get("FASTRNN_CUDA"), nvcc_version(toolkit), torch, bool(gpus()))
     archs = "" if reason else cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST"))
     more = [CSRC / "portable.cpp"] if portable else []
     kernels = [cpu_library(isas(os.environ.get("FASTRNN_ISAS")), more)]

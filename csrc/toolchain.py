@@ -222,13 +222,21 @@ def nvcc_version(cuda_home: str | None) -> str | None:
     return release.group(1) if release else None
 
 
-def why_no_cuda(forced: str | None, nvcc: str | None, torch: Torch) -> str | None:
+def gpus() -> list[str]:
+    """The compute capabilities of this machine's GPUs, such as ["8.9"]."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    return sorted(set((output_of(query) or "").split()))
+
+
+def why_no_cuda(forced: str | None, nvcc: str | None, torch: Torch, gpu: bool) -> str | None:
     """Why the CUDA kernels are not built, or None if they are.
 
     Args:
         forced: the environment variable FASTRNN_CUDA, or None.
         nvcc: the release of nvcc, or None.
         torch: the torch to build for.
+        gpu: whether there is a GPU. Without one, and without FASTRNN_CUDA=1, nothing would use the
+            minutes that the compiler takes.
 
     Raises:
         BuildError: if FASTRNN_CUDA is not 0 or 1, or is 1 and they cannot be built.
@@ -246,6 +254,8 @@ def why_no_cuda(forced: str | None, nvcc: str | None, torch: Torch) -> str | Non
         reason = f"nvcc is {nvcc}, torch was built with CUDA {torch.cuda}"
     if reason and forced == "1":
         raise BuildError(f"FASTRNN_CUDA=1, but {reason}")
+    if not reason and not gpu and forced != "1":
+        return "this machine has no GPU (FASTRNN_CUDA=1 builds them all the same)"
     return reason
 
 
@@ -254,9 +264,7 @@ def cuda_archs(listed: str | None) -> str:
     else CUDA_ARCHS."""
     if listed:
         return listed
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    found = sorted(set((output_of(query) or "").split()))
-    return ";".join(found) or CUDA_ARCHS
+    return ";".join(gpus()) or CUDA_ARCHS
 
 
 def gencode(archs: str) -> list[str]:

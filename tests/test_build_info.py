@@ -35,9 +35,10 @@ def test_build_info():
     assert info["isa_compiled"] == [isa for isa in ORDER if isa in info["isa_compiled"]]
     assert info["openmp"] >= 201511
     assert info["compiler"]
-    if torch.version.cuda is None:
+    if info["cuda"] != "built":
         assert info["cuda_archs"] == []
         reasons = ["no nvcc was found", "was built without CUDA", "turned off by FASTRNN_CUDA=0"]
+        reasons += ["this machine has no GPU"]
         assert any(reason in info["cuda"] for reason in reasons)
     assert bool(info["cuda_archs"]) == (info["cuda"] == "built")
 

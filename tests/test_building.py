@@ -193,16 +193,19 @@ def test_whether_cuda_is_built(forced):
     for (nvcc, cuda), reason in REASONS.items():
         built_for = Torch(Path("torch"), "2.14.1", cuda)
         if forced == "0":
-            off = toolchain.why_no_cuda(forced, nvcc, built_for)
+            off = toolchain.why_no_cuda(forced, nvcc, built_for, gpu=True)
             assert off == "turned off by FASTRNN_CUDA=0"
         elif reason is None:
-            assert toolchain.why_no_cuda(forced, nvcc, built_for) is None
+            assert toolchain.why_no_cuda(forced, nvcc, built_for, gpu=True) is None
+            without = toolchain.why_no_cuda(forced, nvcc, built_for, gpu=False)
+            assert (without is None) == (forced == "1")
+            assert without is None or "has no GPU" in without
         elif forced == "1":
             with pytest.raises(BuildError, match="FASTRNN_CUDA=1, but") as error:
-                toolchain.why_no_cuda(forced, nvcc, built_for)
+                toolchain.why_no_cuda(forced, nvcc, built_for, gpu=False)
             assert reason in one_line(error)
         else:
-            assert reason in toolchain.why_no_cuda(forced, nvcc, built_for)
+            assert reason in toolchain.why_no_cuda(forced, nvcc, built_for, gpu=False)
 
 
 def test_unknown_value_is_rejected():
@@ -210,7 +213,7 @@ def test_unknown_value_is_rejected():
         ["yes", "2", "01", "1 ", "true"], [None, "13.0"], [None, "13.0"]
     ):
         with pytest.raises(BuildError) as error:
-            toolchain.why_no_cuda(forced, nvcc, Torch(Path("torch"), "2.14.1", cuda))
+            toolchain.why_no_cuda(forced, nvcc, Torch(Path("torch"), "2.14.1", cuda), gpu=True)
         assert one_line(error) == f"FASTRNN_CUDA is '{forced}', expected 0 or 1"
 
 
