@@ -48,9 +48,9 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
 
     Packed<Out> first;  // the outputs of the thread's first element in the tile
     const auto write = [&](const BackwardTile& tile, int row, const Out& out) {
-        // The row in the data is computed again: there are no registers to keep it in.
-        out.store(d, H, elements.row_at(tile, row), part.unit());
-        elements.write_prev(tile, row, elements.row_at(tile, row));
+        const int64_t at = elements.row_at(tile, row);
+        out.store(d, H, at, part.unit());
+        elements.write_prev(tile, row, at);
     };
     backward_steps<Cell, S, 1, false>(
         a.sequence.steps,
