@@ -28,6 +28,7 @@ from torch_features import (
     needs_compiled_double_backward,
     needs_compiled_packed,
     needs_compiled_parametrization,
+    skip_without_sizes_from_tensors,
 )
 
 import fastrnn
@@ -127,6 +128,8 @@ def make_input(packed, T, B):
 @pytest.mark.parametrize("with_state", [False, True], ids=["zeros", "states"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_one_graph_for_any_length_and_batch(kind, with_state, packed):
+    if packed and not with_state:
+        skip_without_sizes_from_tensors()
     layer, _ = pair(kind, 5, 17)
     counting = Counting("aot_eager")
     compiled = torch.compile(layer, backend=counting, fullgraph=True, dynamic=True)
@@ -157,6 +160,8 @@ def test_one_cell_graph_for_any_batch(kind):
 @pytest.mark.parametrize("packed", PADDED_AND_PACKED)
 def test_sizes_become_dynamic_automatically(packed):
     """As for any torch operator: the first graph is static, the second dynamic."""
+    if packed:
+        skip_without_sizes_from_tensors()
     layer, _ = pair("gru", 5, 17, num_layers=2)
     counting = Counting("aot_eager")
     compiled = torch.compile(layer, backend=counting, fullgraph=True)
@@ -221,6 +226,7 @@ def test_train_a_model(backend):
 @needs_compiled_packed
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_inductor_with_packed_sequences_of_any_length():
+    skip_without_sizes_from_tensors()
     layer, _ = pair("lstm", 5, 17, bidirectional=True)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for T, B in SIZES:

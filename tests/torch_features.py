@@ -3,6 +3,8 @@
 A test of something that torch lacks is skipped there, and runs from the version that brought it.
 """
 
+import functools
+
 import pytest
 import torch
 
@@ -16,6 +18,25 @@ needs_compiled_packed = needs("2.8", "PackedSequence to Dynamo")
 needs_compiled_parametrization = needs("2.7", "weak references to Dynamo")
 needs_strict_export_of_layers = needs("2.8", "calls of a layer's own methods to strict export")
 needs_compiled_double_backward = needs("2.7", "create_graph to compiled autograd")
+
+
+@functools.cache
+def dynamo_takes_sizes_from_tensors() -> bool:
+    """torch's layers make the first states of a packed sequence with such a size. Not in 2.9."""
+    zeros = torch.compile(lambda n: torch.zeros(n[0]), backend="eager", fullgraph=True)
+    try:
+        zeros(torch.tensor([3], device="cpu"))
+    except torch._dynamo.exc.Unsupported:
+        return False
+    finally:
+        torch._dynamo.reset()
+    return True
+
+
+def skip_without_sizes_from_tensors() -> None:
+    if not dynamo_takes_sizes_from_tensors():
+        pytest.skip("Dynamo takes no sizes from tensors")
+
 
 # The words of Dynamo's errors.
 if torch.__version__ < "2.8":
