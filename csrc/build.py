@@ -217,8 +217,8 @@ def binding(
     # torch's CUDA headers include headers that come with the wheels that it depends on.
     if cuda:
         nvidia = sorted((torch.folder.parent / "nvidia").glob("*/include"))
-        more = [Path(cuda, "include"), *nvidia]
-        flags += [part for folder in more for part in ("-isystem", str(folder))]
+        cuda_folders = [Path(cuda, "include"), *nvidia]
+        flags += [part for folder in cuda_folders for part in ("-isystem", str(folder))]
         flags += ["-DFASTRNN_HAS_CUDA"]
     flags += [*CPU_MACROS, *given("CPPFLAGS"), *given("CXXFLAGS")]
     flags += text_macros(
