@@ -1,6 +1,7 @@
 """The results of fastrnn's layers and cells against torch's, for every option."""
 
 import math
+import platform
 
 import pytest
 import torch
@@ -360,9 +361,11 @@ def test_nan_and_inf(kind, where, value):
             args = x, state
             if dtype in LOW:  # oneDNN's bfloat16 GEMM spreads a NaN to other rows
                 theirs, args = theirs.float(), mapped(args, torch.Tensor.float)
-            for record in BOTH:
-                with torch.set_grad_enabled(record):
-                    assert_same_nonfinite(ours(x, state), theirs(*args))
+            # On Arm oneDNN's LSTM makes numbers of NaN.
+            with torch.backends.mkldnn.flags(enabled=platform.machine() != "aarch64"):
+                for record in BOTH:
+                    with torch.set_grad_enabled(record):
+                        assert_same_nonfinite(ours(x, state), theirs(*args))
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e20, 1e30])
