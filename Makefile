@@ -7,6 +7,7 @@
 #                 that is built with AddressSanitizer and UBSan
 # make test-cuda  runs the tests on a GPU, or on the virtual one in tests/vgpu, in an environment of
 #                 its own with another torch; needs nvcc
+# make test-aarch64  cross-compiles for 64-bit Arm and runs tests under qemu
 # make cuda-all   compiles the CUDA kernels for every architecture, into build/cuda; needs only nvcc
 # make matrix     builds with every minor version of torch from 2.6 on, runs a short suite in each,
 #                 and writes the table of docs/versions.md; ARGS='2.6 2.9' for some
@@ -57,8 +58,8 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Packages outside the environment are not used.
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu cuda-all matrix wheels bench docs \
-    lint columns clean FORCE
+.PHONY: demo examples test fuzz soak sanitize test-cuda on-a-gpu test-aarch64 cuda-all matrix \
+    wheels bench docs lint columns clean FORCE
 
 demo: $(VENV)/built
 	$(python) examples/forecast.py $(ARGS)
@@ -114,6 +115,9 @@ $(kernels): build/cuda/%.o: csrc/cuda/%.cu $(sources)
 	@mkdir -p $(@D)
 	nvcc -std=c++20 -O3 -lineinfo $(machine_code) -gencode arch=compute_120,code=compute_120 \
 	    -c $< -o $@
+
+test-aarch64: $(VENV)/built
+	$(python) tests/aarch64/run.py $(ARGS)
 
 matrix:
 	$(PYTHON) tests/matrix.py $(ARGS)
