@@ -45,6 +45,8 @@ class Build(build_ext):
     """Builds into fastrnn/lib of the build, or of this folder if --inplace or editable."""
 
     def run(self) -> None:
+        if not (self.inplace or self.editable_mode):
+            shutil.rmtree(self.lib, ignore_errors=True)  # of an earlier build
         if built := os.environ.get("FASTRNN_BUILT"):
             shutil.copytree(built, self.lib, dirs_exist_ok=True)
             self.libraries_built = list(self.lib.rglob("*.so"))

