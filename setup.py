@@ -130,7 +130,7 @@ if __name__ == "__main__":
             # Other projects, which tests/test_others_code.py and test_others_models.py run.
             "others": [
                 *("lightning>=2.4", "skorch>=1.0", "sb3-contrib>=2.4"),
-                *("opacus>=1.5.4", "ptflops>=0.7.3", "thop>=0.1.1.post2209072238"),
+                *("opacus>=1.6", "ptflops>=0.7.3", "thop>=0.1.1.post2209072238"),
                 *("stanza>=1.10", "torchrl>=0.14", "torch_geometric>=2.6"),
                 "captum>=0.9",  # before that not with NumPy 2
                 "peft>=0.18",  # before that not with transformers 5
