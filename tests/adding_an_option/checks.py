@@ -80,7 +80,7 @@ def test_operator_and_autograd(cell, packed, recompute):
 def test_fast_path(cell, packed):
     args = arguments(cell, packed)
     _, x, h0, c0, weights, sizes = args
-    network = Network(cell, **OPTIONS, negate_output=True)
+    network = Network(cell, **OPTIONS, dropout=0.0, negate_output=True)
     hx = h0 if c0 is None else (h0, c0)
     found = _C.network(network, x, hx, weights, sizes, None)
     assert found is not None
@@ -165,7 +165,7 @@ def test_compiled_autograd():
 
 @of_each
 def test_fake_kernels(cell, packed):
-    network = Network(cell, **OPTIONS, negate_output=True)
+    network = Network(cell, **OPTIONS, dropout=0.0, negate_output=True)
     _, x, h0, c0, weights, sizes = arguments(cell, packed)
     call = tuple(forward_arguments(network, x, h0, c0, weights, sizes))
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
