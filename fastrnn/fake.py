@@ -7,6 +7,7 @@ projection), L layers, D directions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def _of_first_model(models: int, tensors: _Tensors) -> list[Any]:
     """The first model's slices of tensors, all of which must be of this number of models."""
     for t in tensors:
         text = "" if t is None else f"Expected tensors of {models} models, got {list(t.shape)}"
-        torch._check(t is None or (t.dim() > 0 and t.shape[0] == models), lambda text=text: text)
+        of_all = t is None or (t.dim() > 0 and t.shape[0] == models)
+        torch._check(of_all, functools.partial(str, text))
     return [None if t is None else t[0] for t in tensors]
 
 

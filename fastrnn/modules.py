@@ -65,6 +65,7 @@ def _rebind(forward: _Forward, **names: Any) -> _Forward:
         theirs.__defaults__,
         theirs.__closure__,
     )
+    made.__qualname__ = theirs.__qualname__  # not from the code, before Python 3.11
     made.__kwdefaults__ = theirs.__kwdefaults__
     made.__annotations__ = dict(theirs.__annotations__)
     made.__doc__ = theirs.__doc__

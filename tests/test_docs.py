@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastrnn
 
@@ -60,6 +61,8 @@ def test_code_of_page_runs(page, tmp_path):
         compile(code, str(page), "exec")
     program = joined(code for info, code in found if info == "python")
     if program:
+        if page.name == "pytorch.md" and torch.__version__ < "2.13":
+            pytest.skip("the page is about torch.onnx.export of torch 2.13 and newer")
         run = "import sys; exec(compile(sys.stdin.read(), sys.argv[1], 'exec'))"
         subprocess.run(
             [sys.executable, "-c", run, str(page)],

@@ -34,7 +34,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
-from torch_features import NO_RNN
+from torch_features import NO_RNN, needs_compiled_packed, needs_strict_export_of_layers
 
 import fastrnn
 
@@ -213,6 +213,7 @@ def test_parametrized(name):
     assert_close(result(module), expected)
 
 
+@needs_strict_export_of_layers
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
 def test_recompute(name, recompute):
@@ -249,7 +250,9 @@ def dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    "packed", [False, pytest.param(True, marks=needs_compiled_packed)], ids=["padded", "packed"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled(name, packed, dynamo):
     module = accelerated(getattr(nn, name))
@@ -282,7 +285,7 @@ def test_unmarked_layers_compile_as_before(name, dynamo):
         assert_close(flat(compiled(an_input(module))), result(module))
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=needs_strict_export_of_layers)])
 @pytest.mark.parametrize("name", NAMES)
 def test_export(name, strict, dynamo):
     module = accelerated(getattr(nn, name))

@@ -6,6 +6,7 @@ from torch import nn
 from torch.export import Dim, export
 from torch.func import functional_call, jvp, stack_module_state, vmap
 from torch.nn.utils import parametrize
+from torch_features import needs_cpu_capabilities, needs_torchs_export_today
 
 pytestmark = [
     pytest.mark.once,
@@ -16,6 +17,7 @@ pytestmark = [
 LAYERS = ["LSTM", "GRU", "RNN"]
 
 
+@needs_torchs_export_today
 @pytest.mark.parametrize("name", LAYERS)
 def test_export_freezes_the_number_of_steps(name):
     layer, x = getattr(nn, name)(5, 17), torch.randn(4, 3, 5)
@@ -23,6 +25,7 @@ def test_export_freezes_the_number_of_steps(name):
         export(layer, (x,), dynamic_shapes=({0: Dim("T"), 1: Dim("B")},)).run_decompositions()
 
 
+@needs_torchs_export_today
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", LAYERS)
@@ -64,6 +67,7 @@ def test_no_forward_mode_of_an_lstm_in_float32():
         jvp(lambda x: layer(x)[0], (x,), (x,))
 
 
+@needs_cpu_capabilities
 def test_no_padded_lstm_in_float16_under_autocast():
     if torch.cpu.get_capabilities()["amx_fp16"]:
         pytest.skip("oneDNN may have a kernel for this CPU's products of float16 matrices")

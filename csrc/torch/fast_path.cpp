@@ -474,16 +474,16 @@ NetworkValues read_network(const py::tuple& network) {
 }
 
 void bind_fast_path(py::module_& module) {
-    module.def("layer", layer,
+    module.def("layer", torch::wrap_pybind_function(layer),
                "layer(cell, module, input, hx): a layer's forward, or None where the operators are "
                "needed.");
-    module.def("cell", one_step,
+    module.def("cell", torch::wrap_pybind_function(one_step),
                "cell(cell, module, input, hx): a cell's forward, or None where the operators are "
                "needed.");
-    module.def("network", network,
+    module.def("network", torch::wrap_pybind_function(network),
                "The arguments of torch.lstm and its like -> their results, or None where the "
                "operators are needed.");
-    module.def("step", step,
+    module.def("step", torch::wrap_pybind_function(step),
                "step(cell, input, hx, params, dtype): a step of torch.lstm_cell and its like, or "
                "None where "
                "the operators are needed.");
@@ -491,7 +491,7 @@ void bind_fast_path(py::module_& module) {
         "call_mode", torch::wrap_pybind_function(call_mode),
         "call_mode(function, args, kwargs): a call of a function of fastrnn.functional by the "
         "active function mode.");
-    module.def("autocast_to", all_autocast_to,
+    module.def("autocast_to", torch::wrap_pybind_function(all_autocast_to),
                "Tensors in the dtype that autocast gives them, from its cache of weights.");
 }
 

@@ -101,7 +101,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("build_info", &build_info, "What was built, and what is in use.");
     m.def("without_lost_threads", &without_lost_threads,
           "In a forked child that lost its parent's OpenMP threads: torch.set_num_threads(1).");
-    m.def("explain", &explain_network,
+    m.def("explain", torch::wrap_pybind_function(explain_network),
           "How each layer of a network would be computed, forward and backward.");
     m.def("check_fake_forward", torch::wrap_pybind_function(check_fake_forward),
           "Checks the arguments of the operator forward, of tensors without values: B, N, H, R.");
