@@ -145,7 +145,7 @@ columns:
 	@! LC_ALL=C.UTF-8 grep -HnE '^.{101,}' $(texts) | grep -vE '^[^:]+\.md:[0-9]+: *(\||!\[)'
 
 clean:
-	rm -rf $(VENV) .venv-cuda build dist *.egg-info fastrnn/lib
+	rm -rf $(VENV) .venv-cuda build dist *.egg-info fastrnn/lib fastrnn/*.so
 
 # --- the environment ------------------------------------------------------------------------------
 
