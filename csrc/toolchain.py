@@ -46,14 +46,14 @@ if ARM64:
 # The last release of each minor version of torch that fastrnn supports, and a Python that `make
 # matrix` runs it with.
 TORCH_VERSIONS = {
-    "2.6.0": "3.10",
+    "2.6.0": "3.11",
     "2.7.1": "3.11",
     "2.8.0": "3.12",
     "2.9.1": "3.13",
     "2.10.0": "3.10",
     "2.11.0": "3.11",
     "2.12.1": "3.12",
-    "2.13.0": "3.13",
+    "2.13.0": "3.11",
     "2.14.1": "3.11",
     "2.15.0": "3.13",
 }

@@ -1,6 +1,7 @@
 """Builds fastrnn with each supported minor version of torch, and runs a short suite there.
 
-    python tests/matrix.py [MINOR ...]          all of VERSIONS, or some: python tests/matrix.py 2.6
+    python tests/matrix.py            all of TORCH_VERSIONS
+    python tests/matrix.py 2.6 2.9    these minor versions
 
 Writes the rows of the table in docs/versions.md. One environment at a time is in build/matrix: with
 the CUDA libraries that torch's wheels depend on it takes up to 6 GB.
@@ -19,20 +20,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "csrc"))
+from toolchain import TORCH_VERSIONS  # noqa: E402
+
 TABLE = ROOT / "docs" / "versions.md"
-# The last patch release of each minor version of torch, and a Python to run it with.
-VERSIONS = {
-    "2.6.0": "3.11",
-    "2.7.1": "3.11",
-    "2.8.0": "3.12",
-    "2.9.1": "3.13",
-    "2.10.0": "3.10",
-    "2.11.0": "3.11",
-    "2.12.1": "3.12",
-    "2.13.0": "3.11",
-    "2.14.1": "3.11",
-    "2.15.0": "3.13",
-}
 TOOLS = ["ninja>=1.11.1", "numpy>=1.26", "setuptools>=77.0.3"]
 TOOLS += ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]
 # Layers and cells, padded and packed, their gradients; torch.compile; torch.func; modules.
@@ -113,9 +104,11 @@ def write_row(torch: str, python: str, found: dict[str, int]) -> None:
 
 
 def main(minors: list[str]) -> None:
-    chosen = {t: p for t, p in VERSIONS.items() if not minors or t.rpartition(".")[0] in minors}
+    chosen = {
+        t: p for t, p in TORCH_VERSIONS.items() if not minors or t.rpartition(".")[0] in minors
+    }
     if len(chosen) < len(minors):
-        raise SystemExit(f"matrix: expected minor versions among {', '.join(VERSIONS)}")
+        raise SystemExit(f"matrix: expected minor versions among {', '.join(TORCH_VERSIONS)}")
     failed = 0
     for torch, python in chosen.items():
         found = test(torch, python)
