@@ -173,6 +173,11 @@ $(VENV)/torch: $(VENV)/request
 	    $(pip) install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') '$(TORCH)'
 	@echo '$(request)' >$(VENV)/request
 	@touch $@
+# The settings of the build: a change of one compiles what it concerns.
+settings = $(CXX) $(CXXFLAGS) isas=$(FASTRNN_ISAS) cuda=$(FASTRNN_CUDA) $(TORCH_CUDA_ARCH_LIST)
+$(VENV)/settings: $(VENV)/torch FORCE
+	@echo '$(settings)' | cmp -s - $@ || echo '$(settings)' >$@
+
 comma := ,
 header := import sysconfig; print(sysconfig.get_path("include") + "/Python.h")
 
@@ -181,8 +186,8 @@ header := import sysconfig; print(sysconfig.get_path("include") + "/Python.h")
 install = $(step) 'installing other packages' \
     $(pip) install --no-build-isolation --editable '.[test,demo]'
 rebuild = $(step) 'compiling fastrnn' $(python) setup.py --quiet build_ext --inplace
-$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(sources)
-	@$(rebuild)$(if $(filter-out $(sources),$?), && $(install))
+$(VENV)/built: $(VENV)/torch $(VENV)/settings setup.py pyproject.toml $(sources)
+	@$(rebuild)$(if $(filter-out $(VENV)/settings $(sources),$?), && $(install))
 	@touch $@
 
 # fastrnn is installed by then, so that pip fetches only its extras.
