@@ -7,12 +7,14 @@ times show how fast the machine was at that moment.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from fastrnn.timing import product, quartiles, short, timed
 
 LOADED = 5  # times as many rounds when other processes load the machine: times vary most there
 LIMIT = 600  # seconds until a row is given up
-BUSY = "while True: pass"  # the program of the processes that load the machine
+# The program of the processes that load the machine.
+BUSY = "print('busy', flush=True)\nwhile True: pass"
 
 
 def cores() -> list[int]:
@@ -48,6 +51,23 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
+@contextlib.contextmanager
+def others(count: int, program: str = BUSY) -> Iterator[None]:
+    """So many other processes, on one thread each, run the program, which prints "busy" first."""
+    command = [sys.executable, "-c", program]
+    started = [
+        subprocess.Popen(command, env=environment(1), stdout=subprocess.PIPE) for _ in range(count)
+    ]
+    try:
+        for process in started:
+            process.stdout.readline()
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
 def run(case: Case, rounds: int) -> dict[str, Any]:
     """The results of one row, from a process of its own; `error` says why there are none."""
     row = {"key": case.key, **case.to_json(), "operations": case.operations}
@@ -57,16 +77,16 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
     # The process inherits it. Some peers start as many threads as there are CPUs, whatever their
     # settings: so all have the same number of cores.
     os.sched_setaffinity(0, cores()[: case.threads])
-    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(case.beside)]
     try:
-        done = subprocess.run(
-            command,
-            env=environment(case.threads),
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
+        with others(case.beside):
+            done = subprocess.run(
+                command,
+                env=environment(case.threads),
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=False,
+            )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             row["error"] = f"exit status {done.returncode}: {last}"
@@ -75,9 +95,6 @@ def run(case: Case, rounds: int) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         row["error"] = f"took more than {LIMIT} s"
     finally:
-        for other in others:
-            other.kill()
-            other.wait()
         os.sched_setaffinity(0, allowed)
     row["wall"] = round(time.perf_counter() - began, 2)
     return row

@@ -59,6 +59,13 @@ def calls_of_a_block(call: Callable[[], object], device: str = "cpu") -> tuple[i
         calls = min(10 * calls, int(1.1 * BLOCK / per_call) + 1)
 
 
+def order(names: list[str], number: int) -> list[str]:
+    """The contestants of a round: each begins in turn, and every second round is reversed."""
+    turn = number % len(names)
+    rotated = names[turn:] + names[:turn]
+    return rotated if number % 2 == 0 else rotated[::-1]
+
+
 def timed(
     calls: Calls,
     rounds: int,
@@ -86,10 +93,7 @@ def timed(
     for number in range(max(fewest, rounds)):
         if number >= fewest and time.perf_counter() - began > budget:
             break
-        # Each contestant begins in turn; the order is reversed every second round.
-        turn = number % len(names)
-        order = names[turn:] + names[:turn]
-        for name in order if number % 2 == 0 else reversed(order):
+        for name in order(names, number):
             time.sleep(PAUSE)
             if per_call[name] < LONG:
                 seconds(calls[name], 1, device)

@@ -334,6 +334,7 @@ def test_more_threads_than_cores_finish():
         """
         import torch, fastrnn
         torch.set_num_threads(8)
+        fastrnn._C.adapt_threads(False)
         layer = fastrnn.LSTM(256, 256)
         x = torch.randn(20, 2, 256)
         with torch.no_grad():

@@ -15,6 +15,7 @@
 #endif
 
 #include "choices.h"
+#include "clock.h"
 
 namespace fastrnn::cpu {
 namespace {
@@ -56,6 +57,8 @@ bool changes_during_long_spins(const uint32_t& epoch, uint32_t from) {
     return false;
 }
 
+thread_local int64_t waited = 0;
+
 // Sleeps while `word` is `value`; may return early.
 void sleep_while(uint32_t* word, uint32_t value) {
 #if defined(__linux__)
@@ -85,6 +88,13 @@ void Barrier::wait() {
         if (__atomic_load_n(&sleepers_, __ATOMIC_SEQ_CST)) wake_all(&epoch_);
         return;
     }
+    if (changes(epoch_, epoch, uncounted_spins)) return;
+    const int64_t began = nanoseconds();
+    spin_or_sleep(epoch);
+    waited += nanoseconds() - began;
+}
+
+void Barrier::spin_or_sleep(uint32_t epoch) {
     static const int cores = omp_get_num_procs();
     const bool crowded = size_ > cores;
     if (changes(epoch_, epoch, crowded ? crowded_spins : spins)) return;
@@ -93,5 +103,7 @@ void Barrier::wait() {
     while (__atomic_load_n(&epoch_, __ATOMIC_SEQ_CST) == epoch) sleep_while(&epoch_, epoch);
     __atomic_sub_fetch(&sleepers_, 1, __ATOMIC_RELAXED);
 }
+
+int64_t nanoseconds_waited() { return waited; }
 
 }  // namespace fastrnn::cpu

@@ -16,10 +16,17 @@ public:
     void wait();
 
 private:
+    // Returns when the epoch is no longer `epoch`.
+    void spin_or_sleep(uint32_t epoch);
+
     alignas(64) int size_ = 1;
     uint32_t arrived_ = 0;
     alignas(64) uint32_t epoch_ = 0;
     uint32_t sleepers_ = 0;
 };
+
+// For how long this thread has waited at barriers so far. The first spins of a wait do not count:
+// uncounted_spins in choices.h.
+int64_t nanoseconds_waited();
 
 }  // namespace fastrnn::cpu

@@ -62,6 +62,8 @@ constexpr int64_t values_for_many_rows = 300000;
 // instead of 0.9 as soon as one of them is delayed a little. With 2000 and another process on each
 // core no measured layer is slower than torch's.
 constexpr int spins = 2000;
+// Before these it spins so many times, about 2 us, without reading a clock.
+constexpr int uncounted_spins = 100;
 // With more threads than cores: a spinning thread occupies the core of a thread it waits for.
 constexpr int crowded_spins = 200;
 // Then it spins this many times more, some hundreds of microseconds: longer than a thread takes to
@@ -72,6 +74,39 @@ constexpr int long_spins = 8000;
 // If these were in vain, as where the other threads wait for this core, a thread omits them before
 // this many of its next sleeps, and twice as many each time they are in vain again.
 constexpr int fewest_without_long_spins = 16, most_without_long_spins = 1024;
+
+// --- other processes (busy.cpp, cores.cpp) -------------------------------------------------------
+
+// Measured on two cores beside a process that computes without end, on Linux 6.18, with an LSTM,
+// T = 100, B = 1, H = 128, whose call takes 0.22 ms on two threads of a quiet machine and 0.25
+// on one.
+constexpr int64_t millisecond = 1000000;
+
+// Pauses and trials are counted in runs. A shorter run than this counts as a part of one, so
+// that very short runs do not try more threads all the time.
+constexpr int64_t whole_run = millisecond;
+// Runs measure what they lose for so long after a run of a millisecond. A run that met another
+// process took 2 to 80 ms. Reading the clock of a thread's time on a core takes 0.3 to 0.6 us;
+// short runs on a quiet machine never do it.
+constexpr int64_t watched_run = millisecond, watched_time = 50 * millisecond;
+// What a run may lose on a quiet machine: a sleeping thread takes up to 240 us to wake.
+constexpr int64_t usual_loss = millisecond / 4;
+// A run with fewer threads takes longer by about this share of its time: on one thread instead
+// of two, 0.1 (LSTM, B = 1, H = 128) to 1. Less time lost than that is no reason for fewer
+// threads.
+constexpr double saved = 0.5;
+// Fewer threads are used after so many runs were lost, and a single run adds at most so many,
+// however long it took. So two bad runs in succession are needed, or three among some more: any
+// machine has other work for one time slice (4 ms) now and then.
+constexpr double lost_runs = 6, most_lost_in_a_run = 4;
+// After a pause more threads are tried for trial_runs. One bad run ends the trial, and the next
+// pause is twice as long. A trial that fails costs one run of 4 to 20 ms. When the load had gone,
+// two threads were used again after 10 to 50 runs of an LSTM of 2.5 ms (T = 80, B = 16, H = 160),
+// and after 60 to 160 runs of a GRU of 0.37 ms (T = 60, B = 2, H = 200).
+constexpr double trial_runs = 16, lost_in_trial = 2;
+constexpr double shortest_pause = 8, longest_pause = 64;
+// A thread reads its affinity mask, which takes 0.3 us, at every so many calls of cores().
+constexpr int cores_known = 64;
 
 // --- register tiles (operands.h, tile.h) ---------------------------------------------------------
 

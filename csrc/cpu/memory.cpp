@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "busy.h"
 #include "choices.h"
 
 namespace fastrnn::cpu {
@@ -70,8 +71,9 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
 #endif
 }
 
-void use_huge_pages(void* data, size_t bytes, [[maybe_unused]] int threads) {
+void use_huge_pages(void* data, size_t bytes, int threads) {
     if (bytes < always_fresh) return;
+    threads = next_threads(quiet_threads(threads));
     const HugePages pages(data, bytes);
     advise_huge_pages(pages.at(pages.first), pages.bytes());
     // A page is cleared by the thread that touches it first, and by all threads that do so at the

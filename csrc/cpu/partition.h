@@ -1,10 +1,9 @@
 // The choice of a Partition (layer.h) for a layer and a number of threads. No choice changes a bit
 // of the results.
 #pragma once
-#include <omp.h>
-
 #include "../cells/registry.h"
 #include "choices.h"
+#include "cores.h"
 #include "layer.h"
 
 namespace fastrnn::cpu {
@@ -42,7 +41,7 @@ inline Partition choose_partition(Pass pass, const Layer& layer, int threads) {
                        (d.hidden + shared_units - 1) / shared_units);
     };
     p.units = share(worth_a_barrier);
-    if (p.units > 1 && p.threads() > omp_get_num_procs()) p.units = share(worth_a_sleep);
+    if (p.units > 1 && p.threads() > cores()) p.units = share(worth_a_sleep);
     return p;
 }
 

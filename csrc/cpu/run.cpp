@@ -11,6 +11,7 @@
 #endif
 
 #include "../cells/registry.h"
+#include "busy.h"
 #include "dispatch.h"
 #include "partition.h"
 #include "scratch.h"
@@ -50,22 +51,20 @@ private:
     const uint64_t before_;
 };
 
-// Runs one kernel on up to so many threads. Returns false, with nothing done, if OpenMP gave fewer
-// threads than the work was partitioned between: the barriers would wait for ever for the missing
-// ones.
+// Runs one kernel. Returns false, with nothing done, if OpenMP gave fewer threads than the work was
+// partitioned between: the barriers would wait for ever for the missing ones.
 template <class Task>
-bool run_with(int threads, Task& task, size_t (*workspace_size)(const Task&),
-              void (*kernel)(const Task&, int)) {
-    constexpr Pass pass = std::is_same_v<Task, ForwardTask> ? Pass::forward : Pass::backward;
+bool run_with(const Partition& partition, Task& task, size_t (*workspace_size)(const Task&),
+              void (*kernel)(const Task&, int), Run* run = nullptr) {
     Team team{};
-    team.partition = choose_partition(pass, task, threads);
-    const int planned = team.partition.threads();
+    team.partition = partition;
+    const int planned = partition.threads();
     team.all.reset(planned);
-    const int count = team.partition.directions * team.partition.rows;
+    const int count = partition.directions * partition.rows;
     Barrier few[2];  // nearly always enough, without an allocation
     std::vector<Barrier> many(count > 2 ? count : 0);
     team.groups = count > 2 ? many.data() : few;
-    for (int i = 0; i < count; ++i) team.groups[i].reset(team.partition.units);
+    for (int i = 0; i < count; ++i) team.groups[i].reset(partition.units);
     task.team = &team;
     task.workspace = nullptr;
     const Scratch workspace(workspace_size(task));
@@ -80,6 +79,7 @@ bool run_with(int threads, Task& task, size_t (*workspace_size)(const Task&),
     {
         const int rank = omp_get_thread_num();
         if (omp_get_num_threads() == planned) {
+            const Run::Work work(*run);
             const SubnormalsAreZeros here;
             kernel(task, rank);
         } else if (rank == 0) {
@@ -91,8 +91,18 @@ bool run_with(int threads, Task& task, size_t (*workspace_size)(const Task&),
 
 template <class Task>
 void run(Task task, size_t (*workspace_size)(const Task&), void (*kernel)(const Task&, int)) {
-    if (!run_with(task.threads, task, workspace_size, kernel))
-        run_with(1, task, workspace_size, kernel);
+    constexpr Pass pass = std::is_same_v<Task, ForwardTask> ? Pass::forward : Pass::backward;
+    const int most = quiet_threads(task.threads);
+    Partition partition = choose_partition(pass, task, most);
+    if (partition.threads() == 1) {
+        run_with(partition, task, workspace_size, kernel);
+        return;
+    }
+    const int threads = next_threads(most);
+    if (threads < most) partition = choose_partition(pass, task, threads);
+    Run here(partition.threads());
+    if (!run_with(partition, task, workspace_size, kernel, &here))
+        run_with(Partition{}, task, workspace_size, kernel);
 }
 
 std::string counted(int64_t n, const char* what) {
@@ -114,7 +124,7 @@ void backward(const BackwardLayer& layer) {
 // On a thread of its own a model waits for no other thread at any step. Its weights must fit into
 // the cache of that thread's core, as where threads partition the rows.
 bool runs_models_in_parallel(const Models& models, int threads) {
-    return threads > 1 && models.count >= threads &&
+    return threads > 1 && next_threads(quiet_threads(threads)) > 1 && models.count >= threads &&
            models.count * models.multiply_adds >= worth_a_thread * threads &&
            models.recurrent_weights < values_per_thread;
 }
@@ -122,7 +132,7 @@ bool runs_models_in_parallel(const Models& models, int threads) {
 Facts explain(const Layer& layer, Pass pass) {
     const Kernel& kernels = kernel(layer.cell, layer.storage);
     Team team{};
-    team.partition = choose_partition(pass, layer, layer.threads);
+    team.partition = choose_partition(pass, layer, quiet_threads(layer.threads));
     // With all gradients required, but at no address.
     ForwardTask forward{};
     static_cast<Layer&>(forward) = layer, forward.team = &team;

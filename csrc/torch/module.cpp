@@ -6,6 +6,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "../cpu/busy.h"
 #include "../cpu/dispatch.h"
 #include "fast_path.h"
 #include "network.h"
@@ -101,6 +102,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("build_info", &build_info, "What was built, and what is in use.");
     m.def("without_lost_threads", &without_lost_threads,
           "In a forked child that lost its parent's OpenMP threads: torch.set_num_threads(1).");
+    m.def("adapt_threads", &cpu::adapt_threads,
+          "Whether calls may use fewer CPU threads than torch.get_num_threads(). For tests.");
     m.def("explain", torch::wrap_pybind_function(explain_network),
           "How each layer of a network would be computed, forward and backward.");
     m.def("check_fake_forward", torch::wrap_pybind_function(check_fake_forward),
