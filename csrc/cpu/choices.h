@@ -156,6 +156,10 @@ constexpr int64_t cache_line = 64;
 // the Xeon, the product of a step of an LSTM, H = 512: 8 and 16 give 133 and 145 GFLOP/s at B = 7,
 // 160 and 160 at 16.
 constexpr int64_t prefetch_steps = 16;
+// Not with AVX2, whose vectors are half a line: the prefetches take the load ports' time. Zen 3,
+// LSTM, torch's time / ours with and without: inference, B = 16, H = 256: 0.88 and 1.10, 512: 0.76
+// and 0.94, 1024: 1.13 and 1.35; a training step, H = 512: 0.86 and 1.02.
+constexpr bool prefetches_panel(int vector_bytes) { return vector_bytes != 32; }
 // A panel that several tiles read is multiplied by blocks of this many k, which stay in the L2
 // cache. Xeon, backward, LSTM, H = 1024, B = 64, the products with W_hh and W_ih (4096 k): 158 and
 // 163 GFLOP/s whole, 182 and 193 in blocks.

@@ -86,6 +86,14 @@ FASTRNN_INLINE void prefetch_for_write(void* p) {
     asm volatile("");
 }
 
+// GCC would load v again for each multiply-add that uses it, as its memory operand.
+template <class V>
+FASTRNN_INLINE void load_once([[maybe_unused]] V& v) {
+#if defined(__AVX2__)
+    if constexpr (sizeof(V) == vector_bytes) asm("" : "+x"(v));
+#endif
+}
+
 template <class T>
 FASTRNN_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};

@@ -96,24 +96,48 @@ void tile(const TileArguments<P>& t) {
                 w += P::steps_by_lane * Vectors * width;
             }
         for (; k < count; k += P::step) {
-            decltype(P::weights(w)) weights[total];
-#pragma GCC unroll 16
-            for (int j = 0; j < total; ++j)
-                weights[j] = P::weights(w + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
+            const auto load_weights = [&](int j) __attribute__((always_inline)) {
+                return P::weights(w + (j / Vectors) * t.pair_stride + (j % Vectors) * width);
+            };
+            const auto load_value = [&](int r) __attribute__((always_inline)) {
+                return P::value(a + (Tiled ? r : r * t.a_stride));
+            };
             if (Pair == 1) {  // with two panels the CPU's own prefetcher is enough
-                // A step of short vectors is at most one line.
-                constexpr int lines = vector_bytes > 16 ? Vectors : 1;
+                if constexpr (cpu::prefetches_panel(vector_bytes)) {
+                    // A step of short vectors is at most one line.
+                    constexpr int lines = vector_bytes > 16 ? Vectors : 1;
 #pragma GCC unroll 4
-                for (int j = 0; j < lines; ++j)
-                    __builtin_prefetch(w + (cpu::prefetch_steps * Vectors + j) * width);
+                    for (int j = 0; j < lines; ++j)
+                        __builtin_prefetch(w + (cpu::prefetch_steps * Vectors + j) * width);
+                }
                 __builtin_prefetch(next, 0, 2);
                 next += next_step;
             }
+            // In registers: all weights of the step and a value, or all values and a vector of
+            // weights, which leaves room for the sums where there are 16 registers.
+            if constexpr (vector_registers == 16 && Rows < total) {
+                decltype(P::value(a)) values[Rows];
 #pragma GCC unroll 16
-            for (int r = 0; r < Rows; ++r) {
-                const auto value = P::value(a + (Tiled ? r : r * t.a_stride));
+                for (int r = 0; r < Rows; ++r) values[r] = load_value(r);
 #pragma GCC unroll 16
-                for (int j = 0; j < total; ++j) acc[r][j] = P::add(acc[r][j], value, weights[j]);
+                for (int j = 0; j < total; ++j) {
+                    auto weights = load_weights(j);
+                    if constexpr (Rows > 1) load_once(weights);
+#pragma GCC unroll 16
+                    for (int r = 0; r < Rows; ++r)
+                        acc[r][j] = P::add(acc[r][j], values[r], weights);
+                }
+            } else {
+                decltype(P::weights(w)) weights[total];
+#pragma GCC unroll 16
+                for (int j = 0; j < total; ++j) weights[j] = load_weights(j);
+#pragma GCC unroll 16
+                for (int r = 0; r < Rows; ++r) {
+                    const auto value = load_value(r);
+#pragma GCC unroll 16
+                    for (int j = 0; j < total; ++j)
+                        acc[r][j] = P::add(acc[r][j], value, weights[j]);
+                }
             }
             a += Tiled ? Rows : P::step;
             w += Vectors * width;
