@@ -1,7 +1,8 @@
 """Derivatives by the formulas of `reference`, in plain PyTorch, which any transform can go through.
 
-csrc calls the functions here for what the kernels do not compute: gradients of gradients, and
-forward mode. First derivatives in reverse mode are the operator `backward`.
+csrc calls the functions here for what the kernels do not compute: forward mode, and gradients of
+gradients where they are differentiated again, inside a transform or not on the CPU. First
+derivatives in reverse mode are the operator `backward`.
 
 All take the options of `reference.run` as a dict. `tensors` are input, h0, c0 (or None) and the
 weights. `grads` are the gradients of output, h_n and c_n, or None where there is none.

@@ -78,6 +78,24 @@ def test_runs_and_threads(kind, dtype, packed):
                 assert_same_bits(results(layer, args), first)
 
 
+@pytest.mark.cpu("on CUDA, second derivatives are torch's operators")
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_second_derivatives(kind, packed):
+    for T, B, I, H in affordable(SIZES):
+        layer, _ = pair(kind, I, H, num_layers=2, bidirectional=True)
+        args = arguments(layer, T, B, I, packed)
+        inputs = [*flat(args), *layer.parameters()]
+        found = []
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            loss = sum(t.sin().sum() for t in flat(layer(*args)))
+            first = torch.autograd.grad(loss, inputs, create_graph=True)
+            found.append(gradients(first, inputs))
+        for other in found[1:]:
+            assert_same_bits(other, found[0])
+
+
 @pytest.mark.cpu(BATCH_DEPENDENT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", LAYERS)

@@ -410,8 +410,8 @@ def test_gradcheck(kind, options, packed):
     assert torch.autograd.gradcheck(*as_function(ours, packed), fast_mode=fast)
 
 
-# The second derivative is computed by reference.py, with hundreds of torch operators. The virtual
-# GPU is slow at those.
+# On a GPU the second derivative is computed by reference.py, with hundreds of torch operators. The
+# virtual GPU is slow at those.
 @pytest.mark.once
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("options", ["nobias", "dropout"] if VIRTUAL else CHECKS)

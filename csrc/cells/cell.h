@@ -2,8 +2,8 @@
 //
 // A cell is the mathematics of ONE hidden unit at ONE time step: no loops over units, no memory, no
 // torch. It is a struct of constants and static functions, templated on the value type V: a float,
-// a double, or a SIMD vector with one unit in each lane. The kernels (csrc/cpu, csrc/cuda) are
-// templated on the cell.
+// a double, a SIMD vector with one unit in each lane, or a vector of dual numbers (cpu/dual.h). The
+// kernels (csrc/cpu, csrc/cuda) are templated on the cell.
 //
 //   gates      G: rows of weight_ih and weight_hh per hidden unit, in torch's order
 //   has_c      whether there is a second state c in addition to h (LSTM)
@@ -40,7 +40,8 @@
 
 namespace fastrnn {
 
-// sigmoid and tanh of a value type; each device specialises it for its own types.
+// sigmoid and tanh of a value type, and choose(condition, yes, no), lane by lane; each device
+// specialises it for its own types.
 template <class V>
 struct Math;
 

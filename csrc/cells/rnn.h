@@ -19,11 +19,11 @@ struct Tanh {
 struct Relu {
     template <class V>
     static FASTRNN_FN V value(V a) {
-        return a <= 0 ? V{} : a;  // in this order NaN passes through
+        return Math<V>::choose(a <= 0, V{}, a);  // in this order NaN passes through
     }
     template <class V>
     static FASTRNN_FN V gradient(V h, V dh) {
-        return h <= 0 ? V{} : dh;
+        return Math<V>::choose(h <= 0, V{}, dh);
     }
 };
 

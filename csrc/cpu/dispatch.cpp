@@ -17,12 +17,14 @@ namespace fastrnn {
 // csrc/build.py defines FASTRNN_FOR_EACH_ISA(X): X(isa, others) for each instruction set that it
 // compiles, from the narrowest to the widest. `others` is the set whose kernels it uses for every
 // type but bfloat16.
-#define FASTRNN_DECLARE(isa, others)             \
-    namespace isa {                              \
-    extern const cpu::Kernel kernels_float32[];  \
-    extern const cpu::Kernel kernels_float64[];  \
-    extern const cpu::Kernel kernels_bfloat16[]; \
-    extern const cpu::Kernel kernels_float16[];  \
+#define FASTRNN_DECLARE(isa, others)                             \
+    namespace isa {                                              \
+    extern const cpu::Kernel kernels_float32[];                  \
+    extern const cpu::Kernel kernels_float64[];                  \
+    extern const cpu::Kernel kernels_bfloat16[];                 \
+    extern const cpu::Kernel kernels_float16[];                  \
+    extern const cpu::DualKernel<float> dual_kernels_float32[];  \
+    extern const cpu::DualKernel<double> dual_kernels_float64[]; \
     }
 FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
 
@@ -66,6 +68,8 @@ struct Isa {
     const char* name;
     bool supported;
     const Kernel* kernels[4];  // in the order of Storage
+    const DualKernel<float>* of_float;
+    const DualKernel<double>* of_double;
 };
 
 const std::vector<Isa>& sets() {
@@ -73,7 +77,9 @@ const std::vector<Isa>& sets() {
     Isa{#isa,                                                                     \
         has::isa(),                                                               \
         {others::kernels_float32, others::kernels_float64, isa::kernels_bfloat16, \
-         others::kernels_float16}},
+         others::kernels_float16},                                                \
+        others::dual_kernels_float32,                                             \
+        others::dual_kernels_float64},
     static const std::vector<Isa> list = {FASTRNN_FOR_EACH_ISA(FASTRNN_ENTRY)};
     return list;
 }
@@ -109,6 +115,15 @@ const Isa& in_use() {
 
 const Kernel& kernel(int cell, Storage storage) {
     return in_use().kernels[static_cast<int>(storage)][cell];
+}
+
+template <>
+const DualKernel<float>& dual_kernel(int cell) {
+    return in_use().of_float[cell];
+}
+template <>
+const DualKernel<double>& dual_kernel(int cell) {
+    return in_use().of_double[cell];
 }
 
 const char* isa_in_use() { return in_use().name; }

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../api.h"
+#include "dual_kernel.h"
 #include "layer.h"
 
 namespace fastrnn::cpu {

@@ -41,6 +41,20 @@ auto input_weights(const BackwardTask& layer, int direction, int64_t units) {
     };
 }
 
+// Recursively the sum of two halves: the rounding error grows with the logarithm of the number
+// of rows.
+template <class T, class D>
+Vec<T> sum_pairwise(const D* from, int64_t stride, int64_t rows, int n) {
+    if (rows <= cpu::sequential_rows) {
+        Vec<T> sum{};
+        for (int64_t row = 0; row < rows; ++row) sum += load<T>(from + row * stride, n);
+        return sum;
+    }
+    const int64_t half = rows / 2;
+    return sum_pairwise<T>(from, stride, half, n) +
+           sum_pairwise<T>(from + half * stride, stride, rows - half, n);
+}
+
 template <class Cell, class T, class S, class P>
 class Gradients {
     static constexpr int L = lanes<T>;
@@ -280,7 +294,7 @@ private:
                 const int n = static_cast<int>(minimum(L, H_ - block * L));
                 const D* from = own_.dgates + column[g] * plan_.units + block * L;
                 store_or_add(out + g * H_ + block * L,
-                             sum_pairwise(from, plan_.stride, chunk_.rows, n), n, !first_);
+                             sum_pairwise<T>(from, plan_.stride, chunk_.rows, n), n, !first_);
             }
     }
 
@@ -296,19 +310,6 @@ private:
         const int64_t first = mine.first * L, last = minimum(mine.last * L, H_);
         for (int g = 0; g < Cell::gates && first < last; ++g)
             memcpy(to + g * H_ + first, from + g * H_ + first, (last - first) * sizeof(T));
-    }
-
-    // Recursively the sum of two halves: the rounding error grows with the logarithm of the number
-    // of rows.
-    static Vec<T> sum_pairwise(const D* from, int64_t stride, int64_t rows, int n) {
-        if (rows <= cpu::sequential_rows) {
-            Vec<T> sum{};
-            for (int64_t row = 0; row < rows; ++row) sum += load<T>(from + row * stride, n);
-            return sum;
-        }
-        const int64_t half = rows / 2;
-        return sum_pairwise(from, stride, half, n) +
-               sum_pairwise(from + half * stride, stride, rows - half, n);
     }
 
     const BackwardTask& layer_;

@@ -3,6 +3,7 @@
 #pragma once
 #include "../cells/registry.h"
 #include "backward.h"
+#include "dual.h"
 
 #define FASTRNN_KERNEL(name, Cell)                                        \
     {.forward_workspace = forward_workspace<Cell, Arithmetic, Storage>,   \
@@ -23,6 +24,30 @@
     extern const cpu::Kernel kernels_##suffix[];                                    \
     const cpu::Kernel kernels_##suffix[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_KERNEL)}; \
     }                                                                               \
+    }
+
+#define FASTRNN_DUAL_KERNEL(name, Cell)        \
+    {.forward = dual_forward<Cell, Type>,      \
+     .backward = dual_backward<Cell, Type>,    \
+     .same_gradients = same_gradients<Cell>(), \
+     .packed_size = matrix_size<Type>,         \
+     .pack = pack_matrix<Type>,                \
+     .multiply = multiply_matrix<Type>,        \
+     .outer_scratch = outer_scratch<Type>,     \
+     .add_outer = add_outer<Type>,             \
+     .sum_rows = sum_rows<Type>},
+
+// Defines dual_kernels_<suffix>: a DualKernel for each cell.
+#define FASTRNN_DEFINE_DUAL_KERNELS(suffix, type)               \
+    namespace fastrnn {                                         \
+    namespace FASTRNN_ISA {                                     \
+    namespace {                                                 \
+    using Type = type;                                          \
+    }                                                           \
+    extern const cpu::DualKernel<type> dual_kernels_##suffix[]; \
+    const cpu::DualKernel<type> dual_kernels_##suffix[] = {     \
+        FASTRNN_FOR_EACH_CELL(FASTRNN_DUAL_KERNEL)};            \
+    }                                                           \
     }
 
 // The tiles of Plain operands. kernels_float32.cpp compiles them; the files of the 16-bit types,

@@ -21,7 +21,7 @@ struct ExpConstants<float> {
     static constexpr float ln2_high = fused ? 0.693147182f : 0.693359375f;
     static constexpr float ln2_low = fused ? 0 : -2.12194440e-4f;
     static constexpr float most = 88;  // exp(most) and exp(-most) are normal numbers
-    // Whether 1 / exp(most), a subnormal number, is zero because run.cpp flushes those to zero.
+    // Whether 1 / exp(most), a subnormal number, is zero because subnormals.h makes those zeros.
 #ifdef FASTRNN_X86
     static constexpr bool vanishes = true;
 #else
@@ -92,6 +92,11 @@ struct SimdMath {
         split_exponential<T>(at_most(magnitude + magnitude, broadcast(C::saturated)), scale, rest);
         const V u = scale * rest + (scale - T(1));
         return (V)((Int)quotient(u, u + T(2)) | ((Int)x & ~C::magnitude));
+    }
+
+    template <class Condition>
+    static FASTRNN_INLINE V choose(Condition condition, V yes, V no) {
+        return condition ? yes : no;
     }
 };
 

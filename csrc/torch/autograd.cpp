@@ -15,6 +15,7 @@
 
 #include "compat.h"
 #include "dispatch_keys.h"
+#include "double_backward.h"
 #include "models.h"
 #include "schema.h"
 
@@ -183,11 +184,36 @@ constexpr Formula of_forward{
     },
     /*traceable=*/true};
 
+// The derivative of `backward` by kernels, where no other derivative follows, and no mode or
+// transform has to see the operations.
+std::optional<variable_list> by_kernels(const variable_list& grads, const State& s,
+                                        const std::vector<bool>& needed) {
+    bool ordinary =
+        !at::GradMode::is_enabled() && only_default_keys_active() && has_double_backward(s.options);
+    for (const variable_list* list : {&grads, &s.in, &s.kept}) {
+        for (const Tensor& t : *list)
+            ordinary = ordinary && (!t.defined() || (t.is_cpu() && has_only_default_keys(t)));
+        ordinary = ordinary && !any_tangent(*list);
+    }
+    const OptionalTensor c0 = optional(s.in[5]), sizes = optional(s.sizes);
+    const std::vector<Tensor> weights(s.in.begin() + 6, s.in.end());
+    if (!ordinary || are_of_models(weights)) return std::nullopt;
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    RECORD_FUNCTION("fastrnn::double_backward", std::vector<c10::IValue>());
+    const Arguments arguments{s.options, s.in[3], s.in[4], c0, weights, sizes};
+    const Problem problem = check(arguments);
+    if (problem.batch == 0) return std::nullopt;
+    const OptionalTensor output = optional(s.in[0]), h_n = optional(s.in[1]),
+                         c_n = optional(s.in[2]);
+    return double_backward(arguments, problem, s.kept[0], {output, h_n, c_n}, grads, needed);
+}
+
 // The derivative of `backward`. in: grad_output, grad_h_n, grad_c_n, input, h0, c0, weights. kept:
 // dropout_mask.
 constexpr Formula of_backward{
     "FastrnnBackwardBackward",
     [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
+        if (auto found = by_kernels(grads, s, needed)) return *found;
         return by_formulas("second_gradients", s.options, s.sizes, s.kept[0], s.wanted, needed,
                            s.in, grads);
     },

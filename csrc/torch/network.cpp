@@ -36,28 +36,31 @@ void without_lost_threads() {
     if (cpu::lost_threads() && at::get_num_threads() > 1) at::set_num_threads(1);
 }
 
+Rows::Rows(const Arguments& a, const Problem& p)
+    : batch_sizes(p.steps, p.batch), offsets(p.steps + 1, 0) {
+    if (a.batch_sizes) {
+        const Tensor list = a.batch_sizes->contiguous();
+        batch_sizes.assign(list.const_data_ptr<int64_t>(),
+                           list.const_data_ptr<int64_t>() + p.steps);
+    }
+    for (int64_t t = 0; t < p.steps; ++t) offsets[t + 1] = offsets[t] + batch_sizes[t];
+    sequence = {p.steps, p.batch, batch_sizes.data(), offsets.data()};
+}
+
+Tensor mask_of(const Tensor& masks, int64_t layer) {
+    return layer > 0 && masks.defined() && masks.numel() ? masks[layer - 1] : Tensor();
+}
+
+Tensor dropped(const Tensor& rows, const Tensor& mask, double dropout) {
+    if (!mask.defined()) return rows;
+    return rows.mul(mask).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
+}
+
 namespace {
 
 at::ScalarType gradient_dtype(const Problem& p) {
     return device_for(p.device).stores_gradients ? p.dtype : p.arithmetic;
 }
-
-// The sequence of a call, and the memory of its arrays.
-struct Rows {
-    std::vector<int64_t> batch_sizes, offsets;
-    Sequence sequence;
-
-    Rows(const Arguments& a, const Problem& p)
-        : batch_sizes(p.steps, p.batch), offsets(p.steps + 1, 0) {
-        if (a.batch_sizes) {
-            const Tensor list = a.batch_sizes->contiguous();
-            batch_sizes.assign(list.const_data_ptr<int64_t>(),
-                               list.const_data_ptr<int64_t>() + p.steps);
-        }
-        for (int64_t t = 0; t < p.steps; ++t) offsets[t + 1] = offsets[t] + batch_sizes[t];
-        sequence = {p.steps, p.batch, batch_sizes.data(), offsets.data()};
-    }
-};
 
 std::vector<Tensor> contiguous(at::TensorList tensors) {
     std::vector<Tensor> list;
@@ -119,17 +122,6 @@ void draw(Tensor mask, double dropout, const at::TensorOptions& options) {
     else
         mask.copy_(
             std::get<1>(at::native_dropout(at::empty(mask.sizes(), options), dropout, true)));
-}
-
-// The dropout mask of the outputs of layer - 1; undefined without dropout.
-Tensor mask_of(const Tensor& masks, int64_t layer) {
-    return layer > 0 && masks.defined() && masks.numel() ? masks[layer - 1] : Tensor();
-}
-
-// Dropout of a layer's output, scaled by 1 / (1 - dropout) to keep its mean.
-Tensor dropped(const Tensor& rows, const Tensor& mask, double dropout) {
-    if (!mask.defined()) return rows;
-    return rows.mul(mask).mul_(dropout < 1 ? 1 / (1 - dropout) : 0.0);
 }
 
 Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options) {

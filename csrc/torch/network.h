@@ -54,6 +54,21 @@ BackwardResult in_their_dtype(const Problem& problem, BackwardResult result);
 // Those of a layer's forward pass and of its backward pass. Nothing is computed.
 std::pair<Facts, Facts> explain(const Arguments& arguments, const Problem& problem, int64_t layer);
 
+// The sequence of a call, and the memory of its arrays.
+struct Rows {
+    std::vector<int64_t> batch_sizes, offsets;
+    Sequence sequence;
+
+    Rows(const Arguments& arguments, const Problem& problem);
+    Rows(const Rows&) = delete;
+};
+
+// The dropout mask of the outputs of layer - 1; undefined without dropout.
+at::Tensor mask_of(const at::Tensor& masks, int64_t layer);
+
+// Dropout of a layer's output, scaled by 1 / (1 - dropout) to keep its mean.
+at::Tensor dropped(const at::Tensor& rows, const at::Tensor& mask, double dropout);
+
 // The kernels of a device. Throws c10::NotImplementedError if there are none.
 const Device& device_for(at::Device device);
 

@@ -17,12 +17,18 @@ struct Math<float> {
         return __fdividef(1.0f, 1.0f + ::expf(-x));
     }
     static __device__ __forceinline__ float tanh(float x) { return ::tanhf(x); }
+    static __device__ __forceinline__ float choose(bool condition, float yes, float no) {
+        return condition ? yes : no;
+    }
 };
 
 template <>
 struct Math<double> {
     static __device__ __forceinline__ double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
     static __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
+    static __device__ __forceinline__ double choose(bool condition, double yes, double no) {
+        return condition ? yes : no;
+    }
 };
 
 namespace cuda {
