@@ -1,7 +1,7 @@
 """Derivatives by the formulas of `reference`, in plain PyTorch, which any transform can go through.
 
-csrc calls the functions here for what the kernels do not compute: forward mode, and gradients of
-gradients where they are differentiated again, inside a transform or not on the CPU. First
+csrc calls the functions here for what the kernels do not compute: tangents and gradients of
+gradients, where the latter are differentiated again, inside a transform or not on the CPU. First
 derivatives in reverse mode are the operator `backward`.
 
 All take the options of `reference.run` as a dict. `tensors` are input, h0, c0 (or None) and the
@@ -93,6 +93,38 @@ def second_gradients(
         )  # fmt: skip
 
     return _pull_back(first_gradients, variables, needed, grads, _product_by_transform)
+
+
+def tangent_gradients(
+    options: dict[str, Any],
+    batch_sizes: Tensor | None,
+    dropout_mask: Tensor,
+    needed: _Flags,
+    variables: _Tensors,
+    grads: _Tensors,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `variables`: the tangents of the tensors, and then these.
+
+    `grads` are those of the tangents of the results.
+    """
+    count = len(variables) // 2
+
+    def tangents(arguments: list[Any]) -> tuple[Tensor | None, ...]:
+        directions, tensors = arguments[:count], arguments[count:]
+        moved = [i for i, t in enumerate(directions) if t is not None]
+
+        def of_moved(*values: Tensor) -> list[Tensor]:
+            all_of_them = list(tensors)
+            for i, value in zip(moved, values, strict=True):
+                all_of_them[i] = value
+            found = results(options, batch_sizes, dropout_mask, all_of_them)
+            return [t for t in found if t is not None]
+
+        primals = tuple(tensors[i] for i in moved)
+        found = torch.func.jvp(of_moved, primals, tuple(directions[i] for i in moved))[1]
+        return (*found, *[None] * (3 - len(found)))
+
+    return _pull_back(tangents, variables, needed, grads, _product_by_transform)
 
 
 _Function = Callable[..., list[Tensor]]

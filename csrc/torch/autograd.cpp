@@ -184,20 +184,25 @@ constexpr Formula of_forward{
     },
     /*traceable=*/true};
 
-// The derivative of `backward` by kernels, where no other derivative follows, and no mode or
-// transform has to see the operations.
+// Whether kernels of dual numbers can compute with these tensors, with or without tangents, and no
+// mode or transform has to see the operations.
+bool may_be_dual(const Options& options, at::TensorList weights,
+                 std::initializer_list<const variable_list*> lists, bool tangents) {
+    bool may = only_default_keys_active() && has_dual_kernels(options) && !are_of_models(weights);
+    for (const variable_list* list : lists)
+        for (const Tensor& t : *list)
+            may = may && (!t.defined() || (t.is_cpu() && has_only_default_keys(t, tangents)));
+    return may;
+}
+
+// The derivative of `backward` by kernels, where no other derivative follows.
 std::optional<variable_list> by_kernels(const variable_list& grads, const State& s,
                                         const std::vector<bool>& needed) {
-    bool ordinary =
-        !at::GradMode::is_enabled() && only_default_keys_active() && has_double_backward(s.options);
-    for (const variable_list* list : {&grads, &s.in, &s.kept}) {
-        for (const Tensor& t : *list)
-            ordinary = ordinary && (!t.defined() || (t.is_cpu() && has_only_default_keys(t)));
-        ordinary = ordinary && !any_tangent(*list);
-    }
     const OptionalTensor c0 = optional(s.in[5]), sizes = optional(s.sizes);
     const std::vector<Tensor> weights(s.in.begin() + 6, s.in.end());
-    if (!ordinary || are_of_models(weights)) return std::nullopt;
+    if (at::GradMode::is_enabled() ||
+        !may_be_dual(s.options, weights, {&grads, &s.in, &s.kept}, /*tangents=*/false))
+        return std::nullopt;
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     RECORD_FUNCTION("fastrnn::double_backward", std::vector<c10::IValue>());
     const Arguments arguments{s.options, s.in[3], s.in[4], c0, weights, sizes};
@@ -216,6 +221,15 @@ constexpr Formula of_backward{
         if (auto found = by_kernels(grads, s, needed)) return *found;
         return by_formulas("second_gradients", s.options, s.sizes, s.kept[0], s.wanted, needed,
                            s.in, grads);
+    },
+    /*traceable=*/false};
+
+// The derivative of the tangents of `forward`. in: the tangents of input, h0, c0 and the weights,
+// and then these. kept: dropout_mask.
+constexpr Formula of_tangents{
+    "FastrnnTangentsBackward",
+    [](const variable_list& grads, const State& s, const std::vector<bool>& needed) {
+        return by_formulas("tangent_gradients", s.options, s.sizes, s.kept[0], needed, s.in, grads);
     },
     /*traceable=*/false};
 
@@ -429,6 +443,41 @@ auto new_node(const Arguments& a, const Formula& formula, std::vector<bool> want
 #endif
 }
 
+// Those of tensors_of(a), undefined where there is none.
+variable_list tangents_of(const variable_list& all) {
+    variable_list result;
+    for (const Tensor& t : all) result.push_back(t.defined() ? t._fw_grad(/*level=*/0) : Tensor());
+    return result;
+}
+
+// Whether kernels compute the tangents of the results.
+bool may_have_tangents(const Arguments& a, const variable_list& all) {
+    const variable_list tangents = tangents_of(all);
+    return a.input.numel() > 0 &&
+           may_be_dual(a.options, a.weights, {&all, &tangents}, /*tangents=*/true) &&
+           !any_tangent(tangents);
+}
+
+void set_tangents(const Arguments& a, const variable_list& all, ForwardResult& r) {
+    variable_list in = tangents_of(all), found;
+    {
+        at::AutoDispatchBelowADInplaceOrView below_autograd;
+        RECORD_FUNCTION("fastrnn::tangents", std::vector<c10::IValue>());
+        found = tangents(a, check(a), r, in);
+    }
+    in.insert(in.end(), all.begin(), all.end());
+    if (any_requires_grad(in)) {
+        const auto node = new_node(a, of_tangents);
+        node->connect(in);
+        node->keep({r.dropout_mask});
+        for (Tensor& t : found) torch::autograd::set_history(t, node);
+    }
+    Tensor* const results[] = {&r.output, &r.h_n, &r.c_n};
+    for (size_t i = 0; i < found.size(); ++i)
+        if (results[i]->defined())
+            results[i]->_set_fw_grad(found[i], /*level=*/0, /*is_inplace_op=*/false);
+}
+
 void forward(const c10::OperatorHandle&, c10::DispatchKeySet keys, Stack* stack) {
     ForwardCall call = ForwardCall::pop(*stack);
     const Arguments a = call.arguments();
@@ -440,15 +489,17 @@ void forward(const c10::OperatorHandle&, c10::DispatchKeySet keys, Stack* stack)
         at::AutoDispatchBelowADInplaceOrView guard;
         r = call.redispatch(below_autograd(keys));
     }
-    if (forward_mode) {
+    const bool by_kernels = forward_mode && may_have_tangents(a, all);
+    if (forward_mode && !by_kernels) {
         const variable_list found =
             by_formulas("results", a.options, tensor(a.batch_sizes), r.dropout_mask, all);
         r.output = found[0], r.h_n = found[1];
         if (a.c0) r.c_n = found[2];
-    } else if (differentiable) {
+    } else {
         const Tensor empty = r.c_n;
         if (!a.c0) r.c_n = Tensor();  // what is empty gets no gradient
-        attach_backward(a, r);
+        if (differentiable) attach_backward(a, r);
+        if (by_kernels) set_tangents(a, all, r);
         if (!a.c0) r.c_n = empty;
     }
     push(*stack, r);

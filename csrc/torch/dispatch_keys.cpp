@@ -42,7 +42,7 @@ bool autocast_enabled() {
            at::autocast::is_autocast_enabled(at::kCUDA);
 }
 
-bool has_only_default_keys(const at::Tensor& t) {
+bool has_only_default_keys(const at::Tensor& t, bool tangent_allowed) {
     constexpr c10::DispatchKeySet usual =
         c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView,
                              c10::DispatchKey::AutogradFunctionality, c10::DispatchKey::AutocastCPU,
@@ -51,7 +51,7 @@ bool has_only_default_keys(const at::Tensor& t) {
         c10::DispatchKeySet(c10::BackendComponent::CUDABit) |
 #endif
         c10::DispatchKeySet(c10::BackendComponent::CPUBit);
-    return only(t.key_set(), usual) && !t._fw_grad(/*level=*/0).defined();
+    return only(t.key_set(), usual) && (tangent_allowed || !t._fw_grad(/*level=*/0).defined());
 }
 
 at::Tensor as_step(const at::Tensor& t) {

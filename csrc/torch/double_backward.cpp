@@ -18,9 +18,11 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <string_view>
 #include <type_traits>
@@ -210,20 +212,22 @@ public:
             gradients_.push_back(typed(t->value_or(Tensor())));
     }
 
-    // Tangents of output, h_n and c_n, of the shapes of their gradients, where they are needed.
-    void forward(const std::vector<bool>& needed, std::vector<Tensor>& result) {
+    // Tangents of output, h_n and c_n, of the shapes of `like`, where that is defined.
+    std::vector<Tensor> forward(const std::array<Tensor, 3>& like) {
         set_rows(data_of<T>(tensors_[0]), data_of<T>(tangents_[0]), p_.rows, plan_.inputs[0]);
         for (int64_t layer = 0; layer < p_.layers; ++layer) {
             if (layer > 0) drop(plan_.inputs[layer], layer);
             for (int64_t d = 0; d < p_.directions; ++d) forward(layer, d);
         }
+        std::vector<Tensor> result(like.size());
         const auto make = [&](size_t i) {
-            if (needed[i] && gradients_[i].defined()) result[i] = at::empty_like(gradients_[i]);
-            return result[i].defined() ? result[i].mutable_data_ptr<T>() : nullptr;
+            if (like[i].defined()) result[i] = at::empty(like[i].sizes(), options_);
+            return like[i].defined() ? result[i].mutable_data_ptr<T>() : nullptr;
         };
         if (T* output = make(0)) copy_tangents(plan_.inputs[p_.layers], p_.rows, output);
         copy_states(&Direction::h_now, make(1));
         copy_states(&Direction::c_now, make(2));
+        return result;
     }
 
     // Tangents of the gradients of input, h0, c0 and the weights, where they are needed.
@@ -470,9 +474,13 @@ template <class T>
 std::vector<Tensor> run(const Arguments& a, const Problem& p, const Tensor& dropout_mask,
                         const OutputGradients& gradients, const std::vector<Tensor>& directions,
                         const std::vector<bool>& needed) {
-    std::vector<Tensor> result(needed.size());
     DualNetwork<T> network(a, p, dropout_mask, gradients, directions);
-    network.forward(needed, result);
+    const auto wanted = [&](size_t i, const OptionalTensor& of) {
+        return of && needed[i] ? *of : Tensor();
+    };
+    std::vector<Tensor> result = network.forward(
+        {wanted(0, gradients.output), wanted(1, gradients.h_n), wanted(2, gradients.c_n)});
+    result.resize(needed.size());
     if (std::find(needed.begin() + 3, needed.end(), true) != needed.end())
         network.backward(needed, result);
     for (Tensor& t : result)
@@ -480,9 +488,21 @@ std::vector<Tensor> run(const Arguments& a, const Problem& p, const Tensor& drop
     return result;
 }
 
+template <class T>
+std::vector<Tensor> tangents(const Arguments& a, const Problem& p, const ForwardResult& results,
+                             const std::vector<Tensor>& directions) {
+    const OptionalTensor none;
+    DualNetwork<T> network(a, p, results.dropout_mask, {none, none, none}, directions);
+    std::vector<Tensor> found =
+        network.forward({results.output, results.h_n, p.cell.has_c ? results.c_n : Tensor()});
+    for (Tensor& t : found)
+        if (t.defined()) t = t.to(p.dtype);
+    return found;
+}
+
 }  // namespace
 
-bool has_double_backward(const Options& options) {
+bool has_dual_kernels(const Options& options) {
     static constexpr std::string_view known[] = {"has_biases", "num_layers", "bidirectional",
                                                  "dropout"};
     bool all = true;
@@ -501,6 +521,13 @@ std::vector<Tensor> double_backward(const Arguments& arguments, const Problem& p
     without_lost_threads();
     const auto of = problem.arithmetic == at::kDouble ? run<double> : run<float>;
     return of(arguments, problem, dropout_mask, gradients, directions, needed);
+}
+
+std::vector<Tensor> tangents(const Arguments& arguments, const Problem& problem,
+                             const ForwardResult& results, const std::vector<Tensor>& directions) {
+    without_lost_threads();
+    const auto of = problem.arithmetic == at::kDouble ? tangents<double> : tangents<float>;
+    return of(arguments, problem, results, directions);
 }
 
 }  // namespace fastrnn

@@ -1,4 +1,5 @@
-// Double backward on the CPU: the first derivative of the operator `backward`, by kernels.
+// Derivatives on the CPU by kernels of dual numbers: double backward, the first derivative of the
+// operator `backward`, and forward mode.
 #pragma once
 #include <vector>
 
@@ -6,8 +7,8 @@
 
 namespace fastrnn {
 
-// Whether double_backward knows all options that the network has.
-bool has_double_backward(const Options& options);
+// Whether the kernels know all options that the network has.
+bool has_dual_kernels(const Options& options);
 
 // Gradients of the arguments of `backward`, where they are `needed` and defined: of grad_output,
 // grad_h_n and grad_c_n, and then of input, h0, c0 and the weights. `directions`: the gradients of
@@ -17,5 +18,11 @@ std::vector<at::Tensor> double_backward(const Arguments& arguments, const Proble
                                         const OutputGradients& gradients,
                                         const std::vector<at::Tensor>& directions,
                                         const std::vector<bool>& needed);
+
+// Tangents of output, h_n and c_n (or undefined), in the directions of the tangents of input, h0,
+// c0 and the weights. `results`: of forward.
+std::vector<at::Tensor> tangents(const Arguments& arguments, const Problem& problem,
+                                 const ForwardResult& results,
+                                 const std::vector<at::Tensor>& directions);
 
 }  // namespace fastrnn
