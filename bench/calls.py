@@ -13,11 +13,12 @@ import argparse
 import contextlib
 import copy
 import datetime
+import functools
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from contestants import difference, flat, name_all
@@ -27,7 +28,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.autograd import forward_ad
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import TorchFunctionMode
@@ -38,6 +40,9 @@ from fastrnn.timing import product, quartiles, short, timed
 MODULES = ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
 T, I, H = 10, 32, 64
 BATCHES = {"layer": [1, 16], "cell": [1, 16, 300]}
+MODELS = 8  # of a vmap over models
+
+_Call = Callable[[nn.Module, Tensor, Any], Any]
 
 
 class Mode(TorchFunctionMode):
@@ -55,18 +60,67 @@ def states(module: nn.Module, B: int) -> Any:
     return (h, c) if isinstance(module, nn.LSTM | nn.LSTMCell) else h
 
 
-def unchanged(module: nn.Module) -> nn.Module:
+# What changes a module, before it is called.
+
+
+def unchanged(module: nn.Module, x: Tensor, hx: Any) -> nn.Module:
     return module
 
 
-def weight_norm(module: nn.Module) -> nn.Module:
+def weight_norm(module: nn.Module, x: Tensor, hx: Any) -> nn.Module:
     name = "weight_hh_l0" if isinstance(module, nn.RNNBase) else "weight_hh"
     return parametrizations.weight_norm(module, name)
 
 
-def hooked(module: nn.Module) -> nn.Module:
+def hooked(module: nn.Module, x: Tensor, hx: Any) -> nn.Module:
     module.register_forward_hook(lambda module, args, result: None)
     return module
+
+
+def compiled(module: nn.Module, x: Tensor, hx: Any) -> nn.Module:
+    torch.compiler.reset()
+    changed: nn.Module = torch.compile(module)
+    return changed
+
+
+def exported(module: nn.Module, x: Tensor, hx: Any) -> nn.Module:
+    return torch.export.export(module, (x, hx)).module()
+
+
+class Loop(nn.Module):
+    """Models, one after the other."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: Tensor, hx: Any) -> Tensor:
+        return torch.stack([flat(model(x, hx))[0] for model in self.models])
+
+
+class Stacked(nn.Module):
+    """The same models, in one call of vmap."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        stacked = stack_module_state(models)[0]
+        self.weights = nn.ParameterDict({name: nn.Parameter(p) for name, p in stacked.items()})
+        self.skeleton = [copy.deepcopy(models[0]).to("meta")]  # in a list: no module of this one
+
+    def forward(self, x: Tensor, hx: Any) -> Tensor:
+        def output(weights: dict[str, Tensor]) -> Tensor:
+            return flat(functional_call(self.skeleton[0], weights, (x, hx)))[0]
+
+        return vmap(output)(dict(self.weights.items()))
+
+
+def models(module: nn.Module, x: Tensor, hx: Any) -> nn.Module:
+    copies = [copy.deepcopy(module) for _ in range(MODELS)]
+    ours = type(module).__module__.startswith("fastrnn")
+    return Stacked(copies) if ours else Loop(copies)
+
+
+# How it is called.
 
 
 def plain(module: nn.Module, x: Tensor, hx: Any) -> Any:
@@ -90,25 +144,70 @@ def with_parameters(module: nn.Module, x: Tensor, hx: Any) -> Any:
     return functional_call(module, dict(module.named_parameters()), (x, hx))
 
 
-_Context = Callable[[], AbstractContextManager[Any]]
-# For each kind of call: what changes the module, the context of the call, and the call itself.
-KINDS: dict[str, tuple[Callable[[nn.Module], nn.Module], _Context, Callable[..., Any]]] = {
-    "plain": (unchanged, contextlib.nullcontext, plain),
-    "default device": (unchanged, lambda: torch.device("cpu"), plain),
-    "function mode": (unchanged, Mode, plain),
-    "no state": (unchanged, contextlib.nullcontext, without_state),
-    "state in a list": (unchanged, contextlib.nullcontext, state_in_a_list),
-    "parametrized": (weight_norm, contextlib.nullcontext, plain),
-    "autocast": (unchanged, lambda: torch.autocast("cpu", torch.bfloat16), plain),
-    "packed": (unchanged, contextlib.nullcontext, packed),
-    "hook": (hooked, contextlib.nullcontext, plain),
-    "functional_call": (unchanged, contextlib.nullcontext, with_parameters),
+def transformed_jvp(module: nn.Module, x: Tensor, hx: Any) -> Any:
+    return torch.func.jvp(lambda x: flat(module(x, hx))[0], (x,), (x,))
+
+
+def with_tangent(module: nn.Module, x: Tensor, hx: Any) -> Any:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(flat(module(forward_ad.make_dual(x, x), hx))[0]).tangent
+
+
+# A training step: a call and its backward pass.
+
+
+def step(call: _Call, module: nn.Module, x: Tensor, hx: Any) -> Any:
+    module.zero_grad(set_to_none=True)
+    output = flat(call(module, x, hx))[0]
+    output.sum().backward()
+    return output
+
+
+def penalized(call: _Call, module: nn.Module, x: Tensor, hx: Any) -> Any:
+    """With the norm of the input's gradient, as in WGAN-GP: double backward."""
+    module.zero_grad(set_to_none=True)
+    x = x.detach().requires_grad_()
+    output = flat(call(module, x, hx))[0]
+    (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    return [p.grad for p in module.parameters()]
+
+
+class Kind(NamedTuple):
+    """A kind of call."""
+
+    call: _Call = plain
+    change: _Call = unchanged
+    context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    step: Callable[[_Call, nn.Module, Tensor, Any], Any] | None = step  # None: inference alone
+    inference: bool = True
+
+
+KINDS = {
+    "plain": Kind(),
+    "default device": Kind(context=lambda: torch.device("cpu")),
+    "function mode": Kind(context=Mode),
+    "no state": Kind(without_state),
+    "state in a list": Kind(state_in_a_list),
+    "parametrized": Kind(change=weight_norm),
+    "autocast": Kind(context=lambda: torch.autocast("cpu", torch.bfloat16)),
+    "packed": Kind(packed),
+    "hook": Kind(change=hooked),
+    "functional_call": Kind(with_parameters),
+    "compile": Kind(change=compiled),
+    "export": Kind(change=exported),
+    "double backward": Kind(step=penalized, inference=False),
+    "forward_ad": Kind(with_tangent, step=None),
+    "jvp": Kind(transformed_jvp, step=None),
+    "vmap": Kind(change=models),  # beside a loop over torch's models
 }
 
 
 def fits(kind: str, name: str) -> bool:
     if kind == "state in a list":
         return name.startswith("LSTM")
+    if kind in ("forward_ad", "jvp"):
+        return name != "LSTM"  # torch has none of mkldnn's LSTM
     return kind != "packed" or not name.endswith("Cell")
 
 
@@ -117,27 +216,20 @@ def contestants(
 ) -> tuple[dict[str, Callable[[], object]], str | None]:
     """The calls by contestant, and what is wrong with fastrnn's results, or None."""
     torch.manual_seed(0)
-    change, context, call = KINDS[kind]
+    how = KINDS[kind]
     theirs = getattr(nn, name)(I, H)
     ours = fastrnn.accelerate(copy.deepcopy(theirs))
     x = torch.randn(*([] if name.endswith("Cell") else [T]), B, I)
     hx = states(theirs, B)
     calls: dict[str, Callable[[], object]] = {}
     results = {}
-    for who, module in {"torch": change(theirs), "fastrnn": change(ours)}.items():
-
-        def forward(module: nn.Module = module) -> Any:
-            with torch.no_grad():
-                return call(module, x, hx)
-
-        def step(module: nn.Module = module) -> Any:
-            module.zero_grad(set_to_none=True)
-            output = flat(call(module, x, hx))[0]
-            output.sum().backward()
-            return output
-
-        calls[who] = step if training else forward
-    with context():
+    for who, given in {"torch": theirs, "fastrnn": ours}.items():
+        module = how.change(given, x, hx)
+        if training and how.step:
+            calls[who] = functools.partial(how.step, how.call, module, x, hx)
+        else:
+            calls[who] = torch.no_grad()(functools.partial(how.call, module, x, hx))
+    with how.context():
         for who, made in calls.items():
             results[who] = name_all([t.detach().float() for t in flat(made())])
     expected = {name: t.double() for name, t in results["torch"].items()}
@@ -156,6 +248,7 @@ def measure(rounds: int, kinds: list[str]) -> list[dict[str, Any]]:
         if fits(kind, name)
         for B in BATCHES["cell" if name.endswith("Cell") else "layer"]
         for training in (False, True)
+        if (KINDS[kind].step if training else KINDS[kind].inference)
     ]
     for kind, name, B, training in track(cases, "", console=Console(stderr=True)):
         calls, wrong = contestants(kind, name, B, training)
@@ -165,7 +258,7 @@ def measure(rounds: int, kinds: list[str]) -> list[dict[str, Any]]:
             rows.append({**row, "error": wrong})
             continue
         sgemm, operations = product()
-        with KINDS[kind][1]():
+        with KINDS[kind].context():
             times = timed({**calls, "sgemm": sgemm}, rounds)
         seconds = {who: times[who]["seconds"] for who in calls}
         ratios = [a / b for a, b in zip(seconds["torch"], seconds["fastrnn"], strict=True)]

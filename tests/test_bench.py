@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
+import calls
 import cases
 import compare
 import contestants
@@ -415,3 +416,19 @@ def test_counter_table():
     ]  # fmt: skip
     table = readme.counters({"rows": rows}).splitlines()
     assert table[2:] == ["| GRU | forward | 64 | 8 | 4 | 44 | 42 | 4.00 | 44.00 | 42.00 |"]
+
+
+# --- bench/calls.py -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["LSTM", "GRUCell"])
+@pytest.mark.parametrize("kind", calls.KINDS)
+def test_kinds_of_calls(kind, module):
+    """Every kind of call gives torch's results."""
+    if not calls.fits(kind, module):
+        pytest.skip("torch has no such call of this module")
+    how = calls.KINDS[kind]
+    for training in [False, True]:
+        if how.step if training else how.inference:
+            _, wrong = calls.contestants(kind, module, 2, training)
+            assert wrong is None
