@@ -46,6 +46,11 @@ const T* data_of(const Tensor& t) {
     return t.defined() ? t.const_data_ptr<T>() : nullptr;
 }
 
+// t.to(dtype), which calls the dispatcher even where it changes nothing.
+Tensor in_dtype(const Tensor& t, at::ScalarType dtype) {
+    return t.scalar_type() == dtype ? t : t.to(dtype);
+}
+
 // body(first, last) for parts of `count` rows or columns, each by a thread. Each one's results have
 // the same bits in any part.
 template <class Body>
@@ -202,7 +207,7 @@ public:
           scratch_(Plan<T>(p, kernel_, cpu_threads(), nullptr).size),
           plan_(p, kernel_, cpu_threads(), scratch_.data()) {
         const auto typed = [&](const Tensor& t) {
-            return t.defined() ? t.to(options_).contiguous() : t;
+            return t.defined() ? in_dtype(t, c10::CppTypeToScalarType<T>()).contiguous() : t;
         };
         for (const Tensor& t : {a.input, a.h0, a.c0.value_or(Tensor())})
             tensors_.push_back(typed(t));
@@ -367,7 +372,11 @@ private:
         const int64_t state = layer * p_.directions + direction, R = p_.recurrent;
         const Direction& own = plan_.directions[state];
         const DualRows<T> grad_output = own_columns(plan_.grads[(layer + 1) % 2], direction);
-        const auto hh = packed(weight_at(state, 1), /*transposed=*/false, plan_.packed[1]);
+        // A single step has a product with W_hh only for the gradient of h0.
+        const bool needs_hh = p_.steps > 1 || grads_[1];
+        const auto hh = needs_hh
+                            ? packed(weight_at(state, 1), /*transposed=*/false, plan_.packed[1])
+                            : DualMatrix<T>();
         const auto hr =
             p_.projected ? packed(hr_at(state), false, plan_.packed[2]) : DualMatrix<T>();
         const auto start = [&](const Tensor& grad, DualRows<T> to) {
@@ -484,7 +493,7 @@ std::vector<Tensor> run(const Arguments& a, const Problem& p, const Tensor& drop
     if (std::find(needed.begin() + 3, needed.end(), true) != needed.end())
         network.backward(needed, result);
     for (Tensor& t : result)
-        if (t.defined()) t = t.to(p.dtype);
+        if (t.defined()) t = in_dtype(t, p.dtype);
     return result;
 }
 
@@ -496,7 +505,7 @@ std::vector<Tensor> tangents(const Arguments& a, const Problem& p, const Forward
     std::vector<Tensor> found =
         network.forward({results.output, results.h_n, p.cell.has_c ? results.c_n : Tensor()});
     for (Tensor& t : found)
-        if (t.defined()) t = t.to(p.dtype);
+        if (t.defined()) t = in_dtype(t, p.dtype);
     return found;
 }
 
