@@ -76,7 +76,8 @@ struct BackwardPlan {
         first_product = false;
         for (int i = 0; i < d.directions; ++i)
             if (layer.direction[i].grad_h0) first_product = true;
-        chunk = s.batch < cpu::backward_rows ? minimum(s.steps, cpu::backward_rows / s.batch) : 1;
+        const int64_t most_rows = cpu::backward_rows(s.batch);
+        chunk = s.batch < most_rows ? minimum(s.steps, most_rows / s.batch) : 1;
         chunks = (s.steps + chunk - 1) / chunk;
         const int64_t rows = minimum(s.rows(), chunk * s.batch);
         Workspace space(layer.workspace);
