@@ -49,7 +49,7 @@ def test_the_loaded_binding_is_the_one_for_this_torch():
 
 @pytest.mark.parametrize("cuda", [None, "12.9", "13.0"])
 def test_candidates(lib, monkeypatch, cuda):
-    """A torch with CUDA prefers the binding with kernels for its CUDA; one without can't load it."""
+    """A torch with CUDA prefers the binding with kernels for its CUDA; another can't load it."""
     monkeypatch.setattr(torch.version, "cuda", cuda)
     cpu, with_cuda = add(lib, f"{RUNNING}-cpu"), add(lib, f"{RUNNING}-cuda13")
     add(lib, "torch1.13-cpu")

@@ -72,7 +72,8 @@ def checked(wheel: Path, version: str) -> str:
     if "torch 2.99.0" not in last or f"torch {'.'.join(version.split('.')[:2])}" not in last:
         raise SystemExit(f"with an unknown torch the import says:\n{other.stderr}")
     shutil.rmtree(FOLDER)
-    return f"torch {version}, {loaded}: installed in {seconds:.1f} s; {found.stdout.splitlines()[-1]}"
+    last = found.stdout.splitlines()[-1]
+    return f"torch {version}, {loaded}: installed in {seconds:.1f} s; {last}"
 
 
 if __name__ == "__main__":
