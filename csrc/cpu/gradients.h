@@ -273,15 +273,16 @@ private:
         product<Q, Tiled>(
             panels, {0, panels.count()}, false, packed, nullptr, tiles, Tiled ? 0 : panels.depth,
             count,
-            [&](int64_t row, int64_t block, const Vec<T>* sums) {
+            [to, add, units = panels.units](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
-                const int n = static_cast<int>(minimum(L, panels.units - unit));
-                store_or_add(to + row * panels.units + unit, sums[0], n, add);
+                const int n = static_cast<int>(minimum(L, units - unit));
+                store_or_add(to + row * units + unit, sums[0], n, add);
             },
             [&](int64_t row, int count, int64_t panel) {
                 T* first = to + row * panels.units + panel * panels.width();
+                constexpr int64_t line = cpu::cache_line / int64_t(sizeof(T));
                 for (int r = 0; r < count; ++r)
-                    for (int64_t i = 0; i < panels.width(); i += L)
+                    for (int64_t i = 0; i < panels.width(); i += L < line ? line : L)
                         prefetch_for_write(first + r * panels.units + i);
             });
     }

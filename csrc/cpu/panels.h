@@ -182,9 +182,14 @@ FASTRNN_INLINE void product(const Panels& panels, Span span, bool backwards,
                 if (t.last == panels.depth) prefetch_tile(mine.first + row, count, panel);
                 tile(t);
                 if (t.last < panels.depth) return;
+                // Copies: the epilogue's stores could change what is read through references. AVX2,
+                // backward of one step of an RNN, B = 2, H = 400: 455 us without, 330 us so.
+                const Epilogue apply = epilogue;
+                const int64_t first_row = mine.first + row, first_block = panel * panels.blocks;
+                const int gates = panels.gates, blocks = vectors / gates;
                 for (int r = 0; r < count; ++r)
-                    for (int v = 0; v < vectors; v += panels.gates, s += panels.gates)
-                        epilogue(mine.first + row + r, panel * panels.blocks + v / panels.gates, s);
+                    for (int block = 0; block < blocks; ++block, s += gates)
+                        apply(first_row + r, first_block + block, s);
             });
     }
 }
