@@ -16,6 +16,7 @@
 //              whether backward reads the unit's own output h_t, or h_{t-1}
 //   passes_h   whether h_t depends on h_{t-1} in another way than through W_hh, so that dh_prev is
 //              not zero
+// These three are checked against what the functions compute (dependence.h).
 //
 // For example the gradients of a GRU, with grads = 4 and x_grad = {1, 2, 0}:
 //
@@ -33,9 +34,9 @@
 #pragma once
 
 #ifdef __CUDACC__
-#define FASTRNN_FN __host__ __device__ __forceinline__
+#define FASTRNN_FN constexpr __host__ __device__ __forceinline__
 #else
-#define FASTRNN_FN inline __attribute__((always_inline))
+#define FASTRNN_FN constexpr inline __attribute__((always_inline))
 #endif
 
 namespace fastrnn {

@@ -4,6 +4,7 @@
 #pragma once
 #include <string_view>
 
+#include "dependence.h"
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"
@@ -40,6 +41,10 @@ inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
 #undef FASTRNN_CELL_INFO
 
 inline constexpr int cell_count = sizeof(cells) / sizeof(cells[0]);
+
+#define FASTRNN_IS_DECLARED(cell_name, Cell) && ::fastrnn::Declared<Cell>::ok
+static_assert(true FASTRNN_FOR_EACH_CELL(FASTRNN_IS_DECLARED));
+#undef FASTRNN_IS_DECLARED
 
 // The cell of that name, or null.
 inline const CellInfo* find_info(std::string_view name) {

@@ -10,6 +10,7 @@
 //      waits for that.
 // A thread has the same elements in every step, so that no other thread reads its states.
 #pragma once
+#include "../../cells/dependence.h"
 #include "../common/element.cuh"
 #include "grid_barrier.cuh"
 #include "part.cuh"
@@ -29,9 +30,9 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
     const bool in_order = blockIdx.z == 0;
     Part<M, G, forward_tile> part(a);
     float* sums = reinterpret_cast<float*>(shared_memory);
-    float* c_states = sums + 2 * a.tiling.sums(G);                     // [rows, units]
-    float* h_states = c_states + Cell::has_c * a.tiling.state();       // [rows, units]
-    float* biases = h_states + Cell::needs_h_prev * a.tiling.state();  // [2][G][units]
+    float* c_states = sums + 2 * a.tiling.sums(G);                             // [rows, units]
+    float* h_states = c_states + Cell::has_c * a.tiling.state();               // [rows, units]
+    float* biases = h_states + forward_reads_h_prev<Cell> * a.tiling.state();  // [2][G][units]
     const TilePrefetch<S, G> inputs(biases + 2 * G * a.tiling.units(), a.tiling.units(),
                                     a.tiling.most_rows());
 
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
         const int64_t at = int64_t(part.first_row + row) * H + part.unit();
         const float h = load<S>(d.h0, at);
         if constexpr (Cell::has_c) c_states[part.state_at(row)] = load<S>(d.c0, at);
-        if constexpr (Cell::needs_h_prev) h_states[part.state_at(row)] = h;
+        if constexpr (forward_reads_h_prev<Cell>) h_states[part.state_at(row)] = h;
         // Into both buffers: against time, a row of packed data starts at a later step, of either
         // parity.
         for (int step = 0; step < 2; ++step)
@@ -110,12 +111,12 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                     r_sum[g] += biases[part.bias_at(G + g)];
                 }
                 if constexpr (Cell::has_c) c = c_states[part.state_at(row)];
-                if constexpr (Cell::needs_h_prev) h_prev = h_states[part.state_at(row)];
+                if constexpr (forward_reads_h_prev<Cell>) h_prev = h_states[part.state_at(row)];
                 const auto out = forward_element<Cell, S>(x_sum, r_sum, h_prev, c);
                 const float h = widen(out.h);
                 exchange.of_step(step + 1)[Weights::index(row, part.unit(), width)] = operand<M>(h);
                 if constexpr (Cell::has_c) c_states[part.state_at(row)] = c;
-                if constexpr (Cell::needs_h_prev) h_states[part.state_at(row)] = h;
+                if constexpr (forward_reads_h_prev<Cell>) h_states[part.state_at(row)] = h;
                 if (i == 0)
                     first = Packed(out);
                 else
@@ -134,7 +135,7 @@ PersistentKernel forward_kernel() {
             .tile = forward_tile,
             .outputs = Cell::gates,
             .inputs = 1,
-            .states = Cell::has_c + Cell::needs_h_prev,
+            .states = Cell::has_c + forward_reads_h_prev<Cell>,
             .biases = 2 * Cell::gates,
             .kinds = Cell::gates,
             .grads = 0};
