@@ -17,7 +17,7 @@ CELLS = ["LSTM", "GRU", "RNN"]
 # The groups of rows: the values of `--only`.
 GROUPS = [
     *("inference", "training", "streaming", "small", "half", "float64", "packed", "projection"),
-    *("recompute", "load", "growth", "sample"),
+    *("recompute", "load", "growth", "lopsided", "sample"),
 ]
 
 SIZES = [64, 128, 256, 512, 1024]
@@ -224,6 +224,25 @@ def growth() -> Iterator[Case]:
                     yield case
 
 
+def lopsided() -> Iterator[Case]:
+    """Large networks, and those that are far longer, wider or deeper in one size than in others."""
+    sizes = [
+        *({"T": 20, "B": B, "I": 2048, "H": 2048} for B in (1, 16)),
+        {"T": 10, "B": 4, "I": 4096, "H": 4096},
+        {"T": 100, "B": 16, "I": 2048, "H": 64},
+        {"T": 100, "B": 16, "I": 16, "H": 512},
+        {"T": 10_000, "B": 1, "I": 64, "H": 64},
+        {"T": 20, "B": 512, "I": 64, "H": 256},
+        {"T": 10, "B": 4096, "I": 64, "H": 64},
+        {"T": 100, "B": 16, "I": 128, "H": 128, "layers": 8},
+        {"T": 1, "B": 256, "I": 512, "H": 512},
+    ]
+    for mode in ["inference", "training"]:
+        for cell in CELLS:
+            for size in sizes:
+                yield Case("lopsided", cell, mode, **size)
+
+
 def sample() -> Iterator[Case]:
     """SAMPLE_ROWS different rows drawn at random from SAMPLE_AXES."""
     draw = random.Random(SAMPLE_SEED)
@@ -239,7 +258,7 @@ def sample() -> Iterator[Case]:
 def all_cases() -> list[Case]:
     """The rows of a full run."""
     parts = [grid(), streaming(), small(), half(), float64(), packed(), projection()]
-    parts += [recompute(), load(), growth(), sample()]
+    parts += [recompute(), load(), growth(), lopsided(), sample()]
     return [case for part in parts for case in part]
 
 
@@ -264,6 +283,8 @@ def quick_cases() -> list[Case]:
             return case.cell == "LSTM" and sizes in [(16, 128), (16, 64)]
         if case.group == "growth":
             return case.cell == "LSTM" and case.T in (1, 10)
+        if case.group == "lopsided":
+            return case.cell == "LSTM" and case.T == 1
         return case.group in ("small", "projection")
 
     some = [case for case in all_cases() if chosen(case)]

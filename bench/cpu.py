@@ -3,11 +3,15 @@
     python bench/cpu.py --quick
     python bench/cpu.py --json bench/results/cpu.json --picture bench/results/cpu.png --resume
     python bench/cpu.py --json bench/results/cpu.json --resume --again
+    python bench/cpu.py --isa avx2 --only inference --json bench/results/avx2.json
 
 Every row is a process of its own, in which blocks of the contestants' calls alternate (timing.py).
 A speedup is the other's time divided by fastrnn's: above 1 fastrnn is faster. The share is the
 layer's rate divided by the best rate of torch.mm in that row. Packages that are not installed are
 left out. bench/memory.py measures memory.
+
+`--isa avx2` measures AVX2 on a wider CPU too (build with FASTRNN_ISAS=all): all contestants are
+limited to it by environment variables, those that can't be are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from timing import cores, run
+from timing import AVX2, cores, run
 
 import fastrnn
 from fastrnn.info import cpu_model
@@ -67,6 +71,7 @@ def caches() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
+    built = fastrnn.build_info()
     release = platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
     return {
         "cpu": cpu_model(),
@@ -75,7 +80,8 @@ def machine() -> dict[str, Any]:
         "caches": caches(),
         "memory": memory(),
         "os": f"{release}, Linux {platform.release()}",
-        "isa": fastrnn.build_info()["isa"],
+        "isa": built["isa"],
+        "widest isa": built["isa_supported"][-1],
     }
 
 
@@ -226,6 +232,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=GROUPS, metavar="GROUP", help=", ".join(GROUPS)
     )
+    parser.add_argument("--isa", choices=["avx2"], help="limit all contestants to it")
     parser.add_argument("--rounds", type=int, help="at most this many; 7, or 5 if quick")
     parser.add_argument("--json", type=Path, help="where to write the results, row by row")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --json has")
@@ -244,6 +251,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
+    if args.isa:
+        os.environ.update(AVX2)  # read at the first call of a kernel, and by the rows' processes
     cases = quick_cases() if args.quick else all_cases()
     if args.only:
         cases = [case for case in cases if case.group in args.only]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from figures import PEERS, Row, duration, ours, ratio, speedups
+from figures import PEERS, Row, duration, label, ours, ratio, speedups
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"
@@ -32,6 +32,7 @@ CPU_GROUPS = {
     "recompute": "training step with recompute=True",
     "load": "8 threads on 2 cores, or 2 other busy processes",
     "growth": "T, B, H or the threads varied, one at a time",
+    "lopsided": "large networks, and one size far from the others",
     "sample": "random sizes, layers, directions and threads",
 }
 GPU_GROUPS = {
@@ -52,6 +53,8 @@ PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "JAX": "jax"}
 PACKAGES["TensorFlow"] = "tensorflow-cpu"
 # The CPU's results; each has groups of its own.
 CPU_RUNS = ["grid", "cpu", "half", "sample"]
+# With AVX2, on another machine; lopsided.json is of that machine with AVX-512.
+AVX2_RUNS = ["avx2"]
 
 
 def load(name: str) -> dict[str, Any]:
@@ -103,8 +106,9 @@ def groups(rows: list[Row], names: dict[str, str], peers: Iterable[str]) -> list
 
 def sizes(row: Row, name: str) -> str:
     """The sizes of a row of a group: what the group's name leaves open."""
-    text = f"B = {row['B']}, H = {row['H']}"
-    if name != CPU_GROUPS["sample"]:
+    inputs = f", I = {row['I']}" if row["I"] != row["H"] else ""
+    text = f"B = {row['B']}{inputs}, H = {row['H']}"
+    if name not in (CPU_GROUPS["sample"], CPU_GROUPS["lopsided"]):
         return text
     counts = [(row[key], key) for key in ("layers", "directions", "threads")]
     words = [f"{n} {key if n > 1 else key.removesuffix('s')}" for n, key in counts]
@@ -139,14 +143,20 @@ def section(rows: list[Row], names: dict[str, str], peers: Iterable[str]) -> lis
 
 
 def cpu_speed(runs: list[dict[str, Any]]) -> str:
-    """README.md's tables for the CPU, of the results of CPU_RUNS, all of one machine."""
+    """README.md's tables for a CPU, of results of one machine."""
     machine, versions, peak = runs[0]["machine"], runs[0]["versions"], runs[0]["peak"]["median"]
-    libraries = ", ".join(f"{p} {versions[key]}" for p, key in PACKAGES.items() if key in versions)
     dates = ", ".join(sorted({run["date"] for run in runs}))
     rows = [row for run in runs for row in run["rows"]]
+    timed = {peer for row in rows for peer in row.get("ratio", {})}
+    shown = {p: key for p, key in PACKAGES.items() if p in timed and key in versions}
+    libraries = ", ".join(f"{p} {versions[key]}" for p, key in shown.items())
+    limited = ""
+    if machine["isa"] != machine.get("widest isa", machine["isa"]):
+        limited = ", to which all are limited by environment variables"
     return "\n".join(
         [
-            f"{machine['cpu']} ({machine['isa']}), two threads, sgemm at {peak / 1e9:.0f} GFLOP/s.",
+            f"{machine['cpu']} ({machine['isa']}{limited}), two threads,",
+            f"sgemm at {peak / 1e9:.0f} GFLOP/s.",
             "I = H and float32 unless said otherwise.",
             f"torch {versions['torch']}{', ' + libraries if libraries else ''}; {dates}.",
             "",
@@ -184,7 +194,39 @@ def cpu_grid(results: dict[str, Any]) -> str:
             lines.append([*line, times(ratio(step, "torch"))])
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     lines.sort(key=lambda line: (cells.index(line[0]), int(line[1]), int(line[2])))
-    return "\n".join(table(["", "B", "H", "fastrnn", "share", *PEERS, "training: torch"], lines))
+    head = ["", "B", "H", "fastrnn", "share", *PEERS, "training: torch"]
+    # Without the peers that were not measured.
+    kept = [i for i in range(len(head)) if any(line[i] for line in lines)]
+    return "\n".join(table([head[i] for i in kept], [[line[i] for i in kept] for line in lines]))
+
+
+def lopsided(wide: dict[str, Any], avx2: dict[str, Any]) -> str:
+    """The rows of that group: speedups over torch with each instruction set."""
+    runs = {run["machine"]["isa"]: run for run in (wide, avx2)}
+    found: dict[tuple[str, ...], list[str]] = {}
+    for i, run in enumerate(runs.values()):
+        for row in run["rows"]:
+            if row["group"] == "lopsided":
+                sizes = [str(row[name]) for name in ("T", "B", "I", "H", "layers")]
+                cells = found.setdefault((row["cell"], *sizes), [""] * 4)
+                cells[2 * i + (row["mode"] == "training")] = times(ratio(row, "torch"))
+    head = ["", "T", "B", "I", "H", "layers"]
+    head += [f"{isa}: {mode}" for isa in runs for mode in ("inference", "training")]
+    return "\n".join(table(head, ([*key, *cells] for key, cells in found.items())))
+
+
+def busy(results: dict[str, Any]) -> str:
+    """The median calls of busy.json."""
+    head = ["", "beside", "fastrnn", "fastrnn, one thread", "torch", "ONNX Runtime"]
+    lines = []
+    for row in results["rows"]:
+        beside = f"{row['beside']} {row['program']}" if row["beside"] else "nothing"
+        found = row["contestants"]
+        medians = [duration(found[n]["median"]) if n in found else "" for n in head[2:]]
+        lines.append([label(row | {"beside": 0}), beside, *medians])
+    machine = results["machine"]
+    first = f"{machine['cpu']} ({machine['isa']}), two threads, median calls:"
+    return "\n".join([first, "", *table(head, lines)])
 
 
 def gpu_grid(results: dict[str, Any]) -> str:
@@ -247,10 +289,15 @@ def counters(results: dict[str, Any]) -> str:
 def parts() -> list[tuple[str, str, str]]:
     """Every page that has figures, the name of their place in it, and the text."""
     runs, gpu = [load(name) for name in CPU_RUNS], load("gpu")
+    avx2 = [load(name) for name in AVX2_RUNS]
     return [
         ("README.md", "cpu", cpu_speed(runs)),
+        ("README.md", "avx2", cpu_speed(avx2)),
         ("README.md", "gpu", gpu_speed(gpu)),
         ("docs/benchmarks.md", "grid", cpu_grid(runs[0])),
+        ("docs/benchmarks.md", "grid of avx2", cpu_grid(avx2[0])),
+        ("docs/benchmarks.md", "lopsided", lopsided(load("lopsided"), avx2[0])),
+        ("docs/cpu.md", "busy", busy(load("busy"))),
         ("docs/swapping.md", "memory", memory(load("memory"))),
         ("docs/cuda.md", "gpu", gpu_grid(gpu)),
         ("docs/cuda.md", "counters", counters(load("cuda_counters"))),

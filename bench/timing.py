@@ -28,6 +28,16 @@ LIMIT = 600  # seconds until a row is given up
 BUSY = "print('busy', flush=True)\nwhile True: pass"
 
 
+#: The variables that limit fastrnn, torch, OpenVINO, JAX and TensorFlow to AVX2, on any CPU.
+AVX2 = {
+    "FASTRNN_ISA": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+}
+
+
 def cores() -> list[int]:
     """The CPUs that this process may use, one per core."""
     found = {}
