@@ -42,7 +42,7 @@ inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
 
 inline constexpr int cell_count = sizeof(cells) / sizeof(cells[0]);
 
-#define FASTRNN_IS_DECLARED(cell_name, Cell) && ::fastrnn::Declared<Cell>::ok
+#define FASTRNN_IS_DECLARED(cell_name, Cell) &&::fastrnn::Declared<Cell>::ok
 static_assert(true FASTRNN_FOR_EACH_CELL(FASTRNN_IS_DECLARED));
 #undef FASTRNN_IS_DECLARED
 

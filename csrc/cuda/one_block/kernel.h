@@ -30,7 +30,7 @@ constexpr int one_block_rows = 8;
 // The most chunks of hidden units for which W_hh fits into the registers of a block, for so many
 // gates and values of so many bytes, besides the 60 registers that a thread needs for the rest. A
 // chunk of units is two warps; the warps share four schedulers, each with 512 registers a lane.
-FASTRNN_FN constexpr int one_block_chunks(int gates, int bytes) {
+FASTRNN_FN int one_block_chunks(int gates, int bytes) {
     int chunks = 0;
     for (int more = 1; more <= 16; ++more) {
         const int registers = more * gates * (bytes == 4 ? 16 : 8) + 60;
@@ -39,19 +39,19 @@ FASTRNN_FN constexpr int one_block_chunks(int gates, int bytes) {
     return chunks;
 }
 // A warp has 16 units.
-FASTRNN_FN constexpr int threads_of_units(int units) { return (units + 15) / 16 * 32; }
-FASTRNN_FN constexpr int one_block_threads(int gates, int bytes) {
+FASTRNN_FN int threads_of_units(int units) { return (units + 15) / 16 * 32; }
+FASTRNN_FN int one_block_threads(int gates, int bytes) {
     return threads_of_units(one_block_chunks(gates, bytes) * chunk_size);
 }
 
 // Bytes of shared memory that the threads use privately: the biases of their two units, and the
 // prefetched values of their two units and two rows.
-FASTRNN_FN constexpr int one_block_private_bytes(int threads, int biases, int kinds, int bytes) {
+FASTRNN_FN int one_block_private_bytes(int threads, int biases, int kinds, int bytes) {
     return threads * 2 * (biases * 4 + prefetch_stages * 2 * kinds * bytes);
 }
 
 // Values from one row that is multiplied to the next: padded so that rows r and r + 4, which a
 // quarter of a warp reads together, are in different banks.
-FASTRNN_FN constexpr int one_block_stride(int width, int bytes) { return width + 16 / bytes; }
+FASTRNN_FN int one_block_stride(int width, int bytes) { return width + 16 / bytes; }
 
 }  // namespace fastrnn::cuda

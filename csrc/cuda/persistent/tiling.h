@@ -25,7 +25,7 @@ constexpr int column_threads = 512;  // of a block, at most
 constexpr int gradient_slots = 2;    // floats of a thread and gradient (ThreadGradients)
 
 // The outputs of a unit are contiguous and padded, to be written and read in one access.
-FASTRNN_FN constexpr int stored_outputs(int outputs) { return outputs > 2 ? 4 : outputs; }
+FASTRNN_FN int stored_outputs(int outputs) { return outputs > 2 ? 4 : outputs; }
 
 struct Tiling {
     int tile;        // units of a tile: 8, or 16 for all outputs of two tiles of 8
@@ -73,15 +73,13 @@ struct Tiling {
 // lane, or 128 for float32. outputs and inputs: as in PersistentKernel. Where both are 1 (an RNN),
 // three quarters of that are enough for every size that the other limits allow, and leave registers
 // for the rest of the kernel.
-FASTRNN_FN constexpr int most_chunks(int outputs, int inputs, int tile) {
+FASTRNN_FN int most_chunks(int outputs, int inputs, int tile) {
     const int most = (outputs == 1 && inputs == 1 ? 12 : 16) / (outputs * tile / 8);
     return most >= 4 ? most / 2 * 2 : most > 1 ? most : 1;
 }
 
 // K of RegisterTile<float, ...>: lanes of a warp that share the contraction of a row, 4 values each
 // at a time. The fewer outputs, the more lanes, so that a value is multiplied with several weights.
-FASTRNN_FN constexpr int float32_lanes(int outputs) {
-    return outputs >= 3 ? 8 : outputs == 2 ? 16 : 32;
-}
+FASTRNN_FN int float32_lanes(int outputs) { return outputs >= 3 ? 8 : outputs == 2 ? 16 : 32; }
 
 }  // namespace fastrnn::cuda
