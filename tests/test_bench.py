@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch_features import skip_without_export_of_layers
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import calls
@@ -428,6 +429,8 @@ def test_kinds_of_calls(kind, module):
     """Every kind of call gives torch's results."""
     if not calls.fits(kind, module):
         pytest.skip("torch has no such call of this module")
+    if kind == "export":
+        skip_without_export_of_layers()
     how = calls.KINDS[kind]
     for training in [False, True]:
         if how.step if training else how.inference:

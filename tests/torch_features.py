@@ -35,6 +35,11 @@ def dynamo_takes_sizes_from_tensors() -> bool:
     return True
 
 
+def skip_without_export_of_layers() -> None:
+    if torch.__version__ < "2.8":
+        pytest.skip("torch 2.8 brought torch.export without strict mode to its own layers")
+
+
 def skip_without_sizes_from_tensors() -> None:
     if not dynamo_takes_sizes_from_tensors():
         pytest.skip("Dynamo takes no sizes from tensors")
