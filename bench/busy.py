@@ -1,12 +1,12 @@
-"""Times layers beside other processes that keep the cores busy.
+"""Times layers while other processes keep the cores busy.
 
     python bench/busy.py [--json bench/results/busy.json]
 
-Beside 0, 1, 2 and 4 processes, each a plain loop or a loop of torch's matrix products on one
+With 0, 1, 2 and 4 other processes, each a plain loop or a loop of torch's matrix products on one
 thread, fastrnn runs on two threads and two cores, and so do torch and ONNX Runtime; and fastrnn
 with torch.set_num_threads(1). Blocks of their calls alternate, and every call is timed: a table
 shows median calls. fastrnn's should take at most 1.25 times as long as with one thread under the
-same load, and beside one process at most twice as long as on the quiet machine.
+same load, and with one other process at most twice as long as on the quiet machine.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ def table(rows: list[dict[str, Any]]) -> Table:
     """The rows of one case, the first of which is that of the quiet machine."""
     names = list(rows[0]["contestants"])
     shown = Table(title=f"{label({**rows[0], 'beside': 0})}: median call")
-    shown.add_column("beside")
+    shown.add_column("other processes")
     for name in [*names, "to one thread", "to quiet"]:
         shown.add_column(name, justify="right")
     for row in rows:
         median = {name: found["median"] for name, found in row["contestants"].items()}
         ratios = [median["fastrnn"] / other for other in (median[ONE], quiet(rows))]
-        beside = f"{row['beside']} {row['program']}" if row["beside"] else "nothing"
-        shown.add_row(beside, *map(duration, median.values()), *(f"{r:.2f}" for r in ratios))
+        load = f"{row['beside']} {row['program']}" if row["beside"] else "none"
+        shown.add_row(load, *map(duration, median.values()), *(f"{r:.2f}" for r in ratios))
     return shown
 
 

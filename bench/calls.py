@@ -200,7 +200,7 @@ KINDS = {
     "double backward": Kind(step=penalized, inference=False),
     "forward_ad": Kind(with_tangent, step=None),
     "jvp": Kind(transformed_jvp, step=None),
-    "vmap": Kind(change=models),  # beside a loop over torch's models
+    "vmap": Kind(change=models),  # compared with a loop over torch's models
 }
 
 

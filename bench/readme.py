@@ -217,13 +217,13 @@ def lopsided(wide: dict[str, Any], avx2: dict[str, Any]) -> str:
 
 def busy(results: dict[str, Any]) -> str:
     """The median calls of busy.json."""
-    head = ["", "beside", "fastrnn", "fastrnn, one thread", "torch", "ONNX Runtime"]
+    head = ["", "other processes", "fastrnn", "fastrnn, one thread", "torch", "ONNX Runtime"]
     lines = []
     for row in results["rows"]:
-        beside = f"{row['beside']} {row['program']}" if row["beside"] else "nothing"
+        processes = f"{row['beside']} {row['program']}" if row["beside"] else "none"
         found = row["contestants"]
         medians = [duration(found[n]["median"]) if n in found else "" for n in head[2:]]
-        lines.append([label(row | {"beside": 0}), beside, *medians])
+        lines.append([label(row | {"beside": 0}), processes, *medians])
     machine = results["machine"]
     first = f"{machine['cpu']} ({machine['isa']}), two threads, median calls:"
     return "\n".join([first, "", *table(head, lines)])

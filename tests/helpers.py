@@ -309,3 +309,21 @@ def check_examples(
         check(case)
 
     every()
+
+
+def pair_and_leaves(kind, bias, bidirectional, layers, packed, name):
+    """Both layers in float64 and their arguments, which need gradients; sizes from the test's name.
+
+    Several layers have dropout.
+    """
+    T, B, I, H = some_sizes(name)
+    float64 = torch.float64
+    ours, theirs = pair(
+        kind, I, H + (kind == "lstm_proj"), bias=bias, bidirectional=bidirectional,
+        num_layers=layers, dropout=0.4 if layers > 1 else 0.0, dtype=float64,
+    )  # fmt: skip
+    if packed:
+        x = ragged([1 + (3 * b + T) % T for b in range(B)], I, float64)
+    else:
+        x = torch.randn(T, B, I, dtype=float64)
+    return ours, theirs, leaves((x, random_state(theirs, B)))

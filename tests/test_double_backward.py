@@ -21,9 +21,9 @@ from helpers import (
     leaves,
     mapped,
     pair,
+    pair_and_leaves,
     ragged,
     random_state,
-    some_sizes,
 )
 from torch.profiler import ProfilerActivity, profile
 
@@ -122,13 +122,9 @@ def second_gradients(module, args, of="all", loss="all"):
 @pytest.mark.parametrize("of", OF)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_options(kind, of, bias, bidirectional, layers, packed, request):
-    T, B, I, H = some_sizes(request.node.name)
-    ours, theirs = pair(
-        kind, I, H + (kind == "lstm_proj"), bias=bias, bidirectional=bidirectional,
-        num_layers=layers, dropout=0.4 if layers > 1 else 0.0, dtype=F64,
-    )  # fmt: skip
-    x = ragged([1 + (3 * b + T) % T for b in range(B)], I, F64) if packed else None
-    args = leaves((torch.randn(T, B, I, dtype=F64) if x is None else x, random_state(theirs, B)))
+    ours, theirs, args = pair_and_leaves(
+        kind, bias, bidirectional, layers, packed, request.node.name
+    )
     torch.testing.assert_close(*(second_gradients(layer, args, of) for layer in [ours, theirs]))
 
 

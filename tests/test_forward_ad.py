@@ -10,9 +10,9 @@ from helpers import (
     flat,
     leaves,
     pair,
+    pair_and_leaves,
     ragged,
     random_state,
-    some_sizes,
 )
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -68,13 +68,9 @@ def tangents(module, args, moved, differentiable=True):
 @pytest.mark.parametrize("moved", MOVED)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers(kind, moved, bias, bidirectional, layers, packed, request):
-    T, B, I, H = some_sizes(request.node.name)
-    ours, theirs = pair(
-        kind, I, H + (kind == "lstm_proj"), bias=bias, bidirectional=bidirectional,
-        num_layers=layers, dropout=0.4 if layers > 1 else 0.0, dtype=F64,
-    )  # fmt: skip
-    x = ragged([1 + (3 * b + T) % T for b in range(B)], I, F64) if packed else None
-    args = leaves((torch.randn(T, B, I, dtype=F64) if x is None else x, random_state(theirs, B)))
+    ours, theirs, args = pair_and_leaves(
+        kind, bias, bidirectional, layers, packed, request.node.name
+    )
     found = [tangents(layer, args, moved, differentiable=False) for layer in [ours, theirs]]
     torch.testing.assert_close(*found)
 
