@@ -1,4 +1,7 @@
-"""Tangents by torch.autograd.forward_ad, which have kernels on the CPU, and their gradients."""
+"""Tangents by torch.autograd.forward_ad, which have kernels on the CPU, and their gradients.
+
+test_func.py checks tangents on every device with finite differences.
+"""
 
 import pytest
 import torch
@@ -19,6 +22,8 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 from torch.profiler import ProfilerActivity, profile
 
+pytestmark = pytest.mark.cpu("torch's layers have no forward mode on CUDA")
+
 F64 = torch.float64
 BOTH = [False, True]
 
@@ -36,9 +41,9 @@ def tangents(module, args, moved, differentiable=True):
     x, state = args
     named = dict(zip(["input", "h", "c"], [*flat(x), *flat(state)], strict=False))
     named |= dict(module.named_parameters())
-    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
     directions = {
-        name: torch.randn(t.shape, generator=generator, dtype=t.dtype).requires_grad_()
+        name: torch.randn_like(t).requires_grad_()
         for name, t in named.items()
         if MOVED[moved](name)
     }
@@ -97,7 +102,6 @@ def test_cells(kind, moved):
 
 
 @pytest.mark.once
-@pytest.mark.cpu("the kernels are the CPU's")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_kernels_compute_tangents(kind, dtype):
