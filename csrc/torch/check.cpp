@@ -38,6 +38,10 @@ SymBool less(const SymInt& a, const SymInt& b) { return a.sym_lt(b); }
 // A storage can be freed or shrunk under its tensors, as sharded training does to parameters.
 void check_storage(const char* kind, const Tensor& t) {
     if (!t.has_storage()) return;
+    // The usual case, without a call.
+    if (t.is_contiguous() &&
+        (t.storage_offset() + t.numel()) * t.itemsize() <= t.storage().nbytes())
+        return;
     const size_t needed =
         at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.itemsize(), t.storage_offset());
     TORCH_CHECK(needed <= t.storage().nbytes(), "fastrnn: the ", kind, " tensor of size ",

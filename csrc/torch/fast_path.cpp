@@ -50,13 +50,20 @@ struct Names {
         parameters{"_parameters"}, proj_size{"proj_size"}, recompute{"_fastrnn_recompute"},
         training{"training"}, update_flat_weights{"_update_flat_weights"}, weight_hh{"weight_hh"},
         weight_ih{"weight_ih"};
+    const Name* of_a_cell[4] = {&weight_ih, &weight_hh, &bias_ih, &bias_hh};
 };
 const Names& names() {
     static const Names all;
     return all;
 }
 
-PyObject* found(PyObject* dict, const Name& name) { return PyDict_GetItem(dict, name.object); }
+// Borrowed, or null. PyDict_GetItem would also save and restore the exception of the thread.
+PyObject* found(PyObject* dict, PyObject* key) {
+    PyObject* value = PyDict_GetItemWithError(dict, key);
+    if (!value && PyErr_Occurred()) PyErr_Clear();
+    return value;
+}
+PyObject* found(PyObject* dict, const Name& name) { return found(dict, name.object); }
 
 // The attributes in a module's __dict__, without a lookup in its classes.
 class Attributes {
@@ -171,7 +178,7 @@ PyObject* flat_weights(py::handle module, Attributes& attributes) {
     const Py_ssize_t count = PyList_GET_SIZE(listed);
     bool agree = PyList_GET_SIZE(flat) == count && PyList_GET_SIZE(refs) == count;
     for (Py_ssize_t i = 0; i < count; ++i) {
-        PyObject* weight = PyDict_GetItem(parameters, PyList_GET_ITEM(listed, i));
+        PyObject* weight = found(parameters, PyList_GET_ITEM(listed, i));
         if (!weight) return nullptr;
         if (!agree) continue;
         PyObject* ref = PyList_GET_ITEM(refs, i);
@@ -402,6 +409,19 @@ py::object autocast_dtype(const std::string& cell, bool has_c, py::handle input,
     return py::tuple(dtypes(cell, /*padded=*/false, input, states, params))[0];
 }
 
+// Reads the weights of a cell from its parameters; bias may be None in both places. False if one is
+// something else, or not ordinary.
+bool read_parameters(PyObject* parameters, WeightList& weights) {
+    PyObject* found_in[4];
+    for (size_t i = 0; i < 4; ++i) found_in[i] = found(parameters, *names().of_a_cell[i]);
+    const size_t count = found_in[2] == Py_None && found_in[3] == Py_None ? 2 : 4;
+    for (size_t i = 0; i < count; ++i) {
+        if (!is_ordinary_tensor(found_in[i])) return false;
+        weights.push_back(THPVariable_Unpack(found_in[i]));
+    }
+    return true;
+}
+
 // RNNCell, LSTMCell or GRUCell: the new h, or (h, c), or None.
 py::object one_step(const std::string& cell, py::handle module, py::handle input, py::object hx) {
     const CellInfo* info = find_info(cell);
@@ -416,22 +436,28 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     if (x.dim() < 1 || x.dim() > 2 || x.size(-1) != inputs) return py::none();
     at::DimVector size(x.sizes());
     size.back() = hidden;
+    Tensor h0;
+    OptionalTensor c0;
     if (hx.is_none()) {
-        const py::object zeros = wrap(at::zeros(size, x.options()));
+        h0 = at::zeros(size, x.options());
+        if (info->has_c) c0 = h0;
+    } else if (!read_states(hx, info->has_c, h0, c0) || h0.sizes() != size ||
+               (c0 && c0->sizes() != size)) {
+        return py::none();
+    }
+    WeightList parameters_alone;
+    if (!autocast_enabled() && read_parameters(parameters.ptr(), parameters_alone))
+        return run_step(cell, *info, x, h0, c0, parameters_alone, parameters_alone.size() == 4);
+    if (hx.is_none()) {
+        const py::object zeros = wrap(h0);
         hx = info->has_c ? py::make_tuple(zeros, zeros) : zeros;
-    } else {
-        Tensor h0;
-        OptionalTensor c0;
-        if (!read_states(hx, info->has_c, h0, c0) || h0.sizes() != size ||
-            (c0 && c0->sizes() != size))
-            return py::none();
     }
     // A weight that is no parameter is an attribute. Where it is parametrized, reading it runs the
     // user's code: last, as in torch's forward, and once, so the call can't start again.
     py::tuple weights(4);
     bool ordinary = true, were_computed = false;
     size_t i = 0;
-    for (const Name* one : {&name.weight_ih, &name.weight_hh, &name.bias_ih, &name.bias_hh}) {
+    for (const Name* one : names().of_a_cell) {
         auto weight = py::reinterpret_borrow<py::object>(found(parameters.ptr(), *one));
         if (!weight) {
             weight = py::reinterpret_steal<py::object>(PyObject_GetAttr(module.ptr(), one->object));
