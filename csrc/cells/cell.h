@@ -41,8 +41,9 @@
 
 namespace fastrnn {
 
-// sigmoid and tanh of a value type, and choose(condition, yes, no), lane by lane; each device
-// specialises it for its own types.
+// The functions of a value type, lane by lane: sigmoid, tanh, exp, log, log1p, sqrt, erf, abs;
+// choose(condition, yes, no); and number(value), a constant that need not be exact in float. Each
+// device specialises it for its own types.
 template <class V>
 struct Math;
 

@@ -41,9 +41,16 @@ template <>
 struct Math<Dependence> {
     static constexpr Dependence sigmoid(Dependence x) { return x; }
     static constexpr Dependence tanh(Dependence x) { return x; }
+    static constexpr Dependence exp(Dependence x) { return x; }
+    static constexpr Dependence log(Dependence x) { return x; }
+    static constexpr Dependence log1p(Dependence x) { return x; }
+    static constexpr Dependence sqrt(Dependence x) { return x; }
+    static constexpr Dependence erf(Dependence x) { return x; }
+    static constexpr Dependence abs(Dependence x) { return x; }
     static constexpr Dependence choose(Dependence condition, Dependence yes, Dependence no) {
         return condition + yes + no;
     }
+    static constexpr Dependence number(double) { return {}; }
 };
 
 // What a cell's forward and backward read, and whether dh_prev is anything but zero.

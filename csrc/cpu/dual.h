@@ -89,9 +89,34 @@ struct Math<FASTRNN_ISA::Dual<T>> {
         const auto y = Values::tanh(x.value);
         return {y, x.tangent * (1 - y * y)};
     }
+    static FASTRNN_INLINE D exp(D x) {
+        const auto y = Values::exp(x.value);
+        return {y, x.tangent * y};
+    }
+    static FASTRNN_INLINE D log(D x) { return {Values::log(x.value), x.tangent / x.value}; }
+    static FASTRNN_INLINE D log1p(D x) {
+        return {Values::log1p(x.value), x.tangent / (1 + x.value)};
+    }
+    static FASTRNN_INLINE D sqrt(D x) {
+        const auto y = Values::sqrt(x.value);
+        return {y, x.tangent / (y + y)};
+    }
+    static FASTRNN_INLINE D erf(D x) {
+        const auto two_over_root_pi = Values::number(1.12837916709551257390);
+        return {Values::erf(x.value),
+                x.tangent * two_over_root_pi * Values::exp(-(x.value * x.value))};
+    }
+    static FASTRNN_INLINE D abs(D x) {
+        const FASTRNN_ISA::Vec<T> zero{};
+        const auto tangent = x.value < zero ? -x.tangent : x.tangent;
+        return {Values::abs(x.value), x.value == zero ? zero : tangent};  // as torch: 0 at 0
+    }
     template <class Condition>
     static FASTRNN_INLINE D choose(Condition condition, D yes, D no) {
         return {condition ? yes.value : no.value, condition ? yes.tangent : no.tangent};
+    }
+    static FASTRNN_INLINE D number(double value) {
+        return {Values::number(value), FASTRNN_ISA::Vec<T>{}};
     }
 };
 

@@ -17,8 +17,17 @@ struct Math<float> {
         return __fdividef(1.0f, 1.0f + ::expf(-x));
     }
     static __device__ __forceinline__ float tanh(float x) { return ::tanhf(x); }
+    static __device__ __forceinline__ float exp(float x) { return ::expf(x); }
+    static __device__ __forceinline__ float log(float x) { return ::logf(x); }
+    static __device__ __forceinline__ float log1p(float x) { return ::log1pf(x); }
+    static __device__ __forceinline__ float sqrt(float x) { return ::sqrtf(x); }
+    static __device__ __forceinline__ float erf(float x) { return ::erff(x); }
+    static __device__ __forceinline__ float abs(float x) { return ::fabsf(x); }
     static __device__ __forceinline__ float choose(bool condition, float yes, float no) {
         return condition ? yes : no;
+    }
+    static __device__ __forceinline__ float number(double value) {
+        return static_cast<float>(value);
     }
 };
 
@@ -26,8 +35,17 @@ template <>
 struct Math<double> {
     static __device__ __forceinline__ double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
     static __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
+    static __device__ __forceinline__ double exp(double x) { return ::exp(x); }
+    static __device__ __forceinline__ double log(double x) { return ::log(x); }
+    static __device__ __forceinline__ double log1p(double x) { return ::log1p(x); }
+    static __device__ __forceinline__ double sqrt(double x) { return ::sqrt(x); }
+    static __device__ __forceinline__ double erf(double x) { return ::erf(x); }
+    static __device__ __forceinline__ double abs(double x) { return ::fabs(x); }
     static __device__ __forceinline__ double choose(bool condition, double yes, double no) {
         return condition ? yes : no;
+    }
+    static __device__ __forceinline__ double number(double value) {
+        return static_cast<double>(value);
     }
 };
 
