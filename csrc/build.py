@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolchain import (
-    BFLOAT16_FLAGS,
     CPU_MACROS,
+    CXX_FLAGS,
     ISA_FLAGS,
     BuildError,
     Python,
@@ -35,6 +35,7 @@ from toolchain import (
     gencode,
     gpus,
     isas,
+    kernel_flags,
     nvcc_version,
     output_of,
     why_no_cuda,
@@ -43,12 +44,6 @@ from toolchain import (
 CSRC = Path(__file__).resolve().parent
 BUILD = CSRC.parent / "build"
 
-# -O3 takes twice as long to compile and is no faster: the kernels choose what to unroll and
-# vectorize. GCC 12 gives -W(maybe-)uninitialized warnings in its own AVX-512 headers (PR 105593);
-# clang does not know the latter.
-CXX_FLAGS = ["-std=c++20", "-O2", "-g0", "-DNDEBUG", "-fPIC", "-fopenmp", "-ffp-contract=fast"]
-CXX_FLAGS += ["-fno-math-errno", "-fvisibility=hidden", "-Wno-uninitialized"]
-CXX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 #: What a compiler of a kernel needs at most.
 MEMORY = "1.1 GB"
@@ -160,8 +155,7 @@ def cpu_library(names: list[str]) -> Path:
             continue
         for name in names:
             if name in ISA_FLAGS or "bfloat16" in source.name:
-                isa = {**ISA_FLAGS, **BFLOAT16_FLAGS}[name]
-                manifest.compile(source, cxx(), [*flags, *isa, f"-DFASTRNN_ISA={name}"], name)
+                manifest.compile(source, cxx(), [*flags, *kernel_flags(name)], name)
     library = f"libfastrnn_cpu-{headers_hash()}.so"
     return manifest.link(library, cxx(), ["-fopenmp", f"-Wl,-soname,{library}", *given("LDFLAGS")])
 

@@ -36,6 +36,9 @@ struct Device {
     void (*forward)(const ForwardLayer& layer);
     void (*backward)(const BackwardLayer& layer);
 
+    // Whether there are kernels of the cell with this index for a storage type.
+    bool (*has_kernels)(int cell, Storage storage);
+
     // How such a pass would be computed. Nothing is computed.
     Facts (*explain)(const Layer& layer, Pass pass);
 

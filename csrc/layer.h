@@ -41,7 +41,7 @@ struct Dimensions {
 
 // What a forward and a backward pass over a layer have in common.
 struct Layer {
-    int cell;  // index in the registry (cells/registry.h)
+    int cell;  // its index (cells/known.h)
     Storage storage;
     int device_index;  // of the GPU; not used on the CPU
     int threads;       // the most CPU threads that may compute it; not used on a GPU

@@ -2,8 +2,6 @@
 // name in fastrnn/reference.py. Its kernels on every device, its backward, its fake kernels and its
 // tests follow from these.
 #pragma once
-#include <string_view>
-
 #include "dependence.h"
 #include "gru.h"
 #include "lstm.h"
@@ -38,19 +36,11 @@ struct CellInfo {
      .needs_h_prev = Cell::needs_h_prev,   \
      .allows_projection = ::fastrnn::allows_projection<Cell>},
 inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
-#undef FASTRNN_CELL_INFO
 
 inline constexpr int cell_count = sizeof(cells) / sizeof(cells[0]);
 
 #define FASTRNN_IS_DECLARED(cell_name, Cell) &&::fastrnn::Declared<Cell>::ok
 static_assert(true FASTRNN_FOR_EACH_CELL(FASTRNN_IS_DECLARED));
 #undef FASTRNN_IS_DECLARED
-
-// The cell of that name, or null.
-inline const CellInfo* find_info(std::string_view name) {
-    for (const CellInfo& info : cells)
-        if (name == info.name) return &info;
-    return nullptr;
-}
 
 }  // namespace fastrnn

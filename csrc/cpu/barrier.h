@@ -4,6 +4,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "../api.h"
+
 namespace fastrnn::cpu {
 
 class Barrier {
@@ -13,7 +15,7 @@ public:
         arrived_ = 0;
     }
     // Returns when `size` threads have called it. What each wrote before is then visible to all.
-    void wait();
+    FASTRNN_API void wait();
 
 private:
     // Returns when the epoch is no longer `epoch`.

@@ -114,16 +114,17 @@ const Isa& in_use() {
 }  // namespace
 
 const Kernel& kernel(int cell, Storage storage) {
+    if (cell >= cell_count) return own_kernel(cell, storage);
     return in_use().kernels[static_cast<int>(storage)][cell];
 }
 
 template <>
 const DualKernel<float>& dual_kernel(int cell) {
-    return in_use().of_float[cell];
+    return cell < cell_count ? in_use().of_float[cell] : own_dual_kernel<float>(cell);
 }
 template <>
 const DualKernel<double>& dual_kernel(int cell) {
-    return in_use().of_double[cell];
+    return cell < cell_count ? in_use().of_double[cell] : own_dual_kernel<double>(cell);
 }
 
 const char* isa_in_use() { return in_use().name; }

@@ -3,13 +3,31 @@
 #include <vector>
 
 #include "../api.h"
+#include "../cells/registry.h"
 #include "dual_kernel.h"
 #include "layer.h"
 
 namespace fastrnn::cpu {
 
-// The kernel of the cell with index `cell` in the registry, for the instruction set in use.
+// The kernel of the cell with this index (../cells/known.h), for the instruction set in use.
 const Kernel& kernel(int cell, Storage storage);
+
+// Adds kernels of the user's own cell of that name, and the cell if it is not yet known. They stay
+// for the rest of the process. False if there are already too many cells.
+FASTRNN_API bool add_cell(const char* name, const CellInfo& info, Storage storage,
+                          const Kernel& kernel, const DualKernel<float>& dual);
+FASTRNN_API bool add_cell(const char* name, const CellInfo& info, Storage storage,
+                          const Kernel& kernel, const DualKernel<double>& dual);
+
+// The added kernels of a cell (own_cells.cpp).
+bool has_own_kernel(int cell, Storage storage);
+const Kernel& own_kernel(int cell, Storage storage);
+template <class T>
+const DualKernel<T>& own_dual_kernel(int cell);
+template <>
+const DualKernel<float>& own_dual_kernel(int cell);
+template <>
+const DualKernel<double>& own_dual_kernel(int cell);
 
 // The name of the widest instruction set that was compiled, that the CPU has, and that is not wider
 // than the one named by the environment variable FASTRNN_ISA, which is read once. Throws

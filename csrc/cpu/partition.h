@@ -1,7 +1,7 @@
 // The choice of a Partition (layer.h) for a layer and a number of threads. No choice changes a bit
 // of the results.
 #pragma once
-#include "../cells/registry.h"
+#include "../cells/known.h"
 #include "choices.h"
 #include "cores.h"
 #include "layer.h"
@@ -16,7 +16,7 @@ inline int at_most(int most, int64_t n) {
 inline Partition choose_partition(Pass pass, const Layer& layer, int threads) {
     const Sequence& sequence = layer.sequence;
     const Dimensions& d = layer.size;
-    const int gates = cells[layer.cell].gates;
+    const int gates = info_of(layer.cell).gates;
     Partition p;
     const int64_t step = sequence.batch * gates * d.hidden * d.recurrent;
     const int64_t total =

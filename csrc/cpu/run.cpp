@@ -86,6 +86,11 @@ void backward(const BackwardLayer& layer) {
     run(BackwardTask{layer}, kernels.backward_workspace, kernels.backward);
 }
 
+// A cell of the user's own has the kernels that were added.
+bool has_kernel(int cell, Storage storage) {
+    return cell < cell_count || has_own_kernel(cell, storage);
+}
+
 // On a thread of its own a model waits for no other thread at any step. Its weights must fit into
 // the cache of that thread's core, as where threads partition the rows.
 bool runs_models_in_parallel(const Models& models, int threads) {

@@ -136,11 +136,10 @@ at::ScalarType dtype_of(const Arguments& a) {
 }
 
 int find_cell(const std::string& name) {
+    const int found = index_of(name);
+    if (found >= 0) return found;
     std::string known;
-    for (int i = 0; i < cell_count; ++i) {
-        if (name == cells[i].name) return i;
-        known += (i ? ", " : "") + std::string(cells[i].name);
-    }
+    for (int i = 0; i < known_cells(); ++i) known += (i ? ", " : "") + std::string(info_of(i).name);
     TORCH_CHECK_VALUE(false, "fastrnn: no cell is called '", name, "', expected one of: ", known);
 }
 
@@ -271,7 +270,7 @@ void check_gradients_of(const Arguments& a, const CellInfo& cell, const Sizes<In
 Problem check(const Arguments& a) {
     Problem p{};
     p.cell_index = find_cell(a.options.cell);
-    p.cell = cells[p.cell_index];
+    p.cell = info_of(p.cell_index);
     check_tensors<int64_t>(a, p.cell);
     p.device = a.input.device();
     p.dtype = dtype_of(a);
@@ -282,7 +281,7 @@ Problem check(const Arguments& a) {
 }
 
 Sizes<SymInt> check_fake(const Arguments& a) {
-    const CellInfo& cell = cells[find_cell(a.options.cell)];
+    const CellInfo& cell = info_of(find_cell(a.options.cell));
     check_tensors<SymInt>(a, cell);
     Sizes<SymInt> sizes{};
     check_sizes<SymInt>(a, cell, sizes);
@@ -295,7 +294,7 @@ void check_gradients(const Arguments& a, const Problem& p, const OutputGradients
 
 void check_fake_gradients(const Arguments& a, const Sizes<SymInt>& sizes,
                           const OutputGradients& g) {
-    check_gradients_of<SymInt>(a, cells[find_cell(a.options.cell)], sizes, g);
+    check_gradients_of<SymInt>(a, info_of(find_cell(a.options.cell)), sizes, g);
 }
 
 void check_kept(const Arguments& a, const Problem& p, const Kept& k) {

@@ -96,7 +96,7 @@ void check_counts(const Kept& k, const OutputGradients& g, int64_t models) {
 }
 
 void for_each(const Problem& p, int64_t models, const std::function<void(int64_t)>& run) {
-    const auto in_parallel = device_for(p.device).runs_models_in_parallel;
+    const auto in_parallel = device_for(p).runs_models_in_parallel;
     const int64_t inputs = p.input + (p.layers - 1) * p.directions * p.recurrent;
     const int64_t gate_rows = p.cell.gates * p.hidden;
     const Models all{

@@ -1,6 +1,7 @@
 // The module fastrnn._C: what was built, what the cells are, how a call would be computed, and the
 // fast path.
 #include <ATen/core/Tensor.h>
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
@@ -19,7 +20,8 @@ using c10::SymInt;
 
 pybind11::dict registered_cells() {
     pybind11::dict result;
-    for (const CellInfo& cell : cells) {
+    for (int i = 0; i < known_cells(); ++i) {
+        const CellInfo& cell = info_of(i);
         pybind11::dict info;
         info["gates"] = cell.gates;
         info["states"] = 1 + cell.has_c;
@@ -88,6 +90,13 @@ pybind11::dict build_info() {
     return info;
 }
 
+// The file that the kernels of the CPU were loaded from.
+std::string kernels_library() {
+    Dl_info found{};
+    TORCH_CHECK(dladdr(reinterpret_cast<const void*>(&cpu::isa_in_use), &found));
+    return found.dli_fname;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -98,8 +107,9 @@ PYBIND11_MODULE(_C, m) {
     m.attr("has_cuda") = false;
 #endif
     m.def("cells", &registered_cells,
-          "The registered cells: name -> gates, states, values kept for backward.");
+          "The cells of this process: name -> gates, states, values kept for backward.");
     m.def("build_info", &build_info, "What was built, and what is in use.");
+    m.def("kernels_library", &kernels_library, "The file of the CPU's kernels, which were loaded.");
     m.def("without_lost_threads", &without_lost_threads,
           "In a forked child that lost its parent's OpenMP threads: torch.set_num_threads(1).");
     m.def("adapt_threads", &cpu::adapt_threads,

@@ -17,7 +17,9 @@ namespace fastrnn {
 
 using at::Tensor;
 
-const Device& device_for(at::Device device) {
+namespace {
+
+const Device& device_at(at::Device device) {
     if (device.is_cpu()) return cpu::device;
 #ifdef FASTRNN_HAS_CUDA
     if (device.is_cuda()) return cuda::device;
@@ -28,6 +30,16 @@ const Device& device_for(at::Device device) {
         "); build it with FASTRNN_CUDA=1 pip install --no-build-isolation -e .");
     TORCH_CHECK_NOT_IMPLEMENTED(false, "fastrnn has no kernels for device ", device,
                                 ", expected tensors on the CPU or a CUDA device");
+}
+
+}  // namespace
+
+const Device& device_for(const Problem& p) {
+    const Device& device = device_at(p.device);
+    TORCH_CHECK_NOT_IMPLEMENTED(device.has_kernels(p.cell_index, p.storage), "fastrnn: the cell ",
+                                p.cell.name, " was not compiled for ", p.dtype, " on ", p.device,
+                                "; its definition's build() does that");
+    return device;
 }
 
 int cpu_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
@@ -59,7 +71,7 @@ Tensor dropped(const Tensor& rows, const Tensor& mask, double dropout) {
 namespace {
 
 at::ScalarType gradient_dtype(const Problem& p) {
-    return device_for(p.device).stores_gradients ? p.dtype : p.arithmetic;
+    return device_for(p).stores_gradients ? p.dtype : p.arithmetic;
 }
 
 std::vector<Tensor> contiguous(at::TensorList tensors) {
@@ -212,7 +224,7 @@ struct Gates {
 
 ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep keep,
                          at::IntArrayRef models) {
-    device_for(p.device);  // whether there is one, before anything is made on it
+    device_for(p);  // whether there is one, before anything is made on it
     const int64_t width = p.directions * p.recurrent, states = p.layers * p.directions;
     const auto options = a.input.options().memory_format(std::nullopt);
     const auto size = [&](at::IntArrayRef of_one) {
@@ -258,7 +270,7 @@ ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep 
 
 void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResult& r) {
     if (p.batch == 0) return;
-    const Device& device = device_for(p.device);
+    const Device& device = device_for(p);
     const Rows rows(a, p);
     const std::vector<Tensor> weights = contiguous(a.weights);
     const auto [h0, c0] = contiguous_states(a);
@@ -296,8 +308,7 @@ ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep kee
 }
 
 ForwardResult forward_step(const Arguments& a, const Problem& p) {
-    if (!device_for(p.device).output_may_be_h_n)
-        return forward(a, p, /*train=*/false, Keep::nothing);
+    if (!device_for(p).output_may_be_h_n) return forward(a, p, /*train=*/false, Keep::nothing);
     without_lost_threads();
     const auto options = a.input.options().memory_format(std::nullopt);
     ForwardResult r;
@@ -331,7 +342,7 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
         for (const Tensor& g : grad_weights) clear(g);
         return;
     }
-    const Device& device = device_for(p.device);
+    const Device& device = device_for(p);
     const int64_t width = p.directions * p.recurrent;
     const at::ScalarType dtype = gradient_dtype(p);
     const auto options = a.input.options().memory_format(std::nullopt).dtype(dtype);
@@ -409,7 +420,7 @@ BackwardResult backward(const Arguments& a, const Problem& p, const Kept& kept,
 }
 
 std::pair<Facts, Facts> explain(const Arguments& a, const Problem& p, int64_t layer) {
-    const Device& device = device_for(p.device);
+    const Device& device = device_for(p);
     const Rows rows(a, p);
     const Layer of_network = layer_of(p, rows.sequence, layer);
     return {device.explain(of_network, Pass::forward), device.explain(of_network, Pass::backward)};

@@ -69,8 +69,8 @@ at::Tensor mask_of(const at::Tensor& masks, int64_t layer);
 // Dropout of a layer's output, scaled by 1 / (1 - dropout) to keep its mean.
 at::Tensor dropped(const at::Tensor& rows, const at::Tensor& mask, double dropout);
 
-// The kernels of a device. Throws c10::NotImplementedError if there are none.
-const Device& device_for(at::Device device);
+// The device that computes a problem. Throws c10::NotImplementedError if it has no kernels for it.
+const Device& device_for(const Problem& problem);
 
 // How many CPU threads a call may use: as many as torch's operators would.
 int cpu_threads();

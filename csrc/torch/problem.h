@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "../cells/registry.h"
+#include "../cells/known.h"
 #include "../layer.h"
 #include "options.h"
 

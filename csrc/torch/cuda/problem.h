@@ -8,7 +8,7 @@ namespace fastrnn::cuda {
 inline Problem problem_of(const Layer& layer) {
     constexpr at::ScalarType dtypes[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
     const at::ScalarType dtype = dtypes[static_cast<int>(layer.storage)];
-    const CellInfo& cell = cells[layer.cell];
+    const CellInfo& cell = info_of(layer.cell);
     Problem p{};
     p.cell_index = layer.cell;
     p.cell = cell;

@@ -1,0 +1,24 @@
+// The cells of a process: those of the registry, and after them the user's own, which are compiled
+// and added while it runs (cpu/own_cell.h).
+#pragma once
+#include <string_view>
+
+#include "../api.h"
+#include "registry.h"
+
+namespace fastrnn {
+
+// A cell's index is below this number, which only grows.
+FASTRNN_API int known_cells();
+FASTRNN_API const CellInfo& info_of(int cell);
+
+// The index of the cell of that name, or -1.
+FASTRNN_API int index_of(std::string_view name);
+
+// The cell of that name, or null.
+inline const CellInfo* find_info(std::string_view name) {
+    const int cell = index_of(name);
+    return cell < 0 ? nullptr : &info_of(cell);
+}
+
+}  // namespace fastrnn
