@@ -45,8 +45,10 @@ class Build(build_ext):
     """Builds into fastrnn/lib of the build, or of this folder if --inplace or editable."""
 
     def run(self) -> None:
+        self.sources_copied: list[Path] = []
         if not (self.inplace or self.editable_mode):
             shutil.rmtree(self.lib, ignore_errors=True)  # of an earlier build
+            self.copy_kernel_sources()
         if built := os.environ.get("FASTRNN_BUILT"):
             shutil.copytree(built, self.lib, dirs_exist_ok=True)
             self.libraries_built = list(self.lib.rglob("*.so"))
@@ -58,13 +60,23 @@ class Build(build_ext):
         except BuildError as error:
             raise SystemExit(f"fastrnn: {error}") from None
 
+    def copy_kernel_sources(self) -> None:
+        """Into fastrnn/csrc: what cells of one's own are compiled with (fastrnn/codegen)."""
+        to = self.lib.parent / "csrc"
+        shutil.rmtree(to, ignore_errors=True)
+        csrc = ROOT / "csrc"
+        for source in [*csrc.glob("*.h"), *csrc.glob("c[ep]*/*.h"), csrc / "toolchain.py"]:
+            copied = to / source.relative_to(csrc)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            self.sources_copied.append(shutil.copy(source, copied))
+
     @property
     def lib(self) -> Path:
         in_place = self.inplace or self.editable_mode
         return (ROOT if in_place else Path(self.build_lib)) / "fastrnn" / "lib"
 
     def get_outputs(self) -> list[str]:
-        return [str(path) for path in self.libraries_built]
+        return [str(path) for path in [*self.libraries_built, *self.sources_copied]]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

@@ -11,7 +11,7 @@ import torch
 from contestants import STREAMED, Contestant, Problem, name_all
 from torch import Tensor
 
-from fastrnn.cells import ONNX_GATES
+from fastrnn.registered import ONNX_GATES
 
 
 def weights(given: Problem) -> dict[str, np.ndarray]:

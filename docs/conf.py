@@ -35,6 +35,7 @@ CONTENTS = {
         "docs/versions",
         "docs/cpu",
         "docs/cuda",
+        "docs/cells",
         "docs/adding-a-cell",
         "tests/vgpu/README",
     ],

@@ -48,10 +48,11 @@ except ImportError as error:
     raise
 
 from fastrnn import distributed, dynamo, fake, flop_counter, functional, quantization, reference
-from fastrnn.cells import CELLS
+from fastrnn.define import cell
 from fastrnn.explain import explain
 from fastrnn.fallback import fallbacks
 from fastrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fastrnn.registered import CELLS
 from fastrnn.replace import accelerate, patch, restore
 from fastrnn.when_imported import when_imported
 
@@ -65,6 +66,8 @@ __all__ = [
     "RNNCell",
     "accelerate",
     "build_info",
+    "cell",
+    "cells",
     "dynamo",
     "explain",
     "fallbacks",
@@ -88,6 +91,13 @@ when_imported(
 )
 
 __version__ = metadata.version("fastrnn")
+
+
+def __getattr__(name: str) -> Any:
+    """`fastrnn.cells`, whose functions are traced when it is first used."""
+    if name == "cells":
+        return importlib.import_module("fastrnn.cells")
+    raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
 
 
 def build_info() -> dict[str, Any]:

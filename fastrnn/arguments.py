@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.cells import CELLS
 from fastrnn.fallback import raise_as_torch
 from fastrnn.network import Network
+from fastrnn.registered import CELLS
 
 _OPTIONS = ("has_biases", "num_layers", "dropout", "train", "bidirectional")
 _PADDED = ("input", "hx", "params", *_OPTIONS, "batch_first")

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from fastrnn import _C
 from fastrnn.arguments import bind_layer, parse_cell, parse_layer
-from fastrnn.cells import TORCH_CELLS
+from fastrnn.define import why_no_kernels
 from fastrnn.marked import is_ours
 from fastrnn.modules import FAST, _rebind
 from fastrnn.network import Network
+from fastrnn.own_modules import Layer, Step
+from fastrnn.registered import TORCH_CELLS
 
 
 def explain(module: nn.Module, input: Any, hx: Any = None) -> None:
@@ -27,13 +29,17 @@ def explain(module: nn.Module, input: Any, hx: Any = None) -> None:
     threads, registers and shared memory.
 
     Args:
-        module: a layer or cell of fastrnn, or one of torch that ``keep_types=True`` made fast.
+        module: a layer or cell of fastrnn or of a cell of one's own, or one of torch that
+            ``keep_types=True`` made fast.
         input, hx: the arguments of the call.
 
     Raises:
         TypeError: if the module is not computed by fastrnn.
         ValueError, RuntimeError: as the call itself would.
     """
+    if isinstance(module, (Layer, Step)):
+        print(_text_of_own(module, input, hx))
+        return
     if not is_ours(module):
         raise TypeError(
             f"expected a layer or cell of fastrnn, got {type(module).__name__}; "
@@ -67,6 +73,22 @@ def _text(
             lines.append(f"{network.cell}, layer {number}, {name}")
             lines += [f"  {fact}: {value}" for fact, value in found.items()]
     return "\n".join(lines)
+
+
+def _text_of_own(module: Layer | Step, input: Any, hx: Any) -> str:
+    """The text for a layer or step of a cell of one's own."""
+    with torch.no_grad():
+        if isinstance(module, Layer):
+            x, batch_sizes, (h0, *c0) = module.arguments(input, hx)
+            weights: Sequence[Any] = module._flat_weights
+        else:
+            x, (h0, *c0) = module.arguments(input, hx)
+            batch_sizes, weights = None, module.weights
+        network = module.network
+        missing = why_no_kernels(network.cell, x.dtype, x.device.type)
+        if missing is not None:
+            return f"{network.cell} {missing}: its definition runs step by step"
+        return _text(network, x, h0, c0[0] if c0 else None, weights, batch_sizes)
 
 
 def _layer(cell: str) -> Callable[..., None]:

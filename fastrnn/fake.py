@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fastrnn import _C, ops
-from fastrnn.cells import CELLS
 from fastrnn.network import Network, bind
+from fastrnn.registered import CELLS
 
 _Tensors = Sequence[Tensor | None]
 

@@ -45,11 +45,20 @@ def missing_kernels(input: Tensor) -> str | None:
 def call_torch(function: Callable[..., Any], reason: str, *args: Any) -> Any:
     """The results of torch's function, counted as a fallback unless it raises."""
     results = function(*args)
-    call = f"{function.__name__} {reason}"
-    if not _counts[call]:
-        _log.warning("%s: this build of fastrnn has no kernels for it, torch's own are used", call)
-    _counts[call] += 1
+    count(f"{function.__name__} {reason}", "torch's own are used")
     return results
+
+
+def count(call: str, instead: str) -> None:
+    """Count a call without kernels, and log the first of its kind.
+
+    Args:
+        call: what was called, and why there are no kernels.
+        instead: what computes it.
+    """
+    if not _counts[call]:
+        _log.warning("%s: this build of fastrnn has no kernels for it, %s", call, instead)
+    _counts[call] += 1
 
 
 def answer_as_torch(function: Callable[..., Any], refused: Exception, *args: Any) -> Any:

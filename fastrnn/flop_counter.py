@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from fastrnn import ops
-from fastrnn.cells import CELLS
 from fastrnn.network import Network, bind
+from fastrnn.registered import CELLS
 from fastrnn.when_imported import when_imported
 
 _Shape = Sequence[int]

@@ -105,7 +105,8 @@ def _layer(
         return call_torch(getattr(torch, cell), missing, *arguments.values())
     network, input, states = parse_layer(cell, arguments, recompute)
     try:
-        return _layer_results(network, input, batch_sizes, states, arguments)
+        results = network_results(network, input, batch_sizes, states, arguments["params"])
+        return _in_layout(results, is_batch_first(arguments))
     except (RuntimeError, ValueError, IndexError) as error:
         if transforms_active() or (batch_sizes is not None and not are_valid(batch_sizes, data)):
             raise
@@ -113,14 +114,14 @@ def _layer(
     return answer_as_torch(getattr(torch, cell), refused, *arguments.values())
 
 
-def _layer_results(
+def network_results(
     network: Network,
     input: Tensor,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor],
-    arguments: dict[str, Any],
+    params: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    params: Sequence[Tensor] = arguments["params"]
+    """output [T, B, D*R] or [N, D*R], and the last states, under autocast in its dtypes."""
     dtype, c_dtype = autocast.dtypes(network.cell, batch_sizes is None, input, states, params)
     results = None
     if not torch.compiler.is_compiling():
@@ -133,13 +134,18 @@ def _layer_results(
         h0, *c0 = states
         results = run(network, input, h0, c0[0] if c0 else None, params, batch_sizes)
     output, h_n, *c_n = results[: 1 + len(states)]
-    if is_batch_first(arguments):
+    return output, h_n, *(c if c_dtype is None else c.to(c_dtype) for c in c_n)
+
+
+def _in_layout(results: tuple[Tensor, ...], batch_first: bool) -> tuple[Tensor, ...]:
+    output, *last = results
+    if batch_first:
         # In place as in torch, since a view refuses detach_(). DTensor has no transpose_.
         if distributed.are_distributed([output]):
             output = output.transpose(0, 1)
         else:
             output = output.transpose_(0, 1)
-    return output, h_n, *(c if c_dtype is None else c.to(c_dtype) for c in c_n)
+    return output, *last
 
 
 _Three = tuple[Tensor, Tensor, Tensor]
@@ -282,7 +288,7 @@ def _cell(
         return call_torch(function, missing, input, hx, *weights)
     states = cell_states(name, input, hx, *weights)
     try:
-        return _cell_results(name, input, states, weights)
+        return cell_results(name, input, states, weights)
     except (RuntimeError, ValueError, IndexError) as error:
         if transforms_active():
             raise
@@ -290,9 +296,7 @@ def _cell(
     return answer_as_torch(function, refused, input, hx, *weights)
 
 
-def _cell_results(
-    name: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Any]
-) -> Any:
+def cell_results(name: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Any]) -> Any:
     tensors = [w for w in weights if w is not None]
     dtype, _ = autocast.dtypes(name, False, input, states, tensors)  # c has the dtype of h
     if dtype is not None and not torch.compiler.is_compiling():

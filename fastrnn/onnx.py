@@ -18,8 +18,8 @@ from onnxscript import evaluator, ir
 from onnxscript.function_libs.torch_lib.registration import torch_op
 
 from fastrnn import ops
-from fastrnn.cells import ONNX_GATES, TORCH_CELLS
 from fastrnn.network import Network, bind, signature
+from fastrnn.registered import ONNX_GATES, TORCH_CELLS
 
 _Value = Any  # an ir.Value
 op: Any = onnxscript.opset18  # its annotations do not allow lists of numbers as constants

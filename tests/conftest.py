@@ -7,11 +7,14 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Must be set before torch starts its threads. Idle OpenMP threads then sleep instead of spinning:
 # the suite runs very many small parallel loops, and on a busy machine spinning makes it ten times
 # slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Compiled cells of one's own: not in the user's cache.
+os.environ.setdefault("FASTRNN_CACHE", str(Path(__file__).resolve().parents[1] / "build" / "cells"))
 
 import pytest
 import torch

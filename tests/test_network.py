@@ -57,10 +57,10 @@ def test_signatures_have_the_types_of_options():
             assert parameters[name].annotation is hints[name], name
 
 
-@pytest.mark.parametrize("name", fastrnn.cells.TORCH_CELLS)
+@pytest.mark.parametrize("name", fastrnn.registered.TORCH_CELLS)
 def test_torchs_cells(name):
-    cls = fastrnn.cells.TORCH_CELLS[name]
+    cls = fastrnn.registered.TORCH_CELLS[name]
     assert hasattr(torch, name)
     assert issubclass(getattr(fastrnn, cls), getattr(torch.nn, cls))
     gates = fastrnn.CELLS[name]["gates"]
-    assert sorted(fastrnn.cells.ONNX_GATES[cls]) == list(range(gates))
+    assert sorted(fastrnn.registered.ONNX_GATES[cls]) == list(range(gates))

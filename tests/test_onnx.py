@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.testing import assert_close
 
 import fastrnn
-from fastrnn.cells import TORCH_CELLS
+from fastrnn.registered import TORCH_CELLS
 from fastrnn.when_imported import when_imported
 
 onnx = pytest.importorskip("onnx")

@@ -34,6 +34,18 @@ for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
 print(fastrnn.__file__)
 """
 
+# A step of a cell of one's own, and what computed it.
+OWN = """
+import torch, fastrnn
+step = fastrnn.cells.mgu.step(5, 17)
+x, h = torch.randn(3, 5), torch.randn(3, 17)
+f_x, n_x = torch.nn.functional.linear(x, step.weight_ih, step.bias_ih).chunk(2, 1)
+f_h, n_h = torch.nn.functional.linear(h, step.weight_hh, step.bias_hh).chunk(2, 1)
+f = torch.sigmoid(f_x + f_h)
+torch.testing.assert_close(step(x, h), h + f * (torch.tanh(n_x + f * n_h) - h))
+print(fastrnn.fallbacks())
+"""
+
 
 def sources(*folders):
     """The files in these folders, without compiled ones."""
@@ -54,7 +66,9 @@ def test_wheel_runs_without_a_compiler(tmp_path):
     patterns = ["fastrnn/lib/libfastrnn_cpu-*.so", f"fastrnn/lib/torch{minor}-cpu/_C.*.so"]
     assert all(itertools.starmap(fnmatch, zip(compiled, patterns, strict=True))), compiled
     others = {name for name in names if ".dist-info/" not in name} - sources("fastrnn")
-    assert others == set(compiled)
+    headers = {f"fastrnn/{name}" for name in sources("csrc") if name.endswith(".h")}
+    needed = {name for name in headers if "/torch/" not in name and "/cuda/" not in name}
+    assert others == {*compiled, *needed, "fastrnn/csrc/toolchain.py"}
 
     environment = tmp_path / "bare"
     venv.create(environment)
@@ -79,6 +93,14 @@ def test_wheel_runs_without_a_compiler(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).parent == Path(where) / "fastrnn"
+    for path, by_definition in [(bare["PATH"], True), (os.environ["PATH"], False)]:
+        result = subprocess.run(
+            [str(python), "-c", OWN],
+            env={**bare, "PATH": path, "FASTRNN_CACHE": str(tmp_path / "cells")},
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert ("mgu without a compiler" in result.stdout) == by_definition
 
 
 def test_source_distribution_is_complete(tmp_path):

@@ -69,7 +69,8 @@ def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64):
 
 
 def test_registry_and_reference_list_the_same_cells():
-    assert set(CELLS) == set(reference.CELLS)
+    own = {name for name in reference.CELLS if "-" in name}  # other tests' (fastrnn.cell)
+    assert set(CELLS) == set(reference.CELLS) - own
     assert {"lstm", "gru", "rnn_tanh", "rnn_relu"} <= set(CELLS)
     for name, cell in CELLS.items():
         assert set(cell) >= {"gates", "states"}

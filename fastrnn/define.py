@@ -1,0 +1,209 @@
+"""Cells of one's own: a Python function of one step becomes layers with fused kernels.
+
+    @fastrnn.cell(gates=("f", "g", "o"))
+    def coupled_lstm(x, r, h, c):
+        f, o = torch.sigmoid(x.f + r.f), torch.sigmoid(x.o + r.o)
+        c = f * c + (1 - f) * torch.tanh(x.g + r.g)
+        return o * torch.tanh(c), c
+
+    layer = coupled_lstm.layer(32, 64, num_layers=2, bidirectional=True)
+    step = coupled_lstm.step(32, 64)
+
+The function is traced, differentiated and written as C++ (fastrnn/codegen), and compiled at the
+first call of a dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastrnn import _C, reference
+from fastrnn.codegen import Gates, compiler, generate
+from fastrnn.registered import CELLS
+
+if TYPE_CHECKING:
+    from fastrnn.own_modules import Layer, Step
+
+_definitions: dict[str, Definition] = {}  # by key
+
+
+def cell(
+    *, gates: Sequence[str], name: str | None = None
+) -> Callable[[Callable[..., Any]], Definition]:
+    """Define a recurrent cell by a Python function of one step.
+
+    The function gets
+
+    - x: W_ih x_t + b_ih, and r: W_hh h_{t-1} + b_hh, by gate: ``x.f`` or ``x[0]``,
+    - the states h_{t-1} and, if it has another parameter, c_{t-1},
+
+    and returns the new states in the same order. It may use + - * /, comparisons in torch.where,
+    and torch's sigmoid, tanh, relu, exp, log, logsigmoid, softplus, silu, sqrt, rsqrt, abs, square,
+    maximum, minimum, clamp, erf and gelu.
+
+    Args:
+        gates: the names of the gates, in the order of the rows of weight_ih and weight_hh.
+        name: of the cell; by default that of the function.
+
+    Returns:
+        A decorator that makes a `Definition` of the function.
+
+    Raises:
+        CellError: the function uses something else; the message has the line.
+    """
+
+    def define(function: Callable[..., Any]) -> Definition:
+        return Definition(function, gates, name)
+
+    return define
+
+
+class Definition:
+    """A cell of one's own, made by `fastrnn.cell`. Calling it calls the function.
+
+    Pickled by the qualified name of the function.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], gates: Sequence[str], name: str | None = None
+    ) -> None:
+        self.generated = generate(function, gates=gates, name=name)
+        self.function = function
+        functools.update_wrapper(self, function)
+        # What layers and exported graphs call the cell: another definition has another name.
+        digest = hashlib.sha256(self.generated.header.encode()).hexdigest()[:8]
+        self.key = f"{self.name}-{digest}"
+        self._lock = threading.Lock()
+        self._checked = False
+        self._built: set[torch.dtype] = set()
+        self._why_not: str | None = None
+        reference.CELLS[self.key] = self._one_step
+        _definitions[self.key] = self
+
+    @property
+    def name(self) -> str:
+        return self.generated.name
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        return tuple(self.generated.gates)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the states: h, or h and c."""
+        return tuple(self.generated.states)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<cell {self.name}: gates {', '.join(self.gates)}; states {', '.join(self.states)}>"
+
+    def __reduce__(self) -> Any:
+        return _by_name, (self.function.__module__, self.function.__qualname__)
+
+    def __copy__(self) -> Definition:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Definition:
+        return self
+
+    def layer(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> Layer:
+        """A layer of this cell, with the options, parameter names and results of torch.nn.GRU, or
+        for a cell with c of torch.nn.LSTM. See `fastrnn.own_modules.Layer`."""
+        from fastrnn.own_modules import Layer
+
+        return Layer(self, input_size, hidden_size, *args, **kwargs)
+
+    def step(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> Step:
+        """One step of this cell, as torch.nn.GRUCell is of torch.nn.GRU. See
+        `fastrnn.own_modules.Step`."""
+        from fastrnn.own_modules import Step
+
+        return Step(self, input_size, hidden_size, *args, **kwargs)
+
+    def build(self, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> None:
+        """Compile the kernels for these dtypes now, rather than at the first call of each.
+
+        Compiled kernels are kept in FASTRNN_CACHE, by default fastrnn in ~/.cache, for later
+        processes.
+
+        Raises:
+            ValueError: for a dtype other than float32, float64, bfloat16 and float16.
+            CellError: if the generated backward differs from autograd's.
+            CompileError: if the compiler refuses the generated source.
+            NoCompiler: without a compiler.
+        """
+        for dtype in dtypes:
+            if dtype not in compiler.TYPES:
+                raise ValueError(
+                    f"{self.name}: expected dtypes among {', '.join(map(str, compiler.TYPES))}, "
+                    f"got {dtype}"
+                )
+            with self._lock:
+                if dtype in self._built:
+                    continue
+                if not self._checked:
+                    self.generated.check()
+                    self._checked = True
+                compiler.load(self.key, self.generated.struct, self.generated.header, dtype)
+                CELLS.update(_C.cells())
+                self._built.add(dtype)
+
+    def why_no_kernels(self, dtype: torch.dtype, device: str) -> str | None:
+        """Compiles the kernels if need be. Why there are none for a dtype and device, or None.
+
+        Without kernels the definition runs step by step.
+        """
+        if device not in ("cpu", "meta"):
+            return f"on {device}"
+        if dtype in self._built:
+            return None
+        if dtype not in compiler.TYPES:
+            return f"of {dtype}"
+        if self._why_not is None:
+            try:
+                self.build([dtype])
+                return None
+            except compiler.NoCompiler as error:
+                self._why_not = f"without a compiler ({error})"
+        return self._why_not
+
+    def _one_step(
+        self, x: Tensor, r: Tensor, h: Tensor, c: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One step as `fastrnn.reference` has them."""
+        count = len(self.gates)
+        gates = [Gates(self.gates, products.chunk(count, dim=-1)) for products in (x, r)]
+        if c is None:
+            return self.function(*gates, h), None
+        return self.function(*gates, h, c)  # type: ignore[no-any-return]
+
+
+def why_no_kernels(key: str, dtype: torch.dtype, device: str) -> str | None:
+    """`Definition.why_no_kernels` of the definition with this key."""
+    return _definitions[key].why_no_kernels(dtype, device)
+
+
+# torch.compile calls it while it traces, and takes what it returns for a constant:
+# torch._dynamo.assume_constant_result, which would import Dynamo now.
+why_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _by_name(module: str, qualified_name: str) -> Definition:
+    """The definition of that name, which a process that unpickles it has to have."""
+    __import__(module)
+    found: Any = sys.modules[module]
+    for part in qualified_name.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, Definition):
+        raise TypeError(f"{module}.{qualified_name} is not a cell of fastrnn.cell")
+    return found

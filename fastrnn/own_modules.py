@@ -1,0 +1,325 @@
+"""Layers and steps of cells of one's own: `Definition.layer` and `.step` make them.
+
+They are torch's modules in everything but the cell: parameters and their names and initial values,
+options, packed and unbatched input, state_dict, errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _C, autocast, functional, reference
+from fastrnn.define import Definition, why_no_kernels
+from fastrnn.fallback import count as count_fallback
+from fastrnn.modules import (
+    RECOMPUTE,
+    _read_weights,
+    _recompute,
+    _with_batch_check,
+    _without_assignments,
+)
+from fastrnn.network import Network
+
+
+class Layer(nn.RNNBase):
+    """A layer of a cell of one's own, as :class:`torch.nn.GRU` is one of its cell.
+
+    Args:
+        definition: what `fastrnn.cell` made.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as those of
+            torch.nn.GRU.
+        proj_size: as that of torch.nn.LSTM; for cells whose `allows_projection` is true.
+        recompute: whether to save only the outputs for backward, which computes the gates again.
+        device, dtype: of the parameters.
+
+    Shape:
+        - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
+        - hx: the initial states, zeros if not given: h [L*D, B, H or P], or for a cell with c
+          (h, c), c [L*D, B, H]; without B for unbatched input
+        - output: [T, B, D*(H or P)], in the layout of the input
+        - the last states: as hx
+
+    T is the number of steps, B the batch size, I ``input_size``, H ``hidden_size``, P
+    ``proj_size``, L ``num_layers``, and D is 2 if ``bidirectional``, else 1. Parameters are named
+    as torch's: weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, H or P], bias_ih_l0 and bias_hh_l0 [G*H],
+    weight_hr_l0 [P, H], with the rows of the gates in the order of the definition.
+    """
+
+    recompute = _recompute
+    _update_flat_weights = _read_weights
+
+    def __init__(
+        self,
+        definition: Definition,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        recompute: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        # torch checks the arguments, and names the parameters, of a layer of one gate.
+        super().__init__(
+            "RNN_TANH", input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, proj_size, device="meta", dtype=dtype,
+        )  # fmt: skip
+        if proj_size and not definition.generated.allows_projection:
+            raise ValueError(f"{definition.name} does not support projections")
+        self.mode = definition.name
+        self.definition = definition
+        for name, of_one_gate in list(self._parameters.items()):
+            assert of_one_gate is not None
+            rows, *columns = of_one_gate.shape
+            if not name.startswith("weight_hr"):
+                rows *= len(definition.gates)
+            values = torch.empty((rows, *columns), device=device, dtype=dtype)
+            setattr(self, name, nn.Parameter(values))
+        if recompute:
+            setattr(self, RECOMPUTE, True)
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    def _get_name(self) -> str:
+        return self.definition.name
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return f"{text}, recompute=True" if self.recompute else text
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: cuDNN has no layers of one's own cells."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if not torch.compiler.is_compiling():
+            x = input.data if isinstance(input, PackedSequence) else input
+            if isinstance(x, Tensor) and _has_kernels(self.definition, x, self._flat_weights[0]):
+                results = _C.layer(self.definition.key, self, input, hx)
+                if results is not None:
+                    return results
+        elif not torch.compiler.is_dynamo_compiling():  # torch.export(strict=False)
+            return _without_assignments(Layer._results, self, input, hx)
+        return self._results(input, hx)
+
+    def _results(self, input: Any, hx: Any) -> Any:
+        """What forward returns, in all cases; it raises as torch's layers do."""
+        x, batch_sizes, states = self.arguments(input, hx)
+        results = _computed(
+            self.definition, self.network, x, batch_sizes, states, self._flat_weights
+        )
+        return self._as_given(input, *results)
+
+    @property
+    def network(self) -> Network:
+        """The network that a call computes."""
+        return Network(
+            self.definition.key, self.bias, self.num_layers, self.bidirectional, self.dropout,
+            self.training, getattr(self, RECOMPUTE, False),
+        )  # fmt: skip
+
+    def arguments(self, input: Any, hx: Any) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """The input [T, B, I] or [N, I], the batch sizes of the latter, and the initial states.
+
+        Raises:
+            ValueError, RuntimeError: as torch's layers do, for sizes and dtypes that do not fit.
+        """
+        self._update_flat_weights()
+        packed = isinstance(input, PackedSequence)
+        x, batch_sizes, order, _ = input if packed else (input, None, None, None)
+        if not packed and x.dim() not in (2, 3):
+            raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        batched = packed or x.dim() == 3
+        states = self._given_states(hx, batched)
+        if not batched:
+            x = x.unsqueeze(1)
+        elif self.batch_first and not packed:
+            x = x.transpose(0, 1).contiguous()  # a copy, as torch's layers make
+        self.check_input(x, batch_sizes)
+        sizes = self._state_sizes(x.size(1) if batch_sizes is None else batch_sizes[0])
+        if states is None:
+            states = [torch.zeros(*size, dtype=x.dtype, device=x.device) for size in sizes]
+        elif order is not None:
+            states = [_permuted(self, state, order) for state in states]
+        if not packed or not torch.compiler.is_compiling():  # which does not know the batch size
+            for i, (state, size) in enumerate(zip(states, sizes, strict=True)):
+                which = f"hidden[{i}]" if len(sizes) > 1 else "hidden"
+                count, batch, width = map(int, size)
+                text = f"Expected {which} size {{}}, got {{}}"
+                self.check_hidden_size(state, (count, batch, width), text)
+        return x, batch_sizes, states
+
+    def _given_states(self, hx: Any, batched: bool) -> list[Tensor] | None:
+        """The states with a batch dimension, or None."""
+        if hx is None:
+            return None
+        states = _list_of_states(self.definition, hx)
+        dims = 3 if batched else 2
+        for state in states:
+            if state.dim() != dims:
+                raise RuntimeError(
+                    f"For {'batched' if batched else 'unbatched'} {dims}-D input, hx should also "
+                    f"be {dims}-D but got {state.dim()}-D tensor"
+                )
+        return states if batched else [state.unsqueeze(1) for state in states]
+
+    def _state_sizes(self, batch: Any) -> list[tuple[Any, ...]]:
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        widths = [self.proj_size or self.hidden_size, self.hidden_size]
+        return [(count, batch, width) for width in widths[: len(self.definition.states)]]
+
+    def _as_given(self, input: Any, output: Any, *states: Tensor) -> Any:
+        """The results in the layout of the input."""
+        last: Sequence[Tensor] = states
+        if isinstance(input, PackedSequence):
+            _, batch_sizes, order, back = input
+            output = PackedSequence(output, batch_sizes, order, back)
+            if back is not None:
+                last = [_permuted(self, state, back) for state in states]
+        elif input.dim() == 2:
+            output, last = output.squeeze(1), [state.squeeze(1) for state in states]
+        elif self.batch_first:
+            output = output.transpose(0, 1)
+        return output, _one_or_all(last)
+
+
+class Step(nn.RNNCellBase):
+    """One step of a cell of one's own, as :class:`torch.nn.GRUCell` is of :class:`torch.nn.GRU`.
+
+    Args:
+        definition: what `fastrnn.cell` made.
+        input_size, hidden_size, bias, device, dtype: as those of torch.nn.GRUCell.
+
+    Shape:
+        - input: [B, I] or [I]
+        - hx: h [B, H] or [H], or for a cell with c (h, c); zeros if not given
+        - the new states: as hx
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        gates = len(definition.gates)
+        super().__init__(input_size, hidden_size, bias, gates, device=device, dtype=dtype)
+        self.definition = definition
+
+    def _get_name(self) -> str:
+        return f"{self.definition.name}_step"
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        definition = self.definition
+        if not torch.compiler.is_compiling():
+            weight = self._parameters.get("weight_ih")
+            if weight is not None and _has_kernels(definition, input, weight):
+                results = _C.cell(definition.key, self, input, hx)
+                if results is not None:
+                    return results
+        x, states = self.arguments(input, hx)
+        _, *last = _computed(definition, self.network, x, None, states, self.weights)
+        shape = input.shape[:-1]
+        return _one_or_all([state.view(*shape, self.hidden_size) for state in last])
+
+    @property
+    def network(self) -> Network:
+        """The network of one step that a call computes."""
+        return Network(self.definition.key, self.bias, 1, False, 0.0)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        found = [self.weight_ih, self.weight_hh]
+        return [*found, self.bias_ih, self.bias_hh] if self.bias else found
+
+    def arguments(self, input: Tensor, hx: Any) -> tuple[Tensor, list[Tensor]]:
+        """The input [1, B, I] and the states [1, B, H] of a network of one step.
+
+        Raises:
+            ValueError, RuntimeError: as torch's cells do.
+        """
+        name = self.definition.name
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is None:
+            size = (*input.shape[:-1], self.hidden_size)
+            states = [input.new_zeros(size) for _ in self.definition.states]
+        else:
+            states = _list_of_states(self.definition, hx)
+        for state in states:
+            if state.dim() != input.dim():
+                raise ValueError(
+                    f"{name}: Expected hidden to be {input.dim()}D, got {state.dim()}D instead"
+                )
+        x, *states = (t.view(1, -1, t.size(-1)) for t in (input, *states))
+        return x, states
+
+
+_permuted = _with_batch_check(nn.RNNBase.permute_hidden)
+
+
+def _one_or_all(states: Sequence[Tensor]) -> Any:
+    return tuple(states) if len(states) > 1 else states[0]
+
+
+def _list_of_states(definition: Definition, hx: Any) -> list[Tensor]:
+    count = len(definition.states)
+    states = [hx] if count == 1 else hx
+    if (
+        not isinstance(states, (list, tuple))
+        or len(states) != count
+        or not all(isinstance(state, Tensor) for state in states)
+    ):
+        expected = "a tensor" if count == 1 else f"a tuple of {count} tensors"
+        raise RuntimeError(
+            f"{definition.name} expects {expected} as hx: {', '.join(definition.states)}"
+        )
+    return list(states)
+
+
+def _has_kernels(definition: Definition, x: Tensor, weight: Tensor | None) -> bool:
+    """Whether there are kernels for these dtypes, which it compiles if need be."""
+    return (
+        weight is not None
+        and x.dtype == weight.dtype
+        and why_no_kernels(definition.key, x.dtype, x.device.type) is None
+    )
+
+
+def _computed(
+    definition: Definition,
+    network: Network,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Any],
+) -> tuple[Tensor, ...]:
+    """output and the last states: by the kernels, or by the definition if there are none."""
+    dtype, _ = autocast.dtypes(network.cell, batch_sizes is None, x, states, weights)
+    missing = why_no_kernels(definition.key, dtype or x.dtype, x.device.type)
+    if missing is None:
+        return functional.network_results(network, x, batch_sizes, states, weights)
+    count_fallback(f"{definition.name} {missing}", "its definition runs step by step")
+    mask = None
+    if network.drops:
+        rows, width = x.shape[:-1].numel(), network.directions * states[0].size(-1)
+        mask = torch.rand(network.num_layers - 1, rows, width, device=x.device) >= network.dropout
+    h0, *c0 = states
+    options = network._asdict()
+    del options["train"], options["recompute"]
+    found = reference.run(
+        input=x, h0=h0, c0=c0[0] if c0 else None, weights=weights, batch_sizes=batch_sizes,
+        dropout_mask=mask, **options,
+    )  # fmt: skip
+    return tuple(t for t in found if t is not None)
