@@ -110,6 +110,7 @@ def scan(layer: Any, mode: str, x: Tensor) -> Callable[[], Any]:
 def contestants(definition: Definition, mode: str, B: int, H: int) -> dict[str, Callable[[], Any]]:
     """The calls by contestant: the output, or the gradients of its mean square."""
     torch.manual_seed(0)
+    torch._dynamo.reset()  # it compiles a function anew for few sizes and modes only
     layer = definition.layer(H, H)
     x = torch.randn(T, B, H, requires_grad=mode == "training")
     outputs = {"fastrnn": lambda x: layer(x)[0]}

@@ -101,11 +101,10 @@ class Layer(nn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         if not torch.compiler.is_compiling():
-            x = input.data if isinstance(input, PackedSequence) else input
-            if isinstance(x, Tensor) and _has_kernels(self.definition, x, self._flat_weights[0]):
-                results = _C.layer(self.definition.key, self, input, hx)
-                if results is not None:
-                    return results
+            # None too before the kernels are compiled, which _computed does.
+            results = _C.layer(self.definition.key, self, input, hx)
+            if results is not None:
+                return results
         elif not torch.compiler.is_dynamo_compiling():  # torch.export(strict=False)
             return _without_assignments(Layer._results, self, input, hx)
         return self._results(input, hx)
@@ -223,11 +222,9 @@ class Step(nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         definition = self.definition
         if not torch.compiler.is_compiling():
-            weight = self._parameters.get("weight_ih")
-            if weight is not None and _has_kernels(definition, input, weight):
-                results = _C.cell(definition.key, self, input, hx)
-                if results is not None:
-                    return results
+            results = _C.cell(definition.key, self, input, hx)
+            if results is not None:
+                return results
         x, states = self.arguments(input, hx)
         _, *last = _computed(definition, self.network, x, None, states, self.weights)
         shape = input.shape[:-1]
@@ -286,15 +283,6 @@ def _list_of_states(definition: Definition, hx: Any) -> list[Tensor]:
             f"{definition.name} expects {expected} as hx: {', '.join(definition.states)}"
         )
     return list(states)
-
-
-def _has_kernels(definition: Definition, x: Tensor, weight: Tensor | None) -> bool:
-    """Whether there are kernels for these dtypes, which it compiles if need be."""
-    return (
-        weight is not None
-        and x.dtype == weight.dtype
-        and why_no_kernels(definition.key, x.dtype, x.device.type) is None
-    )
 
 
 def _computed(

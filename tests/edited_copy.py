@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -40,10 +41,10 @@ class Copy:
             raise SystemExit(f"{file} has {text.count(old)} places with {old!r}, expected 1")
         path.write_text(text.replace(old, new))
 
-    def run(self, *arguments: str) -> str:
-        """Runs Python in the copy and returns what it prints."""
+    def run(self, *arguments: str, prefix: Sequence[str] = ()) -> str:
+        """Runs Python in the copy, by the command `prefix`, and returns what it prints."""
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [*prefix, sys.executable, *arguments],
             cwd=self.root, env=self.environment, stdout=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -59,9 +60,9 @@ class Copy:
         if not where.startswith(str(self.root)):
             raise SystemExit(f"another fastrnn than the copy was imported: {where}")
 
-    def test(self, *arguments: str, at_least: int) -> str:
+    def test(self, *arguments: str, at_least: int, prefix: Sequence[str] = ()) -> str:
         """Runs pytest in the copy and returns how many tests passed, as in "12 passed"."""
-        output = self.run("-m", "pytest", *arguments)
+        output = self.run("-m", "pytest", *arguments, prefix=prefix)
         passed = re.search(r"(\d+) passed", output)
         if not passed or int(passed.group(1)) < at_least:
             raise SystemExit(f"fewer than {at_least} tests were run:\n{output}")

@@ -35,8 +35,11 @@ def tensors(cell, L, D, T, B, I, H, *, bias=True, lengths=None, dtype=F64):
     return leaf(x), leaf(h0), None if c0 is None else leaf(c0), [*map(leaf, weights)], batch_sizes
 
 
-def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64):
-    """Values and gradients of functional.rnn and of reference.run, on the same tensors."""
+def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64, exactly=False):
+    """Values and gradients of functional.rnn and of reference.run, on the same tensors.
+
+    exactly: reference.run in float64, whatever the dtype.
+    """
     x, h0, c0, weights, batch_sizes = tensors(
         cell, L, D, *sizes, bias=bias, lengths=lengths, dtype=dtype
     )
@@ -51,8 +54,9 @@ def both(cell, L, D, *sizes, bias=True, lengths=None, dropout=0.0, dtype=F64):
         dropout_mask = torch.stack(masks)
     torch.manual_seed(9)
     found = functional.rnn(cell, x, h0, c0, weights, batch_sizes, train=True, **options)
+    wide = [t if t is None or not exactly else t.double() for t in (x, h0, c0, *weights)]
     exact = reference.run(
-        cell, x, h0, c0, weights, batch_sizes, dropout_mask=dropout_mask, **options
+        cell, *wide[:3], wide[3:], batch_sizes, dropout_mask=dropout_mask, **options
     )
     assert isinstance(found, tuple)
     assert [t is None for t in found] == [t is None for t in exact]
@@ -111,6 +115,23 @@ def test_dropout(cell, D, lengths):
 def test_float32(cell):
     for sizes in [(2, 3, 5, 17), (7, 8, 33, 16)]:
         torch.testing.assert_close(*both(cell, 2, 2, *sizes, dtype=torch.float32))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("path", ["stepwise", "persistent", "one_block"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_paths(cell, dtype, path, monkeypatch):
+    """Every path of a GPU, where blocks and warps share a cell's gates in other ways."""
+    if path == "one_block" and dtype == torch.float32:
+        pytest.skip("it computes float32 in TF32")
+    monkeypatch.setenv("FASTRNN_CUDA_PATH", path)
+    for lengths, H in [(None, 40), ([4, 3, 1], 17)]:
+        found, exact = both(cell, 1, 2, 4, 3, 5, H, lengths=lengths, dtype=dtype, exactly=True)
+        # h is rounded at each of 4 steps, and gradients are sums of up to 12 rounded values.
+        few = 16 * torch.finfo(dtype).eps
+        for value, right in zip(found, exact, strict=True):
+            assert (value.double() - right).abs().max() <= few * (1 + right.abs().max())
 
 
 @pytest.mark.once

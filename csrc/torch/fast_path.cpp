@@ -199,8 +199,8 @@ bool is_short(const Problem& p) {
            p.rows * p.cell.gates * p.hidden * sizes < cpu::worth_a_thread;
 }
 
-// The results of a network, not yet differentiable, or nothing if an argument is invalid: the
-// operator raises the error. states_alone: whether the caller reads only the states, so that the
+// The results of a network, not yet differentiable, or nothing if an argument is invalid, for which
+// the operator raises the error, or if a cell of one's own is not yet compiled for the dtype. states_alone: whether the caller reads only the states, so that the
 // output may share h_n's memory.
 std::optional<ForwardResult> computed(const Arguments& arguments, bool train, Keep keep,
                                       bool states_alone = false) {
@@ -212,6 +212,7 @@ std::optional<ForwardResult> computed(const Arguments& arguments, bool train, Ke
     } catch (const std::exception&) {
         return std::nullopt;
     }
+    if (!has_kernels(problem)) return std::nullopt;
     std::optional<py::gil_scoped_release> no_gil;
     if (!is_short(problem)) no_gil.emplace();
     return states_alone && keep == Keep::nothing ? forward_step(arguments, problem)

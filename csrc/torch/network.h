@@ -71,6 +71,8 @@ at::Tensor dropped(const at::Tensor& rows, const at::Tensor& mask, double dropou
 
 // The device that computes a problem. Throws c10::NotImplementedError if it has no kernels for it.
 const Device& device_for(const Problem& problem);
+// Whether there are kernels of the cell for its dtype: there may be none of a cell of one's own.
+bool has_kernels(const Problem& problem);
 
 // How many CPU threads a call may use: as many as torch's operators would.
 int cpu_threads();

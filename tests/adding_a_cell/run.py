@@ -1,14 +1,16 @@
 """Tests docs/adding-a-cell.md: makes its three edits in a copy, builds it, runs the cell's tests.
 
-    python tests/adding_a_cell/run.py
+    python tests/adding_a_cell/run.py           the CPU, with every instruction set
+    python tests/adding_a_cell/run.py --cuda    a GPU, or the virtual one where there is none
 
-Takes as long as a build from scratch. The other files of this folder are the edits; the page must
-quote them verbatim.
+Takes as long as a build from scratch; --cuda needs nvcc, and a torch with CUDA. The other files of
+this folder are the edits; the page must quote them verbatim.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -49,11 +51,27 @@ def edit(copy: Copy) -> None:
     copy.replace("fastrnn/reference.py", before, f"{function}\n\n{before}")
 
 
+def test_on_the_gpu(copy: Copy) -> None:
+    """The tests of the cell with --device cuda: every path, in all dtypes."""
+    gpu = shutil.which("nvidia-smi")
+    real = gpu and not subprocess.run([gpu, "-L"], check=False).returncode
+    copy.environment["FASTRNN_CUDA"] = "1"
+    prefix = () if real else (str(ROOT / "tests/vgpu/vgpu"), "run", "--")
+    if not real:
+        copy.environment["TORCH_CUDA_ARCH_LIST"] = "9.0+PTX"
+    copy.build()
+    options = ("--device", "cuda", "-n", "2", "tests/test_registry.py")
+    print(f"cuda: {copy.test(*options, '-k', 'mgu', at_least=30, prefix=prefix)}")
+
+
 def main() -> None:
     check_quotes()
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(folder)
         edit(copy)
+        if "--cuda" in sys.argv[1:]:
+            test_on_the_gpu(copy)
+            return
         copy.build()
         # The best set stands for all sets that differ only in products of bfloat16.
         isas = "import fastrnn; print(*fastrnn.build_info()['isa_supported'])"
