@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "sanitized"
-COPIED = ["csrc", "fastrnn", "tests", "bench/memory.py", "setup.py", "pyproject.toml", "LICENSE"]
+COPIED = ["csrc", "fastrnn", "tests", "bench", "setup.py", "pyproject.toml", "LICENSE"]
 SANITIZERS = "-fsanitize=address,undefined"
 # The last -O flag wins. Any finding aborts the process. vptr needs the type information of torch's
 # classes, some of which its libraries do not export. The other four checks, and AddressSanitizer's
