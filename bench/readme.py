@@ -77,13 +77,27 @@ def times(found: dict[str, float] | None) -> str:
 
 def memory(results: dict[str, Any]) -> str:
     """The table of memory.json."""
-    sizes = ", ".join(f"{name} = {size}" for name, size in results["sizes"].items())
-    head = [f"MB, {sizes} (torch {results['torch']})", "peak, torch", "peak, fastrnn"]
+    sizes = ", ".join(f"{name} = {results['rows'][0][name]}" for name in "TBIH")
+    torch = results["versions"]["torch"]
+    head = [f"MB, {sizes} (torch {torch})", "peak, torch", "peak, fastrnn"]
     rows = []
-    for row in results["bytes"]:
+    for row in results["rows"]:
         values = [row[m][kind] / 2**20 for kind in ["peak", "saved"] for m in ["torch", "fastrnn"]]
         rows.append([f"{row['cell']} {row['dtype']}", *(f"{value:.0f}" for value in values)])
     return "\n".join(table([*head, "saved for backward, torch", "fastrnn"], rows))
+
+
+def lopsided_memory(results: dict[str, Any]) -> str:
+    """The peaks of memory_lopsided.json: fastrnn's and torch's, by size, cell and mode."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in results["rows"]:
+        sizes = [str(row[name]) for name in ("T", "B", "I", "H", "layers")]
+        cells = found.setdefault((row["cell"], *sizes), [""] * 4)
+        for i, module in enumerate(["fastrnn", "torch"]):
+            column = i + 2 * (row["mode"] == "training")
+            cells[column] = f"{row[module]['peak'] / 2**20:.0f}"
+    head = ["peak in MB", "T", "B", "I", "H", "layers", "inference", "torch", "training", "torch"]
+    return "\n".join(table(head, ([*key, *cells] for key, cells in found.items())))
 
 
 # --- speed ----------------------------------------------------------------------------------------
@@ -229,6 +243,20 @@ def busy(results: dict[str, Any]) -> str:
     return "\n".join([first, "", *table(head, lines)])
 
 
+def own_cells(results: dict[str, Any]) -> str:
+    """The speedups of cells.json."""
+    names = ["built-in", "loop", "compiled loop", "jax"]
+    lines = []
+    for row in results["rows"]:
+        sizes = [str(row[name]) for name in ("B", "H")]
+        ratios = [times(row["ratio"].get(name)) for name in names]
+        lines.append([row["cell"], row["mode"], *sizes, *ratios])
+    machine = results["machine"]
+    first = f"{machine['cpu']} ({machine['isa']}), two threads, T = 100, I = H, float32:"
+    head = ["", "", "B", "H", "built-in", "Python loop", "compiled by inductor", "JAX"]
+    return "\n".join([first, "", *table(head, lines)])
+
+
 def gpu_grid(results: dict[str, Any]) -> str:
     """docs/cuda.md's table, of gpu.json."""
     rows = {
@@ -299,6 +327,8 @@ def parts() -> list[tuple[str, str, str]]:
         ("docs/benchmarks.md", "lopsided", lopsided(load("lopsided"), avx2[0])),
         ("docs/cpu.md", "busy", busy(load("busy"))),
         ("docs/swapping.md", "memory", memory(load("memory"))),
+        ("docs/benchmarks.md", "lopsided memory", lopsided_memory(load("memory_lopsided"))),
+        ("docs/cells.md", "own cells", own_cells(load("cells"))),
         ("docs/cuda.md", "gpu", gpu_grid(gpu)),
         ("docs/cuda.md", "counters", counters(load("cuda_counters"))),
     ]

@@ -32,7 +32,7 @@ from fastrnn.registered import CELLS
 if TYPE_CHECKING:
     from fastrnn.own_modules import Layer, Step
 
-_definitions: dict[str, Definition] = {}  # by key
+_cells: dict[str, Cell] = {}  # by key
 
 
 def cell(
@@ -66,54 +66,28 @@ def cell(
     return define
 
 
-class Definition:
-    """A cell of one's own, made by `fastrnn.cell`. Calling it calls the function.
+class Cell:
+    """What layers and steps are made of: a cell of one's own, or one of csrc/cells."""
 
-    Pickled by the qualified name of the function.
-    """
+    name: str
+    key: str
+    """What the operators call it."""
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    """h, or h and c."""
+    allows_projection: bool
 
-    def __init__(
-        self, function: Callable[..., Any], gates: Sequence[str], name: str | None = None
-    ) -> None:
-        self.generated = generate(function, gates=gates, name=name)
-        self.function = function
-        functools.update_wrapper(self, function)
-        # What layers and exported graphs call the cell: another definition has another name.
-        digest = hashlib.sha256(self.generated.header.encode()).hexdigest()[:8]
-        self.key = f"{self.name}-{digest}"
-        self._lock = threading.Lock()
-        self._checked = False
-        self._built: set[torch.dtype] = set()
-        self._why_not: str | None = None
-        reference.CELLS[self.key] = self._one_step
-        _definitions[self.key] = self
+    def why_no_kernels(self, dtype: torch.dtype, device: str) -> str | None:
+        """Why there are no kernels for a dtype and device, or None. Compiles them if need be.
 
-    @property
-    def name(self) -> str:
-        return self.generated.name
+        Without kernels the definition runs step by step.
+        """
+        raise NotImplementedError
 
-    @property
-    def gates(self) -> tuple[str, ...]:
-        return tuple(self.generated.gates)
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """The names of the states: h, or h and c."""
-        return tuple(self.generated.states)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        return f"<cell {self.name}: gates {', '.join(self.gates)}; states {', '.join(self.states)}>"
-
-    def __reduce__(self) -> Any:
-        return _by_name, (self.function.__module__, self.function.__qualname__)
-
-    def __copy__(self) -> Definition:
+    def __copy__(self) -> Cell:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Definition:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cell:
         return self
 
     def layer(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> Layer:
@@ -129,6 +103,68 @@ class Definition:
         from fastrnn.own_modules import Step
 
         return Step(self, input_size, hidden_size, *args, **kwargs)
+
+
+class Registered(Cell):
+    """A cell that was built with fastrnn: a line of csrc/cells/registry.h.
+
+    Args:
+        name: in `fastrnn.CELLS`.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in CELLS or "-" in name:
+            raise ValueError(f"no cell is called '{name}', expected one of: {', '.join(CELLS)}")
+        info = CELLS[name]
+        self.name = self.key = name
+        self.gates = tuple(map(str, range(info["gates"])))
+        self.states = ("h", "c")[: info["states"]]
+        self.allows_projection = bool(info["allows_projection"])
+        _cells[name] = self
+
+    def __reduce__(self) -> Any:
+        return Registered, (self.name,)
+
+    def why_no_kernels(self, dtype: torch.dtype, device: str) -> str | None:
+        built = device in ("cpu", "meta") or (device == "cuda" and _C.has_cuda)
+        if not built:
+            return f"on {device}"
+        return None if dtype in compiler.TYPES else f"of {dtype}"
+
+
+class Definition(Cell):
+    """A cell of one's own, made by `fastrnn.cell`. Calling it calls the function.
+
+    Pickled by the qualified name of the function.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], gates: Sequence[str], name: str | None = None
+    ) -> None:
+        self.generated = generate(function, gates=gates, name=name)
+        self.name, self.gates = self.generated.name, self.generated.gates
+        self.states = self.generated.states
+        self.allows_projection = self.generated.allows_projection
+        self.function = function
+        functools.update_wrapper(self, function)
+        # What layers and exported graphs call the cell: another definition has another name.
+        digest = hashlib.sha256(self.generated.header.encode()).hexdigest()[:8]
+        self.key = f"{self.name}-{digest}"
+        self._lock = threading.Lock()
+        self._checked = False
+        self._built: set[torch.dtype] = set()
+        self._why_not: str | None = None
+        reference.CELLS[self.key] = self._one_step
+        _cells[self.key] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<cell {self.name}: gates {', '.join(self.gates)}; states {', '.join(self.states)}>"
+
+    def __reduce__(self) -> Any:
+        return _by_name, (self.function.__module__, self.function.__qualname__)
 
     def build(self, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> None:
         """Compile the kernels for these dtypes now, rather than at the first call of each.
@@ -159,10 +195,6 @@ class Definition:
                 self._built.add(dtype)
 
     def why_no_kernels(self, dtype: torch.dtype, device: str) -> str | None:
-        """Compiles the kernels if need be. Why there are none for a dtype and device, or None.
-
-        Without kernels the definition runs step by step.
-        """
         if device not in ("cpu", "meta"):
             return f"on {device}"
         if dtype in self._built:
@@ -189,8 +221,8 @@ class Definition:
 
 
 def why_no_kernels(key: str, dtype: torch.dtype, device: str) -> str | None:
-    """`Definition.why_no_kernels` of the definition with this key."""
-    return _definitions[key].why_no_kernels(dtype, device)
+    """`Cell.why_no_kernels` of the cell with this key."""
+    return _cells[key].why_no_kernels(dtype, device)
 
 
 # torch.compile calls it while it traces, and takes what it returns for a constant:

@@ -1,4 +1,4 @@
-"""Layers and steps of cells of one's own: `Definition.layer` and `.step` make them.
+"""Layers and steps of cells of one's own, and of csrc/cells: `Cell.layer` and `.step` make them.
 
 They are torch's modules in everything but the cell: parameters and their names and initial values,
 options, packed and unbatched input, state_dict, errors.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _C, autocast, functional, reference
-from fastrnn.define import Definition, why_no_kernels
+from fastrnn.define import Cell, why_no_kernels
 from fastrnn.fallback import count as count_fallback
 from fastrnn.modules import (
     RECOMPUTE,
@@ -30,10 +30,10 @@ class Layer(nn.RNNBase):
     """A layer of a cell of one's own, as :class:`torch.nn.GRU` is one of its cell.
 
     Args:
-        definition: what `fastrnn.cell` made.
+        definition: what `fastrnn.cell` made, or `fastrnn.define.Registered`.
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as those of
             torch.nn.GRU.
-        proj_size: as that of torch.nn.LSTM; for cells whose `allows_projection` is true.
+        proj_size: as that of torch.nn.LSTM; for cells whose ``allows_projection`` is true.
         recompute: whether to save only the outputs for backward, which computes the gates again.
         device, dtype: of the parameters.
 
@@ -55,7 +55,7 @@ class Layer(nn.RNNBase):
 
     def __init__(
         self,
-        definition: Definition,
+        definition: Cell,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
@@ -73,7 +73,7 @@ class Layer(nn.RNNBase):
             "RNN_TANH", input_size, hidden_size, num_layers, bias, batch_first, dropout,
             bidirectional, proj_size, device="meta", dtype=dtype,
         )  # fmt: skip
-        if proj_size and not definition.generated.allows_projection:
+        if proj_size and not definition.allows_projection:
             raise ValueError(f"{definition.name} does not support projections")
         self.mode = definition.name
         self.definition = definition
@@ -194,7 +194,7 @@ class Step(nn.RNNCellBase):
     """One step of a cell of one's own, as :class:`torch.nn.GRUCell` is of :class:`torch.nn.GRU`.
 
     Args:
-        definition: what `fastrnn.cell` made.
+        definition: what `fastrnn.cell` made, or `fastrnn.define.Registered`.
         input_size, hidden_size, bias, device, dtype: as those of torch.nn.GRUCell.
 
     Shape:
@@ -205,7 +205,7 @@ class Step(nn.RNNCellBase):
 
     def __init__(
         self,
-        definition: Definition,
+        definition: Cell,
         input_size: int,
         hidden_size: int,
         bias: bool = True,
@@ -270,7 +270,7 @@ def _one_or_all(states: Sequence[Tensor]) -> Any:
     return tuple(states) if len(states) > 1 else states[0]
 
 
-def _list_of_states(definition: Definition, hx: Any) -> list[Tensor]:
+def _list_of_states(definition: Cell, hx: Any) -> list[Tensor]:
     count = len(definition.states)
     states = [hx] if count == 1 else hx
     if (
@@ -286,7 +286,7 @@ def _list_of_states(definition: Definition, hx: Any) -> list[Tensor]:
 
 
 def _computed(
-    definition: Definition,
+    definition: Cell,
     network: Network,
     x: Tensor,
     batch_sizes: Tensor | None,

@@ -1,13 +1,16 @@
 """Every registered cell, torch's or not, against its definition in fastrnn/reference.py."""
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
-from helpers import VIRTUAL, gradients, host_tensor
+from helpers import VIRTUAL, gradients, host_tensor, ragged
 
 import fastrnn
 from fastrnn import functional, reference
+from fastrnn.define import Registered
 
 CELLS = fastrnn._C.cells()
 F64 = torch.float64
@@ -115,6 +118,37 @@ def test_dropout(cell, D, lengths):
 def test_float32(cell):
     for sizes in [(2, 3, 5, 17), (7, 8, 33, 16)]:
         torch.testing.assert_close(*both(cell, 2, 2, *sizes, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers(cell, packed):
+    """A registered cell has layers, of torch's options, and steps."""
+    definition = Registered(cell)
+    layer = definition.layer(5, 17, 2, bidirectional=True, dtype=F64)
+    x = ragged([3, 1, 4], 5, F64) if packed else torch.randn(4, 3, 5, dtype=F64)
+    output, last = layer(x)
+    data, sizes = (x.data, x.batch_sizes) if packed else (x, None)
+    zeros = torch.zeros(4, 3, 17, dtype=F64)
+    c0 = zeros if CELLS[cell]["states"] == 2 else None
+    exact = reference.run(
+        cell, data, zeros, c0, layer._flat_weights, sizes,
+        has_biases=True, num_layers=2, bidirectional=True,
+    )  # fmt: skip
+    torch.testing.assert_close(output.data if packed else output, exact[0])
+    h_n = last[0] if c0 is not None else last
+    back = x.unsorted_indices if packed else torch.arange(3)
+    torch.testing.assert_close(h_n, exact[1][:, back])
+    assert copy.deepcopy(layer).definition is definition
+    assert pickle.loads(pickle.dumps(layer)).definition.name == cell
+    step = definition.step(5, 17, dtype=F64)
+    new = step(torch.randn(3, 5, dtype=F64))
+    assert (new[0] if c0 is not None else new).shape == (3, 17)
+
+
+def test_layers_of_unknown_cells():
+    with pytest.raises(ValueError, match="no cell is called 'none', expected one of: lstm"):
+        Registered("none")
 
 
 @pytest.mark.cuda
