@@ -75,6 +75,8 @@ examples: $(VENV)/built
 	    --out $(results)/train_ddp.png | tee $(results)/train_ddp.txt
 	$(python) examples/tag_sequence.py --both-times --out $(results)/tag_sequence.png \
 	    | tee $(results)/tag_sequence.txt
+	$(python) examples/own_cell.py --both-times --out $(results)/own_cell.png \
+	    | tee $(results)/own_cell.txt
 	$(python) examples/translate.py --minutes 30 --both-times --out $(results)/translate.png \
 	    | tee $(results)/translate.txt
 	$(python) examples/generate.py --both-times --out $(results)/generate.png \

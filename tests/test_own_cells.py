@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import FULL, flat, leaves, ragged
-from own_cells import CELLS, coupled_lstm, light_gru, mgu, own_gru, own_lstm
+from own_cells import CELLS, coupled_lstm, light_gru, many_functions, mgu, own_gru, own_lstm
 from torch import nn
 from torch.func import functional_call, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
@@ -68,6 +68,23 @@ def values_and_gradients(call, module, x, hx):
     return [*results, *torch.autograd.grad(loss, inputs)]
 
 
+def compare(layer, x, hx):
+    """Values and gradients with those of the loop."""
+    x, hx = leaves((x, hx))
+    torch.testing.assert_close(
+        values_and_gradients(layer, layer, x, hx),
+        values_and_gradients(lambda *args: by_definition(layer, *args), layer, x, hx),
+    )
+
+
+@pytest.mark.parametrize("definition", [coupled_lstm, many_functions], ids=["few", "many"])
+def test_instruction_sets(definition):
+    for H in [1, 17, 64]:
+        layer = definition.layer(5, H, 2, bidirectional=True)
+        compare(layer, torch.randn(4, 9, 5), states_of(layer, 9))
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
 @pytest.mark.parametrize("bidirectional", BOTH, ids=["one", "two"])
 @pytest.mark.parametrize("layers", [1, 2])
@@ -82,13 +99,10 @@ def test_layers(definition, dtype, bias, layers, bidirectional, packed):
         )  # fmt: skip
         x = ragged([3, 1, 4], 5, dtype) if packed else torch.randn(4, 3, 5, dtype=dtype)
         batch = 4 if H == 33 and not packed else 3
-        x, hx = leaves((x, states_of(layer, batch)))
-        torch.testing.assert_close(
-            values_and_gradients(layer, layer, x, hx),
-            values_and_gradients(lambda *args, to=layer: by_definition(to, *args), layer, x, hx),
-        )
+        compare(layer, x, states_of(layer, batch))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("definition", [mgu, coupled_lstm], ids=["mgu", "coupled_lstm"])
 def test_sixteen_bits(definition, dtype):
@@ -106,6 +120,7 @@ def test_sixteen_bits(definition, dtype):
         assert (value.double() - right).abs().max() <= 8 * step * right.abs().max() + 8 * step
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_torchs_cells_have_torchs_results(kind):
     definition, cls = {"lstm": (own_lstm, nn.LSTM), "gru": (own_gru, nn.GRU)}[kind]
@@ -121,6 +136,7 @@ def test_torchs_cells_have_torchs_results(kind):
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", FULL, ids=str)
 @pytest.mark.parametrize("definition", **named)
 def test_steps(definition, dtype):
