@@ -199,9 +199,10 @@ bool is_short(const Problem& p) {
            p.rows * p.cell.gates * p.hidden * sizes < cpu::worth_a_thread;
 }
 
-// The results of a network, not yet differentiable, or nothing if an argument is invalid, for which
-// the operator raises the error, or if a cell of one's own is not yet compiled for the dtype. states_alone: whether the caller reads only the states, so that the
-// output may share h_n's memory.
+// The results of a network, not yet differentiable, or nothing: if an argument is invalid, for
+// which the operator raises the error, or if a cell of one's own is not yet compiled for the dtype.
+// states_alone: whether the caller reads only the states, so that the output may share h_n's
+// memory.
 std::optional<ForwardResult> computed(const Arguments& arguments, bool train, Keep keep,
                                       bool states_alone = false) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
