@@ -16,7 +16,7 @@ def needs(version: str, what: str) -> pytest.MarkDecorator:
 
 needs_compiled_packed = needs("2.8", "PackedSequence to Dynamo")
 needs_compiled_parametrization = needs("2.7", "weak references to Dynamo")
-needs_strict_export_of_layers = needs("2.8", "calls of a layer's own methods to strict export")
+needs_strict_export_of_layers = needs("2.13", "calls of a layer's own methods to strict export")
 needs_torchs_export_today = needs("2.13", "the errors that test_torch_itself.py knows")
 needs_cpu_capabilities = needs("2.13", "torch.cpu.get_capabilities")
 needs_compiled_double_backward = needs("2.7", "create_graph to compiled autograd")
