@@ -1,19 +1,27 @@
-"""Cells from Python functions (fastrnn/codegen)."""
+"""Cells from Python functions (fastrnn/codegen): what is saved, functions, planted mistakes."""
 
-import ctypes
 import dataclasses
 import inspect
 import math
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from codegen_cells import (
+    cells,
+    coupled_lstm,
+    declared,
+    everything,
+    generated,
+    gru,
+    lstm,
+    residual,
+    rnn_relu,
+    rnn_tanh,
+    separate_gru,
+)
 
-import build
-import toolchain
 from fastrnn.codegen import CellError, Gates, functions, generate
 from fastrnn.codegen.gradcheck import evaluate
 
@@ -21,102 +29,6 @@ pytestmark = [pytest.mark.once, pytest.mark.cpu("needs no device")]
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["needs_h", "needs_h_prev", "passes_h"]
-
-
-# --- cells ----------------------------------------------------------------------------------------
-
-
-def lstm(x, r, h, c):
-    i, f, o = torch.sigmoid(x.i + r.i), torch.sigmoid(x.f + r.f), torch.sigmoid(x.o + r.o)
-    c = f * c + i * torch.tanh(x.g + r.g)
-    return o * torch.tanh(c), c
-
-
-def gru(x, r, h):
-    reset, z = (x.r + r.r).sigmoid(), (x[1] + r[1]).sigmoid()
-    n = (x.n + reset * r.n).tanh()
-    return n + z * (h - n)
-
-
-def rnn_tanh(x, r, h):
-    return (x[0] + r[0]).tanh()
-
-
-def rnn_relu(x, r, h):
-    return F.relu(x.a + r.a)
-
-
-def coupled_lstm(x, r, h, c):
-    f, o = torch.sigmoid(x.f + r.f), torch.sigmoid(x.o + r.o)
-    c = f * c + (1 - f) * torch.tanh(x.g + r.g)
-    return o * torch.tanh(c), c
-
-
-def separate_gru(x, r, h):
-    """With the gates in an order in which x and r share no gradient."""
-    n = torch.tanh(x.n + torch.sigmoid(x.r + r.r) * r.n)
-    return h + torch.sigmoid(x.z + r.z) * (n - h)
-
-
-def residual(x, r, h, c):
-    """h can't be computed from c and what backward needs."""
-    c = 0.9 * c + torch.tanh(x.g + r.g)
-    return c + x.o, c
-
-
-def everything(x, r, h, c):
-    a, b = x.a + r.a, 0.1 * (x.b - r.b)
-    s = F.softplus(a, beta=2) + torch.exp(-torch.abs(b)) + torch.log(1.5 + a**2)
-    s = s + torch.log1p(torch.square(b)) * torch.sqrt(2 + torch.square(h)) - torch.rsqrt(3 + a * a)
-    s = s + torch.erf(a / 3) + F.gelu(b) + F.gelu(a, approximate="tanh") - F.logsigmoid(r.b)
-    s = s - F.silu(b) * torch.maximum(a, h) + torch.minimum(b, c) + torch.clamp(a, -0.7, 1.3)
-    c = torch.where(a > b, 0.3 * c, torch.tanh(s)) + torch.where(0 <= h, 1.0, -0.25)  # noqa: SIM300
-    return torch.sigmoid(s) * c + torch.relu(b), c
-
-
-def condition(x, r, h):
-    """Reads h, but has no derivative by it."""
-    return torch.where(h > 0.5, torch.tanh(x.a), x.a * r.a)
-
-
-def one_sum(x, r, h):
-    """All gates have the same gradient."""
-    return torch.tanh(x.a + x.b + r.a + r.b)
-
-
-def one_product_each(x, r, h):
-    """A gate of x alone and one of r alone."""
-    return torch.sigmoid(x.a) * torch.tanh(r.b) + 0.5 * h
-
-
-def delay(x, r, h, c):
-    """c is the previous h."""
-    return torch.tanh(x.a + r.a + c), h
-
-
-CELLS = {
-    lstm: "ifgo",
-    gru: "rzn",
-    rnn_tanh: "a",
-    rnn_relu: "a",
-    coupled_lstm: "fgo",
-    separate_gru: "nrz",
-    residual: "go",
-    everything: "ab",
-    condition: "a",
-    one_sum: "ab",
-    one_product_each: "ab",
-    delay: "a",
-}
-cells = pytest.mark.parametrize("function", CELLS, ids=lambda function: function.__name__)
-
-
-def generated(function):
-    return generate(function, gates=tuple(CELLS[function]))
-
-
-def declared(header, name):
-    return re.search(rf"{name}(?:\[gates\])? = (.*?);", header)[1]
 
 
 @cells
@@ -286,203 +198,6 @@ def test_gates_of_tensors():
         _ = x.h
 
 
-# --- errors ---------------------------------------------------------------------------------------
-
-
-def branch(x, r, h):
-    y = x.a
-    if y > 0:  # here
-        return y
-    return h
-
-
-def loop(x, r, h):
-    return sum(value for value in h)  # here
-
-
-def conversion(x, r, h):
-    return float(h) * x.a  # here
-
-
-def unknown_function(x, r, h):
-    return torch.cumsum(x.a, 0)  # here
-
-
-def unknown_method(x, r, h):
-    return x.a.sigmoid_()  # here
-
-
-def unknown_operator(x, r, h):
-    return (x.a > 0) & (h > 0)  # here
-
-
-def equality(x, r, h):
-    return torch.where(x.a == 0, h, 0)  # here
-
-
-def in_place(x, r, h):
-    h += x.a  # here
-    return h
-
-
-def relu_in_place(x, r, h):
-    return F.relu(x.a, inplace=True)  # here
-
-
-def mask_as_value(x, r, h):
-    return (x.a > 0) * h  # here
-
-
-def value_as_condition(x, r, h):
-    return torch.where(x.a, h, 0)  # here
-
-
-def constant_tensor(x, r, h):
-    return x.a * torch.ones(3)  # here
-
-
-def infinite_number(x, r, h):
-    return x.a * math.inf  # here
-
-
-def other_power(x, r, h):
-    return x.a**3  # here
-
-
-def method_of_no_tensor(x, r, h):
-    return x.a.softplus()  # here
-
-
-def other_threshold(x, r, h):
-    return F.softplus(x.a, threshold=5)  # here
-
-
-def wrong_argument(x, r, h):
-    return x.a.clamp(minimum=5)  # here
-
-
-def torch_raises(x, r, h):
-    return torch.clamp(x.a, minimum=5)  # here
-
-
-def unknown_gate(x, r, h):
-    return x.a + r.b  # here
-
-
-def unknown_index(x, r, h):
-    return x.a + r[1]  # here
-
-
-def all_gates(x, r, h):
-    return x + r  # here
-
-
-def function_of_all_gates(x, r, h):
-    return torch.tanh(x)  # here
-
-
-def math_module(x, r, h):
-    return math.exp(x.a)  # here
-
-
-def name_error(x, r, h):
-    return x.a + undefined  # noqa: F821  # here
-
-
-def helper(t):
-    return t.cumprod(0)  # here
-
-
-def error_in_helper(x, r, h):
-    return helper(x.a)
-
-
-def unused_gate(x, r, h):  # here
-    return h.tanh()
-
-
-def two_results(x, r, h):  # here
-    return x.a, h
-
-
-def one_result(x, r, h, c):  # here
-    return x.a
-
-
-def no_result(x, r, h):  # here
-    x.a.tanh()
-
-
-def no_state(x, r):  # here
-    return x.a
-
-
-def a_default(x, r, h, c=None):  # here
-    return x.a
-
-
-@pytest.mark.parametrize(
-    ("function", "found", "remedy"),
-    [
-        (branch, "Python needs a value's number here (if", "use torch.where(condition, a, b)"),
-        (loop, "a loop", "use torch.where"),
-        (conversion, "float()", "use torch.where"),
-        (unknown_function, "torch's cumsum can't be compiled", "allowed are + - * /"),
-        (unknown_method, "a tensor's .sigmoid_ can't", "allowed are"),
-        (unknown_operator, "& can't be compiled", "comparisons (< <= > >=)"),
-        (equality, "== can't be compiled", "allowed are"),
-        (in_place, "an operation in place", "write c = c + ..."),
-        (relu_in_place, "inplace", "relu takes (input)"),
-        (mask_as_value, "a comparison is used as a value", "condition of torch.where"),
-        (value_as_condition, "is no comparison", "torch.where(x.f > 0"),
-        (constant_tensor, "a tensor in an expression", "Python's numbers"),
-        (infinite_number, "the number inf", "finite"),
-        (other_power, "a power other than ** 2", "as a product"),
-        (method_of_no_tensor, "called as a method", "torch.nn.functional.softplus(...)"),
-        (other_threshold, "another threshold", "threshold=20"),
-        (wrong_argument, "'minimum'", "clamp takes (input"),
-        (torch_raises, "TypeError: clamp() received", "allowed are"),
-        (unknown_gate, "r has no gate 'b'", "its gates are a: take one, as r.a or r[0]"),
-        (unknown_index, "r has no gate 1", "its gates are a"),
-        (all_gates, "x is used as one value", "take one, as x.a or x[0]"),
-        (function_of_all_gates, "x is used as one value", "take one, as x.a"),
-        (math_module, "Python needs a value's number", "torch.where"),
-        (name_error, "NameError: name 'undefined'", "allowed are"),
-        (error_in_helper, "torch's cumprod|a tensor's .cumprod", "allowed are"),
-        (unused_gate, "the gate 'a' is not used", "use x.a or r.a, or take it out of gates"),
-        (two_results, "it returns 2 values", "return the new h"),
-        (one_result, "expected 2", "return the new h and c"),
-        (no_result, "it returns NoneType None", "return the new h"),
-        (no_state, "its parameters are (x, r)", "define it as (x, r, h) or (x, r, h, c)"),
-        (a_default, "its parameters are (x, r, h, c=None)", "without defaults"),
-    ],
-    ids=lambda value: value.__name__ if callable(value) else "",
-)
-def test_errors(function, found, remedy):
-    with pytest.raises(CellError) as error:
-        generate(function, gates=["a"])
-    message = str(error.value)
-    lines, first = inspect.getsourcelines(helper if function is error_in_helper else function)
-    line = first + next(i for i, text in enumerate(lines) if "# here" in text)
-    assert message.startswith(f"cell '{function.__name__}', {__file__}, line {line}: ")
-    assert any(text in message for text in found.split("|"))
-    assert remedy in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    "gates", ["fgo", [], ["a", "a"], ["1"], ["_a"], list("abcde"), [1]], ids=str
-)
-def test_wrong_gates(gates):
-    with pytest.raises(CellError, match="pass 1 to 4 different names"):
-        generate(rnn_tanh, gates=gates)
-
-
-def test_no_function():
-    with pytest.raises(CellError, match="define the step with def"):
-        generate(torch.tanh, gates=["a"])
-
-
 # --- planted mistakes -----------------------------------------------------------------------------
 
 
@@ -546,108 +261,3 @@ def test_check_finds_a_step_that_differs_between_calls():
     cell = generate(changing, gates=["a"])
     with pytest.raises(CellError, match="computes the same in each call"):
         cell.check()
-
-
-# --- compiled -------------------------------------------------------------------------------------
-
-SOURCE = """
-#include "cells/dependence.h"
-#include "cpu/dual.h"
-using namespace fastrnn;
-using namespace FASTRNN_ISA;
-
-template <class V, class Cell>
-void step(V* x, V* r, V h_prev, V c_prev, V dh, V dc, V* out) {
-    V saved[Cell::saved + 1], dgates[Cell::grads], h{}, c{}, dh_prev{}, dc_prev{};
-    Cell::forward(x, r, h_prev, c_prev, h, c, saved);
-    Cell::backward(saved, Cell::needs_h_prev ? h_prev : V{}, c_prev, Cell::needs_h ? h : V{}, c,
-                   dh, dc, dgates, dh_prev, dc_prev);
-    if constexpr (allows_projection<Cell>) h = Cell::output(saved, c);
-    *out++ = h, *out++ = c;
-    for (int g = 0; g < Cell::gates; ++g) *out++ = dgates[Cell::x_grad[g]];
-    for (int g = 0; g < Cell::gates; ++g) *out++ = dgates[Cell::grads - Cell::gates + g];
-    *out++ = dh_prev, *out++ = dc_prev;
-}
-
-// values, tangents: [2 G + 4, n], and of the results.
-template <class T, class Cell>
-void run(const T* values, const T* tangents, T* results, T* result_tangents, int n) {
-    static_assert(Declared<Cell>::ok);
-    constexpr int G = Cell::gates, in = 2 * G + 4;
-    for (int unit = 0; unit < n; unit += lanes<T>) {
-        Dual<T> v[in], found[in];
-        for (int i = 0; i < in; ++i)
-            v[i] = {load<T>(values + i * n + unit, lanes<T>),
-                    load<T>(tangents + i * n + unit, lanes<T>)};
-        step<Dual<T>, Cell>(v, v + G, v[2 * G], v[2 * G + 1], v[2 * G + 2], v[2 * G + 3], found);
-        for (int i = 0; i < in; ++i)
-            store<T>(result_tangents + i * n + unit, found[i].tangent, lanes<T>);
-        Vec<T> w[in], results_of[in];
-        for (int i = 0; i < in; ++i) w[i] = v[i].value;
-        step<Vec<T>, Cell>(w, w + G, w[2 * G], w[2 * G + 1], w[2 * G + 2], w[2 * G + 3],
-                           results_of);
-        for (int i = 0; i < in; ++i) store<T>(results + i * n + unit, results_of[i], lanes<T>);
-    }
-}
-
-#define CELL(T, name, Cell)                                                                      \\
-    extern "C" void name##_##T(const T* v, const T* t, T* results, T* result_tangents, int n) { \\
-        run<T, Cell>(v, t, results, result_tangents, n);                                        \\
-    }
-"""
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cells")
-    lines = []
-    # These names are also ones of the headers.
-    others = [generate(gru, gates=tuple("rzn"), name=name) for name in ("math", "f", "v")]
-    for cell in [*map(generated, CELLS), *others]:
-        (folder / f"cell_{cell.name}.h").write_text(cell.header)
-        lines.insert(0, f'#include "cell_{cell.name}.h"')
-        lines += [f"CELL({T}, {cell.name}, ::{cell.struct})" for T in ("float", "double")]
-    (folder / "cells.cpp").write_text("\n".join([SOURCE, *lines]))
-    flags = [*build.CXX_FLAGS, *toolchain.CPU_MACROS, "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
-    flags += ["-fvisibility=default", f"-I{ROOT / 'csrc'}", "-DFASTRNN_ISA=generic", "-shared"]
-    # Of headers that are not generated.
-    flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unused-parameter"]
-    command = [*toolchain.cxx(), *flags, "cells.cpp", "-o", "cells.so"]
-    subprocess.run(command, cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "cells.so"))
-
-
-def by_autograd(function, values):
-    """The results of the compiled step, [2 G + 4, n], in its order."""
-    G = len(CELLS[function])
-    has_c = len(inspect.signature(function).parameters) == 4
-
-    def new_states(leaves):
-        gates = [Gates(CELLS[function], leaves[i : i + G].unbind()) for i in (0, G)]
-        new = function(*gates, *leaves[2 * G : 2 * G + 1 + has_c])
-        return torch.stack(new) if has_c else torch.stack([new, torch.zeros_like(new)])
-
-    states, backward = torch.func.vjp(new_states, values[: 2 * G + 2])
-    (gradients,) = backward(values[2 * G + 2 :])
-    return torch.cat([states, gradients])
-
-
-@pytest.mark.parametrize(("kind", "dtype"), [("float", torch.float32), ("double", torch.float64)])
-@cells
-def test_compiled(library, function, kind, dtype):
-    G, n = len(CELLS[function]), 64
-    generator = torch.Generator().manual_seed(0)
-    values, tangents = torch.randn(2, 2 * G + 4, n, generator=generator, dtype=dtype)
-    values[:, -1] = 0
-    results, result_tangents = torch.empty_like(values), torch.empty_like(values)
-    run = getattr(library, f"{function.__name__}_{kind}")
-    arrays = [values, tangents, results, result_tangents]
-    run(*(ctypes.c_void_p(t.data_ptr()) for t in arrays), ctypes.c_int(n))
-    expected, expected_tangents = torch.func.jvp(
-        lambda v: by_autograd(function, v), (values.double(),), (tangents.double(),)
-    )
-    close = {"rtol": 1e-12, "atol": 1e-12} if kind == "double" else {"rtol": 2e-5, "atol": 2e-5}
-    torch.testing.assert_close(results, expected.to(dtype), **close)
-    # At the kinks of the last unit a second derivative is not defined.
-    tangents_of = [t[:, :-1].to(dtype) for t in (result_tangents, expected_tangents)]
-    torch.testing.assert_close(*tangents_of, **close)
