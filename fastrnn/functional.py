@@ -105,7 +105,9 @@ def _layer(
         return call_torch(getattr(torch, cell), missing, *arguments.values())
     network, input, states = parse_layer(cell, arguments, recompute)
     try:
-        results = network_results(network, input, batch_sizes, states, arguments["params"])
+        params = arguments["params"]
+        dtypes = autocast.dtypes(cell, batch_sizes is None, input, states, params)
+        results = network_results(network, input, batch_sizes, states, params, dtypes)
         return _in_layout(results, is_batch_first(arguments))
     except (RuntimeError, ValueError, IndexError) as error:
         if transforms_active() or (batch_sizes is not None and not are_valid(batch_sizes, data)):
@@ -120,9 +122,10 @@ def network_results(
     batch_sizes: Tensor | None,
     states: Sequence[Tensor],
     params: Sequence[Tensor],
+    dtypes: tuple[torch.dtype | None, torch.dtype | None],
 ) -> tuple[Tensor, ...]:
-    """output [T, B, D*R] or [N, D*R], and the last states, under autocast in its dtypes."""
-    dtype, c_dtype = autocast.dtypes(network.cell, batch_sizes is None, input, states, params)
+    """output [T, B, D*R] or [N, D*R], and the last states; `dtypes` are autocast's."""
+    dtype, c_dtype = dtypes
     results = None
     if not torch.compiler.is_compiling():
         hx = states if len(states) == 2 else states[0]

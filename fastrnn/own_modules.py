@@ -294,10 +294,10 @@ def _computed(
     weights: Sequence[Any],
 ) -> tuple[Tensor, ...]:
     """output and the last states: by the kernels, or by the definition if there are none."""
-    dtype, _ = autocast.dtypes(network.cell, batch_sizes is None, x, states, weights)
-    missing = why_no_kernels(definition.key, dtype or x.dtype, x.device.type)
+    dtypes = autocast.dtypes(network.cell, batch_sizes is None, x, states, weights)
+    missing = why_no_kernels(definition.key, dtypes[0] or x.dtype, x.device.type)
     if missing is None:
-        return functional.network_results(network, x, batch_sizes, states, weights)
+        return functional.network_results(network, x, batch_sizes, states, weights, dtypes)
     count_fallback(f"{definition.name} {missing}", "its definition runs step by step")
     mask = None
     if network.drops:

@@ -10,10 +10,21 @@ namespace fastrnn {
 
 // A cell's index is below this number, which only grows.
 FASTRNN_API int known_cells();
-FASTRNN_API const CellInfo& info_of(int cell);
 
-// The index of the cell of that name, or -1.
-FASTRNN_API int index_of(std::string_view name);
+// Of the user's own cells.
+FASTRNN_API const CellInfo& own_info_of(int cell);
+FASTRNN_API int own_index_of(std::string_view name);
+
+inline const CellInfo& info_of(int cell) {
+    return cell < cell_count ? cells[cell] : own_info_of(cell);
+}
+
+// The index of the cell of that name, or -1. Each call of a layer looks its cell up.
+inline int index_of(std::string_view name) {
+    for (int i = 0; i < cell_count; ++i)
+        if (name == cells[i].name) return i;
+    return own_index_of(name);
+}
 
 // The cell of that name, or null.
 inline const CellInfo* find_info(std::string_view name) {

@@ -48,12 +48,12 @@ OwnCell* found_or_added(std::string_view name, const CellInfo& info) {
 
 int known_cells() { return cell_count + own_count; }
 
-const CellInfo& info_of(int cell) { return cell < cell_count ? cells[cell] : own(cell).info; }
+const CellInfo& own_info_of(int cell) { return own(cell).info; }
 
-int index_of(std::string_view name) {
+int own_index_of(std::string_view name) {
     const int count = known_cells();
-    for (int i = 0; i < count; ++i)
-        if (name == info_of(i).name) return i;
+    for (int i = cell_count; i < count; ++i)
+        if (name == own(i).name) return i;
     return -1;
 }
 
@@ -67,26 +67,28 @@ const T& loaded(const std::atomic<const T*>& kernel) {
     return *found;
 }
 
-}  // namespace
-
-bool add_cell(const char* name, const CellInfo& info, Storage storage, const Kernel& kernel,
-              const DualKernel<float>& dual) {
+// of_type: where the cell keeps the kernels of double backward.
+template <class T>
+bool add(const char* name, const CellInfo& info, Storage storage, const Kernel& kernel,
+         const DualKernel<T>& dual, std::atomic<const DualKernel<T>*> OwnCell::* of_type) {
     const std::lock_guard<std::mutex> lock(adding);
     OwnCell* cell = found_or_added(name, info);
     if (!cell) return false;
-    cell->of_float = &dual;
+    cell->*of_type = &dual;
     cell->kernels[static_cast<int>(storage)] = &kernel;
     return true;
 }
 
+}  // namespace
+
+bool add_cell(const char* name, const CellInfo& info, Storage storage, const Kernel& kernel,
+              const DualKernel<float>& dual) {
+    return add(name, info, storage, kernel, dual, &OwnCell::of_float);
+}
+
 bool add_cell(const char* name, const CellInfo& info, Storage storage, const Kernel& kernel,
               const DualKernel<double>& dual) {
-    const std::lock_guard<std::mutex> lock(adding);
-    OwnCell* cell = found_or_added(name, info);
-    if (!cell) return false;
-    cell->of_double = &dual;
-    cell->kernels[static_cast<int>(storage)] = &kernel;
-    return true;
+    return add(name, info, storage, kernel, dual, &OwnCell::of_double);
 }
 
 bool has_own_kernel(int cell, Storage storage) {

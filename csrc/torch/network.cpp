@@ -39,10 +39,11 @@ bool has_kernels(const Problem& p) {
 }
 
 const Device& device_for(const Problem& p) {
-    TORCH_CHECK_NOT_IMPLEMENTED(has_kernels(p), "fastrnn: the cell ", p.cell.name,
-                                " was not compiled for ", p.dtype, " on ", p.device,
+    const Device& device = device_at(p.device);
+    TORCH_CHECK_NOT_IMPLEMENTED(device.has_kernels(p.cell_index, p.storage), "fastrnn: the cell ",
+                                p.cell.name, " was not compiled for ", p.dtype, " on ", p.device,
                                 "; its definition's build() does that");
-    return device_at(p.device);
+    return device;
 }
 
 int cpu_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
