@@ -1,4 +1,4 @@
-"""Trains a recurrent cell of one's own beside an LSTM, on the data of tag_sequence.py.
+"""Trains a recurrent cell of one's own and an LSTM on the data of tag_sequence.py.
 
     f = sigmoid(x_f + r_f)    g = tanh(x_g + r_g)    h_t = f h_{t-1} + (1 - f) g
 

@@ -310,6 +310,21 @@ def test_operators_refuse_what_was_not_compiled():
 
 
 @pytest.mark.once
+def test_nothing_is_built_before_the_check(monkeypatch):
+    @fastrnn.cell(gates=("a",), name="unchecked")
+    def definition(x, r, h):
+        return torch.tanh(x.a + 3 * r.a)
+
+    def fail(self):
+        raise fastrnn.codegen.CellError("dh differs")
+
+    monkeypatch.setattr(type(definition.generated), "check", fail)
+    with pytest.raises(ValueError, match="dh differs"):
+        definition.layer(5, 7)(torch.ones(3, 2, 5))
+    assert definition.key not in fastrnn.CELLS
+
+
+@pytest.mark.once
 def test_explain(capsys):
     fastrnn.explain(light_gru.layer(5, 7), torch.ones(3, 2, 5))
     fastrnn.explain(coupled_lstm.step(5, 7), torch.ones(2, 5))

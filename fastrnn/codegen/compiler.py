@@ -42,7 +42,7 @@ class NoCompiler(RuntimeError):  # noqa: N818  (it is no error: the definition r
 
 @functools.cache
 def csrc() -> Path:
-    """The headers of the kernels: in the package where it was installed, else beside it.
+    """The headers of the kernels: in the package where it was installed, else next to it.
 
     Raises:
         NoCompiler: if they are in neither.
