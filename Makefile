@@ -88,7 +88,8 @@ test: $(VENV)/built
 	$(python) -m pytest -n auto --maxprocesses 8 -m 'not slow' $(ARGS)
 
 fuzz: $(VENV)/built
-	while $(python) -m pytest tests/test_fuzz.py --other-cases --fuzz $(CASES) $(ARGS); \
+	while $(python) -m pytest tests/test_fuzz*.py --other-cases --fuzz $(CASES) \
+	    $(ARGS); \
 	    do :; done; false
 
 soak: $(VENV)/built

@@ -146,6 +146,7 @@ if __name__ == "__main__":
                 *("stanza>=1.10", "torchrl>=0.14", "torch_geometric>=2.6"),
                 "captum>=0.9",  # before that not with NumPy 2
                 "peft>=0.18",  # before that not with transformers 5
+                "xlstm==1.0.8",  # later ones need Triton kernels
             ],
             "lint": [
                 "ruff==0.17.6",

@@ -245,7 +245,7 @@ def busy(results: dict[str, Any]) -> str:
 
 def own_cells(results: dict[str, Any]) -> str:
     """The speedups of cells.json."""
-    names = ["built-in", "loop", "compiled loop", "jax"]
+    names = ["built-in", "loop", "compiled loop", "jax", "xlstm"]
     lines = []
     for row in results["rows"]:
         sizes = [str(row[name]) for name in ("B", "H")]
@@ -253,7 +253,7 @@ def own_cells(results: dict[str, Any]) -> str:
         lines.append([row["cell"], row["mode"], *sizes, *ratios])
     machine = results["machine"]
     first = f"{machine['cpu']} ({machine['isa']}), two threads, T = 100, I = H, float32:"
-    head = ["", "", "B", "H", "built-in", "Python loop", "compiled by inductor", "JAX"]
+    head = ["", "", "B", "H", "built-in", "Python loop", "compiled by inductor", "JAX", "xlstm"]
     return "\n".join([first, "", *table(head, lines)])
 
 

@@ -9,12 +9,16 @@
 //     step 1   | 3     | 4 | 5 |         step 1   | 3     | 4 |
 //     step 2   | 6     | 7 | 8 |         step 2   | 5     |
 //
+// C is c_states * H: the values of c of one row, those of a second state after those of the first.
+//
 // Types. `void*` points to values of the storage type (the dtype of the user's tensors) on the
 // device. The arithmetic type is float, or double for float64. The gradient type is the type in
 // which a device returns gradients: the storage type or the arithmetic type
 // (Device::stores_gradients, device.h).
 #pragma once
 #include <stdint.h>
+
+#include "cells/cell.h"
 
 namespace fastrnn {
 
@@ -49,24 +53,25 @@ struct Layer {
     Dimensions size;
 };
 
-struct Weights {          // contiguous
-    const void* ih;       // [G * H, I]
-    const void* hh;       // [G * H, R]
-    const void* bias_ih;  // [G * H] or null
-    const void* bias_hh;  // [G * H] or null
-    const void* hr;       // [P, H] or null
+struct Weights {                       // contiguous
+    const void* ih;                    // [G * H, I]
+    const void* hh;                    // [G * H, R], or [G * H] of a diagonal cell
+    const void* bias_ih;               // [G * H] or null
+    const void* bias_hh;               // [G * H] or null
+    const void* hr;                    // [P, H] or null
+    const void* vectors[max_vectors];  // [H] each, as many as the cell has
 };
 
 struct ForwardDirection {
     Weights weights;
     const void* h0;     // [B, R]. A GPU also takes null, for zeros, of a padded input
-    const void* c0;     // [B, H], or null for a cell without c. A GPU takes null as for h0
+    const void* c0;     // [B, C], or null for a cell without c. A GPU takes null as for h0
     void* h_n;          // [B, R]
-    void* c_n;          // [B, H] or null
+    void* c_n;          // [B, C] or null
     void* output;       // [N, R], rows output_stride apart
     void* output_copy;  // a second copy of the output, with the same strides, or null
     void* saved;        // [N, saved * H] or null: what backward needs, if it is saved
-    void* c;            // [N, H] or null: c_t of every step, if it is saved
+    void* c;            // [N, C] or null: c_t of every step, if it is saved
 };
 
 struct ForwardLayer : Layer {
@@ -81,6 +86,7 @@ struct WeightGradients {  // of the gradient type, contiguous, null where not re
     void* bias_ih;
     void* bias_hh;
     void* hr;
+    void* vectors[max_vectors];
 };
 
 struct BackwardDirection {
@@ -92,10 +98,10 @@ struct BackwardDirection {
     const void* c;
     const void* grad_output;  // [N, R], rows grad_output_stride apart; or null for zeros
     const void* grad_h_n;     // [B, R] of the gradient type or null
-    const void* grad_c_n;     // [B, H] of the gradient type or null
+    const void* grad_c_n;     // [B, C] of the gradient type or null
     WeightGradients grads;
     void* grad_h0;  // [B, R] of the gradient type or null
-    void* grad_c0;  // [B, H] of the gradient type or null
+    void* grad_c0;  // [B, C] of the gradient type or null
 };
 
 struct BackwardLayer : Layer {

@@ -19,7 +19,8 @@ import functools
 import hashlib
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,17 +34,31 @@ if TYPE_CHECKING:
     from fastrnn.own_modules import Layer, Step
 
 _cells: dict[str, Cell] = {}  # by key
+_TORCH_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+#: What W_hh is: a matrix, a vector a gate, or a matrix for each head of the hidden units.
+RECURRENT = ("dense", "diagonal", "heads")
+
+#: A parameter's initial values: a number, or a function that fills the tensor in place.
+Init = float | Callable[[Tensor], Any]
 
 
 def cell(
-    *, gates: Sequence[str], name: str | None = None
+    *,
+    gates: Sequence[str],
+    name: str | None = None,
+    recurrent: str = "dense",
+    initial: Mapping[str, float] | None = None,
+    init: Mapping[str, Init] | None = None,
 ) -> Callable[[Callable[..., Any]], Definition]:
     """Define a recurrent cell by a Python function of one step.
 
     The function gets
 
     - x: W_ih x_t + b_ih, and r: W_hh h_{t-1} + b_hh, by gate: ``x.f`` or ``x[0]``,
-    - the states h_{t-1} and, if it has another parameter, c_{t-1},
+    - the states h_{t-1}, and up to three others such as c_{t-1},
+    - as keyword-only arguments vectors of one value a unit, which layers have as parameters,
 
     and returns the new states in the same order. It may use + - * /, comparisons in torch.where,
     and torch's sigmoid, tanh, relu, exp, log, logsigmoid, softplus, silu, sqrt, rsqrt, abs, square,
@@ -52,16 +67,23 @@ def cell(
     Args:
         gates: the names of the gates, in the order of the rows of weight_ih and weight_hh.
         name: of the cell; by default that of the function.
+        recurrent: W_hh is "dense" [G*H, H]; "diagonal" [G*H], so that r = w h_{t-1} + b_hh unit by
+            unit; or "heads" [heads, G*H/heads, H/heads], a block for each of the heads that a layer
+            is given.
+        initial: what states begin with, by name, where that is not 0.
+        init: a parameter's initial values, by its name without layer and direction: a number, or a
+            function that fills the tensor, such as those of torch.nn.init. By default torch's.
 
     Returns:
         A decorator that makes a `Definition` of the function.
 
     Raises:
         CellError: the function uses something else; the message has the line.
+        ValueError: `recurrent`, `initial` or `init` is not as above.
     """
 
     def define(function: Callable[..., Any]) -> Definition:
-        return Definition(function, gates, name)
+        return Definition(function, gates, name, recurrent, initial or {}, init or {})
 
     return define
 
@@ -74,7 +96,14 @@ class Cell:
     """What the operators call it."""
     gates: tuple[str, ...]
     states: tuple[str, ...]
-    """h, or h and c."""
+    """h, and up to three others, such as c."""
+    vectors: tuple[str, ...]
+    """The parameters of one value a unit."""
+    recurrent: str = "dense"
+    """One of `RECURRENT`."""
+    initial: tuple[float, ...]
+    """What the states begin with."""
+    init: Mapping[str, Init]
     allows_projection: bool
 
     def why_no_kernels(self, dtype: torch.dtype, device: str) -> str | None:
@@ -118,7 +147,10 @@ class Registered(Cell):
         info = CELLS[name]
         self.name = self.key = name
         self.gates = tuple(map(str, range(info["gates"])))
-        self.states = ("h", "c")[: info["states"]]
+        self.states = ("h", *(f"c{i}" if i else "c" for i in range(info["states"] - 1)))
+        self.vectors = tuple(f"w{i}" for i in range(info["vectors"]))
+        self.recurrent = "diagonal" if info["diagonal"] else "dense"
+        self.initial, self.init = (0.0,) * len(self.states), {}
         self.allows_projection = bool(info["allows_projection"])
         _cells[name] = self
 
@@ -139,11 +171,29 @@ class Definition(Cell):
     """
 
     def __init__(
-        self, function: Callable[..., Any], gates: Sequence[str], name: str | None = None
+        self,
+        function: Callable[..., Any],
+        gates: Sequence[str],
+        name: str | None = None,
+        recurrent: str = "dense",
+        initial: Mapping[str, float] = MappingProxyType({}),
+        init: Mapping[str, Init] = MappingProxyType({}),
     ) -> None:
-        self.generated = generate(function, gates=gates, name=name)
+        diagonal = recurrent == "diagonal"
+        self.generated = generate(function, gates=gates, name=name, diagonal=diagonal)
         self.name, self.gates = self.generated.name, self.generated.gates
-        self.states = self.generated.states
+        self.states, self.vectors = self.generated.states, self.generated.vectors
+        if recurrent not in RECURRENT:
+            raise self._error("recurrent", recurrent, RECURRENT)
+        for state in initial:
+            if state not in self.states:
+                raise self._error("initial of", state, self.states)
+        parameters = (*_TORCH_PARAMETERS, *self.vectors)
+        for parameter in init:
+            if parameter not in parameters:
+                raise self._error("init of", parameter, parameters)
+        self.recurrent, self.init = recurrent, dict(init)
+        self.initial = tuple(float(initial.get(state, 0)) for state in self.states)
         self.allows_projection = self.generated.allows_projection
         self.function = function
         functools.update_wrapper(self, function)
@@ -155,7 +205,13 @@ class Definition(Cell):
         self._built: set[torch.dtype] = set()
         self._why_not: str | None = None
         reference.CELLS[self.key] = self._one_step
+        reference.VECTORS[self.key] = len(self.vectors)
         _cells[self.key] = self
+
+    def _error(self, what: str, found: str, expected: Sequence[str]) -> ValueError:
+        return ValueError(
+            f"cell {self.name!r}: {what} {found!r}, expected one of: {', '.join(expected)}"
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -210,14 +266,18 @@ class Definition(Cell):
         return self._why_not
 
     def _one_step(
-        self, x: Tensor, r: Tensor, h: Tensor, c: Tensor | None
+        self, x: Tensor, r: Tensor, h: Tensor, c: Tensor | None, *vectors: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """One step as `fastrnn.reference` has them."""
         count = len(self.gates)
         gates = [Gates(self.gates, products.chunk(count, dim=-1)) for products in (x, r)]
+        others = () if c is None else c.chunk(len(self.states) - 1, dim=-1)
+        named = dict(zip(self.vectors, vectors, strict=True))
+        returned = self.function(*gates, h, *others, **named)
         if c is None:
-            return self.function(*gates, h), None
-        return self.function(*gates, h, c)  # type: ignore[no-any-return]
+            return returned, None
+        h, *others = returned
+        return h, torch.cat(others, dim=-1) if len(others) > 1 else others[0]
 
 
 def why_no_kernels(key: str, dtype: torch.dtype, device: str) -> str | None:

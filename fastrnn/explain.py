@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from fastrnn import _C
 from fastrnn.arguments import bind_layer, parse_cell, parse_layer
 from fastrnn.define import why_no_kernels
+from fastrnn.heads import first_head
 from fastrnn.marked import is_ours
 from fastrnn.modules import FAST, _rebind
 from fastrnn.network import Network
-from fastrnn.own_modules import Layer, Step
+from fastrnn.own_modules import Layer, Step, states_together
 from fastrnn.registered import TORCH_CELLS
 
 
@@ -88,7 +89,11 @@ def _text_of_own(module: Layer | Step, input: Any, hx: Any) -> str:
         missing = why_no_kernels(network.cell, x.dtype, x.device.type)
         if missing is not None:
             return f"{network.cell} {missing}: its definition runs step by step"
-        return _text(network, x, h0, c0[0] if c0 else None, weights, batch_sizes)
+        title = ""
+        if module.definition.recurrent == "heads":
+            title = f"each of {module.heads} heads of the first layer:\n"
+            network, x, (h0, *c0), weights = first_head(module, x, [h0, *c0])
+        return title + _text(network, x, h0, states_together(c0), weights, batch_sizes)
 
 
 def _layer(cell: str) -> Callable[..., None]:

@@ -78,14 +78,15 @@ def _results(
 
     output = input.new_empty((*input.shape[:-1], D * R))
     h_n = input.new_empty((L * D, B, R))
-    c_n = input.new_empty((0,) if c0 is None else (L * D, B, H))
+    C = 0 if c0 is None else c0.shape[-1]
+    c_n = input.new_empty((0,) if c0 is None else (L * D, B, C))
     hidden = saved_for_backward(L, N, D * R, dtype=input.dtype)
     if network.recompute:
         saved, c = empty(input.dtype), empty(input.dtype)
     else:
         values = CELLS[network.cell]["saved"]
         saved = saved_for_backward(L, D, N, values * H, dtype=input.dtype)
-        c = saved_for_backward(L, D, N, 0 if c0 is None else H, dtype=input.dtype)
+        c = saved_for_backward(L, D, N, C, dtype=input.dtype)
     if network.drops:
         dropout_mask = saved_for_backward(L - 1, N, D * R, dtype=torch.uint8)
     else:

@@ -68,15 +68,15 @@ def _layers(
     wanted: Sequence[bool],
 ) -> list[list[_Direction]]:
     """The directions of each layer, for the shapes of one model or of several."""
-    L, D, G = network.num_layers, network.directions, CELLS[network.cell]["gates"]
-    R = h0[-1]
-    H = R if c0 is None else c0[-1]
+    L, D, cell = network.num_layers, network.directions, CELLS[network.cell]
+    G, R = cell["gates"], h0[-1]
+    H = R if c0 is None else c0[-1] // (cell["states"] - 1)
     count = len(weights) // (L * D)
     return [
         [
             _Direction(
                 input=G * H * weights[k][-1],
-                state=G * H * R,
+                state=0 if cell["diagonal"] else G * H * R,
                 projection=R * H if R != H else 0,
                 weights=wanted[3 + k : 3 + k + count],
                 h0=wanted[1],

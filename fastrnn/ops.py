@@ -35,7 +35,7 @@ def run(
     Args:
         input: [T, B, I], or packed data [N, I] with `batch_sizes`.
         h0: [L*D, B, R], where R is P with a projection and H without.
-        c0: [L*D, B, H] for a cell with c, else None.
+        c0: [L*D, B, C] for a cell with c, else None; C is H times its states besides h.
         weights: a flat list, as in `fastrnn.functional`.
         batch_sizes: [T] int64 on the CPU, non-increasing.
 

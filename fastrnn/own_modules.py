@@ -6,6 +6,7 @@ options, packed and unbatched input, state_dict, errors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import _C, autocast, functional, reference
 from fastrnn.define import Cell, why_no_kernels
 from fastrnn.fallback import count as count_fallback
+from fastrnn.heads import results as results_of_heads
 from fastrnn.modules import (
     RECOMPUTE,
     _read_weights,
@@ -35,19 +37,26 @@ class Layer(nn.RNNBase):
             torch.nn.GRU.
         proj_size: as that of torch.nn.LSTM; for cells whose ``allows_projection`` is true.
         recompute: whether to save only the outputs for backward, which computes the gates again.
+        heads: how many blocks W_hh has, for cells with ``recurrent="heads"``.
         device, dtype: of the parameters.
 
     Shape:
         - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
-        - hx: the initial states, zeros if not given: h [L*D, B, H or P], or for a cell with c
-          (h, c), c [L*D, B, H]; without B for unbatched input
+        - hx: the initial states, by default zeros or what the cell's ``initial`` says: h
+          [L*D, B, H or P], or for a cell with other states (h, c, ...), c [L*D, B, H]; without B
+          for unbatched input
         - output: [T, B, D*(H or P)], in the layout of the input
         - the last states: as hx
 
     T is the number of steps, B the batch size, I ``input_size``, H ``hidden_size``, P
     ``proj_size``, L ``num_layers``, and D is 2 if ``bidirectional``, else 1. Parameters are named
     as torch's: weight_ih_l0 [G*H, I], weight_hh_l0 [G*H, H or P], bias_ih_l0 and bias_hh_l0 [G*H],
-    weight_hr_l0 [P, H], with the rows of the gates in the order of the definition.
+    weight_hr_l0 [P, H], with the rows of the gates in the order of the definition. A vector w of
+    the cell is w_l0 [H]. weight_hh_l0 is [G*H] of a diagonal cell, and [heads, G*H/heads, H/heads]
+    of one with heads.
+
+    Raises:
+        ValueError: for options that the cell does not allow.
     """
 
     recompute = _recompute
@@ -65,6 +74,7 @@ class Layer(nn.RNNBase):
         bidirectional: bool = False,
         proj_size: int = 0,
         recompute: bool = False,
+        heads: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -77,13 +87,27 @@ class Layer(nn.RNNBase):
             raise ValueError(f"{definition.name} does not support projections")
         self.mode = definition.name
         self.definition = definition
+        self.heads = _checked_heads(definition, hidden_size, heads)
         for name, of_one_gate in list(self._parameters.items()):
             assert of_one_gate is not None
-            rows, *columns = of_one_gate.shape
-            if not name.startswith("weight_hr"):
-                rows *= len(definition.gates)
-            values = torch.empty((rows, *columns), device=device, dtype=dtype)
+            if name.startswith("weight_hh"):
+                size = _size_of_weight_hh(definition, hidden_size, of_one_gate.size(1), heads)
+            else:
+                rows, *columns = of_one_gate.shape
+                of_gates = 1 if name.startswith("weight_hr") else len(definition.gates)
+                size = (rows * of_gates, *columns)
+            values = torch.empty(size, device=device, dtype=dtype)
             setattr(self, name, nn.Parameter(values))
+        # A direction's vectors follow its biases.
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            vectors = [f"{vector}{suffix}" for vector in definition.vectors]
+            for name in vectors:
+                values = torch.empty(hidden_size, device=device, dtype=dtype)
+                setattr(self, name, nn.Parameter(values))
+            at = 4 if bias else 2
+            names[at:at] = vectors
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
         if recompute:
             setattr(self, RECOMPUTE, True)
         self._init_flat_weights()
@@ -92,15 +116,23 @@ class Layer(nn.RNNBase):
     def _get_name(self) -> str:
         return self.definition.name
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        _initialize(self)
+
     def extra_repr(self) -> str:
         text = super().extra_repr()
+        if self.heads > 1:
+            text += f", heads={self.heads}"
         return f"{text}, recompute=True" if self.recompute else text
 
     def flatten_parameters(self) -> None:
         """Does nothing: cuDNN has no layers of one's own cells."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        if not torch.compiler.is_compiling():
+        if hx is None and any(self.definition.initial):
+            pass
+        elif not torch.compiler.is_compiling():
             # None too before the kernels are compiled, which _computed does.
             results = _C.layer(self.definition.key, self, input, hx)
             if results is not None:
@@ -112,9 +144,12 @@ class Layer(nn.RNNBase):
     def _results(self, input: Any, hx: Any) -> Any:
         """What forward returns, in all cases; it raises as torch's layers do."""
         x, batch_sizes, states = self.arguments(input, hx)
-        results = _computed(
-            self.definition, self.network, x, batch_sizes, states, self._flat_weights
-        )
+        if self.definition.recurrent == "heads":
+            results = results_of_heads(self, x, batch_sizes, states)
+        else:
+            results = _computed(
+                self.definition, self.network, x, batch_sizes, states, self._flat_weights
+            )
         return self._as_given(input, *results)
 
     @property
@@ -145,7 +180,10 @@ class Layer(nn.RNNBase):
         self.check_input(x, batch_sizes)
         sizes = self._state_sizes(x.size(1) if batch_sizes is None else batch_sizes[0])
         if states is None:
-            states = [torch.zeros(*size, dtype=x.dtype, device=x.device) for size in sizes]
+            states = [
+                torch.full(size, value, dtype=x.dtype, device=x.device)
+                for size, value in zip(sizes, self.definition.initial, strict=True)
+            ]
         elif order is not None:
             states = [_permuted(self, state, order) for state in states]
         if not packed or not torch.compiler.is_compiling():  # which does not know the batch size
@@ -172,8 +210,8 @@ class Layer(nn.RNNBase):
 
     def _state_sizes(self, batch: Any) -> list[tuple[Any, ...]]:
         count = self.num_layers * (2 if self.bidirectional else 1)
-        widths = [self.proj_size or self.hidden_size, self.hidden_size]
-        return [(count, batch, width) for width in widths[: len(self.definition.states)]]
+        others = [self.hidden_size] * (len(self.definition.states) - 1)
+        return [(count, batch, width) for width in (self.proj_size or self.hidden_size, *others)]
 
     def _as_given(self, input: Any, output: Any, *states: Tensor) -> Any:
         """The results in the layout of the input."""
@@ -196,10 +234,12 @@ class Step(nn.RNNCellBase):
     Args:
         definition: what `fastrnn.cell` made, or `fastrnn.define.Registered`.
         input_size, hidden_size, bias, device, dtype: as those of torch.nn.GRUCell.
+        heads: as that of `Layer`.
 
     Shape:
         - input: [B, I] or [I]
-        - hx: h [B, H] or [H], or for a cell with c (h, c); zeros if not given
+        - hx: h [B, H] or [H], or for a cell with other states (h, c, ...); if not given, as in
+          `Layer`
         - the new states: as hx
     """
 
@@ -209,24 +249,39 @@ class Step(nn.RNNCellBase):
         input_size: int,
         hidden_size: int,
         bias: bool = True,
+        heads: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         gates = len(definition.gates)
         super().__init__(input_size, hidden_size, bias, gates, device=device, dtype=dtype)
         self.definition = definition
+        self.heads = _checked_heads(definition, hidden_size, heads)
+        sizes: dict[str, tuple[int, ...]] = dict.fromkeys(definition.vectors, (hidden_size,))
+        if definition.recurrent != "dense":
+            sizes["weight_hh"] = _size_of_weight_hh(definition, hidden_size, hidden_size, heads)
+        for name, size in sizes.items():
+            setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
+        self.reset_parameters()
 
     def _get_name(self) -> str:
         return f"{self.definition.name}_step"
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        _initialize(self)
+
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         definition = self.definition
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not (hx is None and any(definition.initial)):
             results = _C.cell(definition.key, self, input, hx)
             if results is not None:
                 return results
         x, states = self.arguments(input, hx)
-        _, *last = _computed(definition, self.network, x, None, states, self.weights)
+        if definition.recurrent == "heads":
+            _, *last = results_of_heads(self, x, None, states)
+        else:
+            _, *last = _computed(definition, self.network, x, None, states, self.weights)
         shape = input.shape[:-1]
         return _one_or_all([state.view(*shape, self.hidden_size) for state in last])
 
@@ -237,8 +292,8 @@ class Step(nn.RNNCellBase):
 
     @property
     def weights(self) -> list[Tensor]:
-        found = [self.weight_ih, self.weight_hh]
-        return [*found, self.bias_ih, self.bias_hh] if self.bias else found
+        names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
+        return [getattr(self, name) for name in (*names, *self.definition.vectors)]
 
     def arguments(self, input: Tensor, hx: Any) -> tuple[Tensor, list[Tensor]]:
         """The input [1, B, I] and the states [1, B, H] of a network of one step.
@@ -251,7 +306,7 @@ class Step(nn.RNNCellBase):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if hx is None:
             size = (*input.shape[:-1], self.hidden_size)
-            states = [input.new_zeros(size) for _ in self.definition.states]
+            states = [input.new_full(size, value) for value in self.definition.initial]
         else:
             states = _list_of_states(self.definition, hx)
         for state in states:
@@ -261,6 +316,44 @@ class Step(nn.RNNCellBase):
                 )
         x, *states = (t.view(1, -1, t.size(-1)) for t in (input, *states))
         return x, states
+
+
+def _checked_heads(definition: Cell, hidden_size: int, heads: int) -> int:
+    if heads != 1 and definition.recurrent != "heads":
+        raise ValueError(
+            f'{definition.name} has no heads: define it with fastrnn.cell(recurrent="heads")'
+        )
+    if heads < 1 or hidden_size % heads:
+        raise ValueError(
+            f"{definition.name}: expected heads that divide hidden_size {hidden_size}, got {heads}"
+        )
+    return heads
+
+
+def _size_of_weight_hh(
+    definition: Cell, hidden_size: int, recurrent_size: int, heads: int
+) -> tuple[int, ...]:
+    rows = len(definition.gates) * hidden_size
+    if definition.recurrent == "diagonal":
+        return (rows,)
+    if definition.recurrent == "heads":
+        return heads, rows // heads, recurrent_size // heads
+    return rows, recurrent_size
+
+
+def _initialize(module: nn.Module) -> None:
+    """Gives parameters the initial values that the cell was defined with."""
+    definition = getattr(module, "definition", None)
+    if definition is None:  # called by torch's __init__
+        return
+    for name, parameter in module.named_parameters(recurse=False):
+        value = definition.init.get(re.sub(r"_l\d+(_reverse)?$", "", name))
+        if value is not None:
+            with torch.no_grad():
+                if callable(value):
+                    value(parameter)
+                else:
+                    parameter.fill_(value)
 
 
 _permuted = _with_batch_check(nn.RNNBase.permute_hidden)
@@ -297,17 +390,32 @@ def _computed(
     dtypes = autocast.dtypes(network.cell, batch_sizes is None, x, states, weights)
     missing = why_no_kernels(definition.key, dtypes[0] or x.dtype, x.device.type)
     if missing is None:
-        return functional.network_results(network, x, batch_sizes, states, weights, dtypes)
+        h0, *c0 = states
+        given = states if len(c0) < 2 else [h0, torch.cat(c0, dim=-1)]
+        kernels = functional.network_results(network, x, batch_sizes, given, weights, dtypes)
+        return _apart(kernels, len(c0))
     count_fallback(f"{definition.name} {missing}", "its definition runs step by step")
+    h0, *c0 = states
     mask = None
     if network.drops:
         rows, width = x.shape[:-1].numel(), network.directions * states[0].size(-1)
         mask = torch.rand(network.num_layers - 1, rows, width, device=x.device) >= network.dropout
-    h0, *c0 = states
     options = network._asdict()
     del options["train"], options["recompute"]
     found = reference.run(
-        input=x, h0=h0, c0=c0[0] if c0 else None, weights=weights, batch_sizes=batch_sizes,
+        input=x, h0=h0, c0=states_together(c0), weights=weights, batch_sizes=batch_sizes,
         dropout_mask=mask, **options,
     )  # fmt: skip
-    return tuple(t for t in found if t is not None)
+    return _apart(found, len(c0))
+
+
+def states_together(c: Sequence[Tensor]) -> Tensor | None:
+    """The states besides h, [..., H] each, as the operators have them: one tensor [..., C]."""
+    return None if not c else c[0] if len(c) == 1 else torch.cat(list(c), dim=-1)
+
+
+def _apart(results: Sequence[Tensor | None], count: int) -> tuple[Tensor, ...]:
+    """output and all states, from results whose last is such a tensor of `count` states."""
+    output, h_n, *c_n = (t for t in results if t is not None)
+    c = c_n[0].chunk(count, dim=-1) if count > 1 else c_n
+    return output, h_n, *c

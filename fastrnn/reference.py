@@ -18,11 +18,15 @@ from torch import Tensor
 
 __all__ = ["CELLS", "gru", "lstm", "rnn_relu", "rnn_tanh", "run"]
 
-Cell = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+Cell = Callable[..., tuple[Tensor, Tensor | None]]
 
-#: name -> one time step, as ``(x: [B, G*H], r: [B, G*H], h: [B, H], c: [B, H] or None) -> (h, c)``
-#: where x = W_ih x_t + b_ih, r = W_hh h_{t-1} + b_hh, and the result h is not projected yet.
+#: name -> one time step, as ``(x: [B, G*H], r: [B, G*H], h: [B, H], c: [B, C] or None) -> (h, c)``
+#: where x = W_ih x_t + b_ih, r = W_hh h_{t-1} + b_hh, and the result h is not projected yet. C is
+#: H, or H times the number of the states besides h. A cell with vectors, [H] each, gets them after
+#: c.
 CELLS: dict[str, Cell] = {}
+#: name -> the number of vectors, of cells that have some.
+VECTORS: dict[str, int] = {}
 
 
 def _cell(step: Cell) -> Cell:
@@ -92,17 +96,19 @@ def _direction(
     step: Cell,
     x: Tensor,  # [N, I]
     h: Tensor,  # [B, H or P]
-    c: Tensor | None,  # [B, H]
-    weights: Sequence[Tensor],  # w_ih, w_hh, [b_ih, b_hh], [w_hr]
+    c: Tensor | None,  # [B, C]
+    weights: Sequence[Tensor],  # w_ih, w_hh, [b_ih, b_hh], the cell's vectors, [w_hr]
     sizes: list[int],  # [T], rows of each step
     *,
     has_biases: bool,
+    vectors: int,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One direction of one layer: output [N, H or P], h_n and c_n."""
     w_ih, w_hh = weights[:2]
     b_ih, b_hh = weights[2:4] if has_biases else (None, None)
-    w_hr = weights[-1] if len(weights) % 2 else None
+    others = weights[4 if has_biases else 2 :]
+    w_hr = others[-1] if len(others) > vectors else None
     xs = F.linear(x, w_ih, b_ih).split(sizes)
     outputs: list[Tensor] = []
     # The reverse direction needs no case of its own for packed data. In reverse, the batch grows: a
@@ -110,7 +116,12 @@ def _direction(
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         h_t = _first(h, sizes[t])
         c_t = None if c is None else _first(c, sizes[t])
-        y, c_t = step(xs[t], F.linear(h_t, w_hh, b_hh), h_t, c_t)
+        if w_hh.dim() == 1:  # of a diagonal cell
+            r = h_t.repeat(1, w_hh.size(0) // h_t.size(1)) * w_hh
+            r = r if b_hh is None else r + b_hh
+        else:
+            r = F.linear(h_t, w_hh, b_hh)
+        y, c_t = step(xs[t], r, h_t, c_t, *others[:vectors])
         y = y if w_hr is None else F.linear(y, w_hr)
         outputs.append(y)
         h = _renew(y, h)
@@ -138,9 +149,10 @@ def run(
         cell: a name in `CELLS`.
         input: [T, B, I], or packed data [N, I] with `batch_sizes`.
         h0: [L*D, B, H or P].
-        c0: [L*D, B, H] for a cell with c, else None.
+        c0: [L*D, B, C] for a cell with c, else None.
         weights: in torch's order, for each layer and direction: w_ih [G*H, I or D*H], w_hh [G*H,
-            H], then b_ih and b_hh [G*H] if `has_biases`, then w_hr [P, H] if there is a projection.
+            H] or [G*H], then b_ih and b_hh [G*H] if `has_biases`, then the cell's vectors [H], then
+            w_hr [P, H] if there is a projection.
         batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence.
         dropout: the probability of a zero in `dropout_mask`.
         dropout_mask: [L-1, N, D*H] of uint8 or bool: which outputs between two layers are kept.
@@ -174,7 +186,7 @@ def run(
             output, h, c = _direction(
                 CELLS[cell], x, h0[k], None if c0 is None else c0[k],
                 weights[k * count : (k + 1) * count], sizes,
-                has_biases=has_biases, reverse=k % D == 1,
+                has_biases=has_biases, vectors=VECTORS.get(cell, 0), reverse=k % D == 1,
             )  # fmt: skip
             outputs.append(output)
             h_n.append(h)

@@ -77,6 +77,14 @@ def delay(x, r, h, c):
     return torch.tanh(x.a + r.a + c), h
 
 
+def three_states(x, r, h, c, n, *, w, v):
+    """Not among CELLS, whose functions in C++ take no arrays."""
+    i = torch.sigmoid(x.i + r.i + w * c)
+    c = (1 - i) * c + v * i * torch.tanh(x.g + r.g)
+    n = 0.5 * n + i * v
+    return c / (1 + n * n), c, n
+
+
 CELLS = {
     lstm: "ifgo",
     gru: "rzn",

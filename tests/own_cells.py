@@ -1,8 +1,15 @@
-"""Cells of one's own for the tests, in a module, so that they can be pickled by name."""
+"""Cells of one's own for the tests, in a module, so that they can be pickled by name.
+
+And their layers' values and gradients by a loop of the definition.
+"""
 
 import torch
+from helpers import flat, leaves
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
+from fastrnn import cells, reference
 
 
 @fastrnn.cell(gates=("i", "f", "g", "o"))
@@ -50,3 +57,106 @@ def many_functions(x, r, h, c):
 
 
 CELLS = [own_lstm, own_gru, coupled_lstm, mgu, light_gru, many_functions]
+
+
+@fastrnn.cell(gates=("i", "g", "o"), initial={"n": 1.0}, init={"w": 0.5, "bias_ih": nn.init.ones_})
+def weighted(x, r, h, c, n, *, w, scale):
+    """Three states and two vectors."""
+    i = torch.sigmoid(x.i + r.i + w * c)
+    c = (1 - i) * c + i * torch.tanh(x.g + r.g)
+    n = 0.5 * n + torch.exp(-torch.abs(scale * n)) * i
+    return torch.sigmoid(x.o + r.o) * c / (1 + n * n) + 0.1 * h, c, n
+
+
+@fastrnn.cell(gates=("f", "g"), recurrent="diagonal")
+def diagonal_lstm(x, r, h, c, *, w_f):
+    f = torch.sigmoid(x.f + r.f + w_f * c)
+    c = f * c + (1 - f) * torch.tanh(x.g + r.g)
+    return torch.tanh(c) + 0.2 * h, c
+
+
+@fastrnn.cell(gates=("f", "g"), recurrent="heads")
+def head_gru(x, r, h, *, w):
+    f = torch.sigmoid(x.f + r.f)
+    return f * h + (1 - f) * torch.tanh(x.g + w * r.g)
+
+
+WIDE = [weighted, cells.peephole_lstm, cells.indrnn, diagonal_lstm, head_gru, cells.slstm]
+
+
+# ---- values and gradients ------------------------------------------------------------------------
+
+
+def states_of(module, *batch):
+    """Random initial states. n is a denominator, a sum of exponentials: positive."""
+    dtype = next(module.parameters()).dtype
+    rows, width = [], module.hidden_size
+    widths = [width]
+    if isinstance(module, nn.RNNBase):
+        rows = [module.num_layers * (2 if module.bidirectional else 1)]
+        widths = [module.proj_size or width]
+    widths += [width] * (len(module.definition.states) - 1)
+    states = [torch.randn(*rows, *batch, w, dtype=dtype) for w in widths]
+    names = module.definition.states
+    states = [s.abs() + 0.5 if name == "n" else s for s, name in zip(states, names, strict=True)]
+    return tuple(states) if len(states) > 1 else states[0]
+
+
+def dense(module, weights):
+    """Weights with block-diagonal matrices W_hh [G*H, H] in the place of blocks by head."""
+
+    def of_blocks(weight):
+        by_gate = weight.unflatten(1, (len(module.definition.gates), -1)).unbind(1)
+        return torch.cat([torch.block_diag(*blocks) for blocks in by_gate])
+
+    if module.definition.recurrent != "heads":
+        return weights
+    return [of_blocks(weight) if weight.dim() == 3 else weight for weight in weights]
+
+
+def by_definition(layer, x, hx):
+    """The results of a layer by a loop of its definition, in the layout of the arguments."""
+    packed = isinstance(x, PackedSequence)
+    data, sizes, order, back = x if packed else (x, None, None, None)
+    if layer.batch_first and not packed:
+        data = data.transpose(0, 1)
+    h0, *c0 = (s if order is None else s[:, order] for s in flat(hx))
+    output, h_n, c_n = reference.run(
+        layer.definition.key, data, h0, torch.cat(c0, -1) if c0 else None,
+        dense(layer, layer._flat_weights), sizes, has_biases=layer.bias,
+        num_layers=layer.num_layers, bidirectional=layer.bidirectional,
+    )  # fmt: skip
+    last = [h_n, *(c_n.chunk(len(c0), -1) if c0 else [])]
+    last = [s if back is None else s[:, back] for s in last]
+    if packed:
+        output = PackedSequence(output, sizes, order, back)
+    elif layer.batch_first:
+        output = output.transpose(0, 1)
+    return output, tuple(last) if len(last) > 1 else last[0]
+
+
+def by_definition_of_step(step, x, hx):
+    """The new states of a step by its definition."""
+    h, *c = (s.view(1, -1, step.hidden_size) for s in flat(hx))
+    _, h_n, c_n = reference.run(
+        step.definition.key, x.view(1, -1, x.size(-1)), h, torch.cat(c, -1) if c else None,
+        dense(step, step.weights), has_biases=step.bias, num_layers=1, bidirectional=False,
+    )  # fmt: skip
+    last = [h_n, *(c_n.chunk(len(c), -1) if c else [])]
+    return [s.reshape(*x.shape[:-1], -1) for s in last]
+
+
+def values_and_gradients(call, module, x, hx):
+    results = flat(call(x, hx))
+    inputs = [*flat(x), *flat(hx), *module.parameters()]
+    loss = sum(((i + 1) * t.sin()).sum() for i, t in enumerate(results))
+    return [*results, *torch.autograd.grad(loss, inputs)]
+
+
+def compare(layer, x, hx):
+    """Values and gradients with those of the loop."""
+    x, hx = leaves((x, hx))
+    torch.testing.assert_close(
+        values_and_gradients(layer, layer, x, hx),
+        values_and_gradients(lambda *args: by_definition(layer, *args), layer, x, hx),
+    )

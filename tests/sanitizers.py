@@ -39,7 +39,8 @@ EXCLUDED_FILES += " others_code packaging reference simple_rnn tag_sequence torc
 EXCLUDED_FILES += " translate copies dtensor exact_types jit_trace keep_types network quantization"
 EXCLUDED_FILES += " others_models flop_counter recompute_names super_forward symbolic_trace"
 EXCLUDED_FILES += " binding building busy main progress codegen codegen_compiled"
-EXCLUDED_FILES += " codegen_errors own_cell own_cells simd_math"
+EXCLUDED_FILES += " codegen_errors own_cell own_cells own_cells_wide fuzz_own_cells simd_math"
+EXCLUDED_FILES += " others_cells"
 # The first three differentiate numerically or in Python: the same code is covered by other tests.
 DESELECTED = ["test_gradients.py::test_gradcheck", "test_gradients.py::test_gradgradcheck"]
 DESELECTED += ["test_registry.py::test_gradcheck", "test_memory.py::test_scratch_memory_that_stays"]

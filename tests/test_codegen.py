@@ -20,6 +20,7 @@ from codegen_cells import (
     rnn_relu,
     rnn_tanh,
     separate_gru,
+    three_states,
 )
 
 from fastrnn.codegen import CellError, Gates, functions, generate
@@ -212,6 +213,7 @@ def test_gates_of_tensors():
         ("abs", lambda n, g: (g,)),
         ("relu", lambda n, g: (n.graph.where(n.compare("<", 0), 0, g),)),
         ("where", lambda n, g: (None, g, g)),
+        ("softplus", lambda n, g: (g * n,)),
     ],
 )
 def test_check_finds_wrong_derivatives(monkeypatch, op, derivative):
@@ -249,6 +251,24 @@ def test_check_finds_a_wrong_order():
     cell = generated(gru)
     with pytest.raises(CellError, match=r"the gradient of x\.r differs"):
         with_backward(cell, x_grad=(0, 1, 2)).check()
+
+
+def test_check_finds_wrong_gradients_of_states_and_vectors():
+    cell = generate(three_states, gates=["i", "g"])
+    assert (cell.states, cell.vectors) == (("h", "c", "n"), ("w", "v"))
+    cell.check()
+    backward = cell.backward
+    with pytest.raises(CellError, match="the gradient of w differs"):
+        with_backward(cell, d_vectors=backward.d_vectors[::-1]).check()
+    h, c, n = backward.d_states
+    with pytest.raises(CellError, match="the gradient of c differs"):
+        with_backward(cell, d_states=(h, n, c)).check()
+    with pytest.raises(CellError, match="the gradient of v differs"):
+        with_backward(cell, d_vectors=(backward.d_vectors[0], -backward.d_vectors[1])).check()
+    for i in range(cell.saved):
+        fewer = backward.saved[:i] + backward.saved[i + 1 :]
+        with pytest.raises(CellError, match="which is not saved"):
+            with_backward(cell, saved=fewer).check()
 
 
 def test_check_finds_a_step_that_differs_between_calls():

@@ -137,6 +137,22 @@ def no_result(x, r, h):  # here
     x.a.tanh()
 
 
+def five_states(x, r, h, a, b, c, d):  # here
+    return x.a
+
+
+def unused_vector(x, r, h, *, w):  # here
+    return x.a
+
+
+def vector_of_torch(x, r, h, *, weight_ih):  # here
+    return x.a * weight_ih
+
+
+def a_vectors_default(x, r, h, *, w=1):  # here
+    return x.a * w
+
+
 def no_state(x, r):  # here
     return x.a
 
@@ -177,6 +193,10 @@ def a_default(x, r, h, c=None):  # here
         (two_results, "it returns 2 values", "return the new h"),
         (one_result, "expected 2", "return the new h and c"),
         (no_result, "it returns NoneType None", "return the new h"),
+        (five_states, "its parameters are (x, r, h, a, b, c, d)", "up to 4 states"),
+        (unused_vector, "the vector 'w' is not used", "use it, or take it out"),
+        (vector_of_torch, "the vector 'weight_ih' has a name of torch's", "rename it"),
+        (a_vectors_default, "its parameters are (x, r, h, *, w=1)", "without defaults"),
         (no_state, "its parameters are (x, r)", "define it as (x, r, h) or (x, r, h, c)"),
         (a_default, "its parameters are (x, r, h, c=None)", "without defaults"),
     ],

@@ -11,70 +11,32 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import FULL, flat, leaves, ragged
-from own_cells import CELLS, coupled_lstm, light_gru, many_functions, mgu, own_gru, own_lstm
+from own_cells import (
+    CELLS,
+    by_definition,
+    by_definition_of_step,
+    compare,
+    coupled_lstm,
+    light_gru,
+    many_functions,
+    mgu,
+    own_gru,
+    own_lstm,
+    states_of,
+    values_and_gradients,
+)
 from torch import nn
 from torch.func import functional_call, jvp, stack_module_state, vmap
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 from torch_features import skip_without_export_of_layers
 
 import fastrnn
-from fastrnn import reference
 from fastrnn.codegen import compiler
 
 pytestmark = pytest.mark.cpu("own cells have kernels on the CPU")
 F64 = torch.float64
 BOTH = [False, True]
 named = {"argvalues": CELLS, "ids": [definition.name for definition in CELLS]}
-
-
-def states_of(module, *batch):
-    """Random initial states."""
-    dtype = next(module.parameters()).dtype
-    rows, width = [], module.hidden_size
-    widths = [width]
-    if isinstance(module, nn.RNNBase):
-        rows = [module.num_layers * (2 if module.bidirectional else 1)]
-        widths = [module.proj_size or width]
-    if len(module.definition.states) == 2:
-        widths.append(width)
-    states = [torch.randn(*rows, *batch, w, dtype=dtype) for w in widths]
-    return tuple(states) if len(states) == 2 else states[0]
-
-
-def by_definition(layer, x, hx):
-    """The results of a layer by a loop of its definition, in the layout of the arguments."""
-    packed = isinstance(x, PackedSequence)
-    data, sizes, order, back = x if packed else (x, None, None, None)
-    if layer.batch_first and not packed:
-        data = data.transpose(0, 1)
-    h0, *c0 = (s if order is None else s[:, order] for s in flat(hx))
-    output, *last = reference.run(
-        layer.definition.key, data, h0, c0[0] if c0 else None, layer._flat_weights, sizes,
-        has_biases=layer.bias, num_layers=layer.num_layers, bidirectional=layer.bidirectional,
-    )  # fmt: skip
-    last = [s if back is None else s[:, back] for s in last if s is not None]
-    if packed:
-        output = PackedSequence(output, sizes, order, back)
-    elif layer.batch_first:
-        output = output.transpose(0, 1)
-    return output, tuple(last) if len(last) > 1 else last[0]
-
-
-def values_and_gradients(call, module, x, hx):
-    results = flat(call(x, hx))
-    inputs = [*flat(x), *flat(hx), *module.parameters()]
-    loss = sum(((i + 1) * t.sin()).sum() for i, t in enumerate(results))
-    return [*results, *torch.autograd.grad(loss, inputs)]
-
-
-def compare(layer, x, hx):
-    """Values and gradients with those of the loop."""
-    x, hx = leaves((x, hx))
-    torch.testing.assert_close(
-        values_and_gradients(layer, layer, x, hx),
-        values_and_gradients(lambda *args: by_definition(layer, *args), layer, x, hx),
-    )
 
 
 @pytest.mark.parametrize("definition", [coupled_lstm, many_functions], ids=["few", "many"])
@@ -145,14 +107,8 @@ def test_steps(definition, dtype):
         for batch in [(), (1,), (40,)]:
             x, hx = leaves((torch.randn(*batch, 5, dtype=dtype), states_of(step, *batch)))
 
-            def loop(x, hx, step=step, batch=batch):
-                h, *c = flat(hx)
-                _, *last = reference.run(
-                    definition.key, x.view(1, -1, 5), h.view(1, -1, step.hidden_size),
-                    c[0].view(1, -1, step.hidden_size) if c else None, step.weights,
-                    has_biases=step.bias, num_layers=1, bidirectional=False,
-                )  # fmt: skip
-                return [s.view(*batch, -1) for s in last if s is not None]
+            def loop(x, hx, step=step):
+                return by_definition_of_step(step, x, hx)
 
             torch.testing.assert_close(
                 values_and_gradients(step, step, x, hx), values_and_gradients(loop, step, x, hx)

@@ -62,16 +62,23 @@ template <class Cell>
 constexpr Reads reads_of() {
     enum : unsigned { h_prev_bit = 1, h_bit = 2, other = 4 };
     const Dependence h_prev(h_prev_bit), h(h_bit), any(other);
-    Dependence gates[Cell::gates], saved[Cell::saved + 1], dgates[Cell::grads];
+    constexpr int C = c_array<Cell>, W = w_array<Cell>;
+    Dependence gates[Cell::gates], saved[Cell::saved + 1], dgates[Cell::grads], c[C], w[W];
     for (Dependence& gate : gates) gate = any;
-    Dependence new_h, new_c, dh_prev, dc_prev;
-    Cell::forward(gates, gates, h_prev, any, new_h, new_c, saved);
-    unsigned forward = new_h.inputs | new_c.inputs;
-    for (const Dependence& value : saved) forward |= value.inputs;
+    for (Dependence& value : c) value = any;
+    for (Dependence& value : w) value = any;
+    Dependence new_h, new_c[C], dh_prev, dc_prev[C], dw[W];
+    const auto inputs_of = [](const auto& values) {
+        unsigned all = 0;
+        for (const Dependence& value : values) all |= value.inputs;
+        return all;
+    };
+    forward_of<Cell, Dependence>(gates, gates, w, h_prev, c, new_h, new_c, saved);
+    const unsigned forward = new_h.inputs | inputs_of(new_c) | inputs_of(saved);
     for (Dependence& value : saved) value = any;
-    Cell::backward(saved, h_prev, any, h, any, any, any, dgates, dh_prev, dc_prev);
-    unsigned backward = dh_prev.inputs | dc_prev.inputs;
-    for (const Dependence& value : dgates) backward |= value.inputs;
+    backward_of<Cell, Dependence>(saved, w, h_prev, c, h, c, any, c, dgates, dw, dh_prev, dc_prev);
+    const unsigned backward =
+        dh_prev.inputs | inputs_of(dc_prev) | inputs_of(dgates) | inputs_of(dw);
     return {.forward_h_prev = (forward & h_prev_bit) != 0,
             .h_prev = (backward & h_prev_bit) != 0,
             .h = (backward & h_bit) != 0,
@@ -93,6 +100,9 @@ struct Declared {
     static_assert(reads.dh_prev || !Cell::passes_h, "dh_prev is zero: passes_h must be false");
     static_assert(!reads.forward_h_prev || reads.dh_prev,
                   "forward reads h_prev: backward must compute dh_prev");
+    static_assert(c_states<Cell> <= max_c_states && Cell::has_c == (c_states<Cell> > 0),
+                  "up to three states besides h; has_c says whether there are any");
+    static_assert(vectors<Cell> <= max_vectors, "too many vectors");
     static constexpr bool ok = true;
 };
 

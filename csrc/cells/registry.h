@@ -21,19 +21,25 @@ struct CellInfo {
     const char* name;
     int gates;
     bool has_c;
+    int c_states;
+    int vectors;
+    bool diagonal;
     int saved;
     int grads;
     bool needs_h_prev;
     bool allows_projection;
 };
 
-#define FASTRNN_CELL_INFO(cell_name, Cell) \
-    {.name = #cell_name,                   \
-     .gates = Cell::gates,                 \
-     .has_c = Cell::has_c,                 \
-     .saved = Cell::saved,                 \
-     .grads = Cell::grads,                 \
-     .needs_h_prev = Cell::needs_h_prev,   \
+#define FASTRNN_CELL_INFO(cell_name, Cell)     \
+    {.name = #cell_name,                       \
+     .gates = Cell::gates,                     \
+     .has_c = Cell::has_c,                     \
+     .c_states = ::fastrnn::c_states<Cell>,    \
+     .vectors = ::fastrnn::vectors<Cell>,      \
+     .diagonal = ::fastrnn::is_diagonal<Cell>, \
+     .saved = Cell::saved,                     \
+     .grads = Cell::grads,                     \
+     .needs_h_prev = Cell::needs_h_prev,       \
      .allows_projection = ::fastrnn::allows_projection<Cell>},
 inline constexpr CellInfo cells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL_INFO)};
 

@@ -4,6 +4,8 @@
 //
 //     dgates_{t+1} W_hh  ->  dh_t in registers  ->  + grad_output, the cell  ->  dgates_t, dc_t
 //     barrier of the threads that share units
+//
+// A diagonal cell has no product: its threads meet once a chunk.
 #pragma once
 #include "backward_plan.h"
 
@@ -13,7 +15,7 @@ namespace FASTRNN_ISA {
 // The time loop of one direction over one chunk.
 template <class Cell, class T, class S, class P>
 class BackwardLoop {
-    static constexpr int L = lanes<T>;
+    static constexpr int L = lanes<T>, C = c_states<Cell>;
     using D = typename P::Row;
 
 public:
@@ -44,9 +46,9 @@ public:
           c_prev_{.sequence = layer.sequence,
                   .reverse = reverse_,
                   .rows = static_cast<const S*>(user_.c),
-                  .rows_stride = H_,
+                  .rows_stride = C * H_,
                   .initial = static_cast<const S*>(user_.c0),
-                  .initial_stride = H_} {}
+                  .initial_stride = C * H_} {}
 
     void run() {
         if (is_first_) start();
@@ -55,9 +57,10 @@ public:
         for (int64_t i = 0; i < chunk_.count + one_more; ++i) {
             const int64_t t = reverse_ ? chunk_.first + i : chunk_.first + chunk_.count - 1 - i;
             const bool follows = i > 0 || !is_first_;
-            step(t, follows ? t + (reverse_ ? -1 : 1) : -1, i < chunk_.count);
-            share_.barrier->wait();
+            step(t, follows && !is_diagonal<Cell> ? t + (reverse_ ? -1 : 1) : -1, i < chunk_.count);
+            if (!is_diagonal<Cell>) share_.barrier->wait();
         }
+        if (is_diagonal<Cell>) share_.barrier->wait();
         if (is_last_)
             finish();
         else
@@ -66,7 +69,8 @@ public:
 
 private:
     void start() {
-        if (!plan_.unpacked_step && (layer_.sequence.steps > 1 || plan_.first_product))
+        if (!is_diagonal<Cell> && !plan_.unpacked_step &&
+            (layer_.sequence.steps > 1 || plan_.first_product))
             pack_columns<P>(plan_.hh, h_panels_, step_weights(), hh_);
         if (layer_.size.projected)
             pack_columns<Plain<T>>(
@@ -81,7 +85,7 @@ private:
                 memset(to + rows.first * width, 0, rows.size() * width * sizeof(T));
         };
         copy(user_.grad_h_n, own_.dh, R_);
-        if (Cell::has_c) copy(user_.grad_c_n, own_.dc, H_);
+        if (Cell::has_c) copy(user_.grad_c_n, own_.dc, C * H_);
         share_.barrier->wait();
     }
 
@@ -102,7 +106,7 @@ private:
                        rows.size() * width * sizeof(T));
         };
         copy(own_.dh, user_.grad_h0, R_);
-        if (Cell::has_c) copy(own_.dc, user_.grad_c0, H_);
+        if (Cell::has_c) copy(own_.dc, user_.grad_c0, C * H_);
     }
 
     void keep_last_step() {
@@ -164,7 +168,7 @@ private:
         };
         const Span blocks{h_panels_.first * plan_.hh.blocks,
                           minimum(h_panels_.last * plan_.hh.blocks, plan_.hh.block_count())};
-        if (following_rows > 0) {
+        if (!is_diagonal<Cell> && following_rows > 0) {
             // The last G gate gradients are those of W_hh h.
             const D* dgates = dgates_of(after, b0) + (Cell::grads - Cell::gates) * plan_.units;
             const auto add = [&](int64_t row, int64_t block, const Vec<T>* sums) {
@@ -243,9 +247,10 @@ private:
                                units);
             if (Cell::needs_h_prev && h_prev_.from_rows(rows.t, b))
                 prefetch_units(h_prev_.row(rows.t, b), units);
-            if (Cell::has_c) {
-                prefetch_units(static_cast<const S*>(user_.c) + at * H_, units);
-                if (c_prev_.from_rows(rows.t, b)) prefetch_units(c_prev_.row(rows.t, b), units);
+            for (int i = 0; i < C; ++i) {
+                prefetch_units(static_cast<const S*>(user_.c) + (at * C + i) * H_, units);
+                if (c_prev_.from_rows(rows.t, b))
+                    prefetch_units(c_prev_.row(rows.t, b) + i * H_, units);
             }
         }
     }
@@ -254,29 +259,41 @@ private:
     // not pass through W_hh.
     FASTRNN_INLINE Vec<T> through_cell(int64_t t, int64_t b, int64_t unit, int n, Vec<T> dh) const {
         const int64_t at = layer_.sequence.offsets[t] + b;
-        Vec<T> saved[Cell::saved + 1], dgates[Cell::grads], h{}, h_prev{}, c{}, c_prev{}, dc{},
-            dh_prev{}, dc_prev{};
+        constexpr int W = vectors<Cell>;
+        Vec<T> saved[Cell::saved + 1], dgates[Cell::grads], h{}, h_prev{}, dh_prev{};
+        Vec<T> c[c_array<Cell>]{}, c_prev[c_array<Cell>]{}, dc[c_array<Cell>]{},
+            dc_prev[c_array<Cell>]{}, w[w_array<Cell>], dw[w_array<Cell>];
+        for (int i = 0; i < W; ++i)
+            w[i] = load<T>(static_cast<const S*>(user_.weights.vectors[i]) + unit, n);
         for (int i = 0; i < Cell::saved; ++i)
             saved[i] =
                 load<T>(static_cast<const S*>(user_.saved) + (at * Cell::saved + i) * H_ + unit, n);
         if (Cell::needs_h)
             h = load<T>(static_cast<const S*>(user_.output) + at * layer_.output_stride + unit, n);
         if (Cell::needs_h_prev) h_prev = h_prev_.template load_at<T>(t, b, unit, n);
-        if (Cell::has_c) {
-            c = load<T>(static_cast<const S*>(user_.c) + at * H_ + unit, n);
-            c_prev = c_prev_.template load_at<T>(t, b, unit, n);
-            dc = load<T>(own_.dc + b * H_ + unit, n);
+        for (int i = 0; i < C; ++i) {
+            c[i] = load<T>(static_cast<const S*>(user_.c) + (at * C + i) * H_ + unit, n);
+            c_prev[i] = c_prev_.template load_at<T>(t, b, i * H_ + unit, n);
+            dc[i] = load<T>(own_.dc + (b * C + i) * H_ + unit, n);
         }
-        Cell::backward(saved, h_prev, c_prev, h, c, dh, dc, dgates, dh_prev, dc_prev);
+        backward_of<Cell, Vec<T>>(saved, w, h_prev, c_prev, h, c, dh, dc, dgates, dw, dh_prev,
+                                  dc_prev);
+        D* const row = own_.dgates + slot(t, b) * plan_.stride;
         for (int i = 0; i < Cell::grads; ++i) {
-            D* to = own_.dgates + slot(t, b) * plan_.stride + i * plan_.units;
+            D* to = row + i * plan_.units;
             store<T>(to + unit, dgates[i], n);
             if (P::depth_step > 1 && unit + n == H_) std::fill(to + H_, to + plan_.units, D{});
         }
-        if (Cell::has_c) store<T>(own_.dc + b * H_ + unit, dc_prev, n);
+        for (int i = 0; i < W; ++i)
+            store<T>(row + (Cell::grads + i) * plan_.units + unit, dw[i], n);
+        for (int i = 0; i < C; ++i) store<T>(own_.dc + (b * C + i) * H_ + unit, dc_prev[i], n);
         if constexpr (allows_projection<Cell>)
             if (layer_.size.projected)
-                store<T>(own_.m + slot(t, b) * H_ + unit, Cell::output(saved, c), n);
+                store<T>(own_.m + slot(t, b) * H_ + unit, output_of<Cell, Vec<T>>(saved, w, c), n);
+        if constexpr (is_diagonal<Cell>)
+            for (int g = 0; g < Cell::gates; ++g)
+                dh_prev += dgates[Cell::grads - Cell::gates + g] *
+                           load<T>(static_cast<const S*>(user_.weights.hh) + g * H_ + unit, n);
         return dh_prev;
     }
 

@@ -23,10 +23,10 @@ struct BackwardPlan {
         // at_once, `ih` is one panel for each thread.
         typename P::Packed *ih, *hh;
         T* hr;
-        D* dgates;    // [rows of a chunk, stride]: gate gradients, [grads, units] of each row
+        D* dgates;  // [rows of a chunk, stride]: gradients [grads + vectors, units] of each row
         D* after;     // [B, stride]: gate gradients of the step after the chunk
         T* dh;        // [B, R]: what is known of dL/dh_{t-1} without the product with W_hh
-        T* dc;        // [B, H]: dL/dc_{t-1}
+        T* dc;        // [B, C]: dL/dc_{t-1}
         T* dh_total;  // [rows of a chunk, P]: dL/dh_t, for the gradient of the projection
         T* m;         // [rows of a chunk, H]: the projection's input, for the same
     };
@@ -72,10 +72,10 @@ struct BackwardPlan {
         sums_together = sum_x.blocks == sum_h.blocks && x_size + h_size <= cpu::summed_bytes;
         sums_size = std::max({sums_together ? x_size + h_size : std::max(x_size, h_size),
                               sum_m.size() * int64_t(sizeof(T))});
-        stride = odd_lines<D>(Cell::grads * units);
+        stride = odd_lines<D>((Cell::grads + vectors<Cell>)*units);
         first_product = false;
         for (int i = 0; i < d.directions; ++i)
-            if (layer.direction[i].grad_h0) first_product = true;
+            if (layer.direction[i].grad_h0 && !is_diagonal<Cell>) first_product = true;
         const int64_t most_rows = cpu::backward_rows(s.batch);
         chunk = s.batch < most_rows ? minimum(s.steps, most_rows / s.batch) : 1;
         chunks = (s.steps + chunk - 1) / chunk;
@@ -91,12 +91,13 @@ struct BackwardPlan {
             p.ih = space.take<typename P::Packed>(!layer.grad_input || unpacked_input ? 0
                                                   : at_once ? threads * ih.offset(1)
                                                             : ih.size());
-            p.hh = space.take<typename P::Packed>(unpacked_step ? 0 : copies * hh.size());
+            p.hh = space.take<typename P::Packed>(
+                unpacked_step || is_diagonal<Cell> ? 0 : copies * hh.size());
             p.hr = space.take<T>(copies * hr.size());
             p.dgates = space.take<D>(rows * stride);
             p.after = space.take<D>(chunks > 1 ? s.batch * stride : 0);
             p.dh = space.take<T>(s.batch * d.recurrent);
-            p.dc = space.take<T>(Cell::has_c ? s.batch * d.hidden : 0);
+            p.dc = space.take<T>(c_states<Cell> * s.batch * d.hidden);
             p.dh_total = space.take<T>(rows * outputs);
             p.m = space.take<T>(d.projected ? rows * d.hidden : 0);
         }

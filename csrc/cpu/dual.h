@@ -186,6 +186,25 @@ void dual_backward(const DualStep<T>& s) {
     });
 }
 
+template <class T>
+using DualFunction = void (*)(const DualStep<T>&);
+
+// Null for other cells.
+template <class Cell, class T>
+constexpr DualFunction<T> dual_forward_of() {
+    if constexpr (takes_arrays<Cell> || is_diagonal<Cell>)
+        return nullptr;
+    else
+        return dual_forward<Cell, T>;
+}
+template <class Cell, class T>
+constexpr DualFunction<T> dual_backward_of() {
+    if constexpr (takes_arrays<Cell> || is_diagonal<Cell>)
+        return nullptr;
+    else
+        return dual_backward<Cell, T>;
+}
+
 template <class Cell>
 constexpr bool same_gradients() {
     for (int g = 0; g < Cell::gates; ++g)

@@ -11,6 +11,9 @@
 //     copy       the last h and c to h_n and c_n
 //
 // In a network of one step weights are not packed (unpacked.h), only biases.
+//
+// A diagonal cell has no product in its steps: the vectors of W_hh are packed as biases are, and no
+// thread waits for another before the end of a chunk.
 #pragma once
 #include <algorithm>
 
@@ -41,7 +44,8 @@ struct ForwardPlan {
         T* x;                   // [steps of a chunk, B, columns of `ih`]: W_ih x + b_ih
         typename P::Row* h[2];  // [B, R]: h of the last step and of this step, alternating
         T* m;                   // [B, H]: the cell's output before the projection
-        T* c;                   // [B, H]
+        T* c;                   // [c_states, B, H]
+        T* diagonal;            // as bias_hh: W_hh of a diagonal cell
         T* lanes;               // transposed rows, lanes_size values for each thread, if one_step
     };
 
@@ -82,7 +86,8 @@ struct ForwardPlan {
         for (int i = 0; i < d.directions; ++i) {
             Direction& p = direction[i];
             p.ih = space.take<typename X::Packed>(one_step ? 0 : copies * ih_size(share));
-            p.hh = space.take<typename P::Packed>(one_step ? 0 : copies * hh.size());
+            p.hh = space.take<typename P::Packed>(
+                one_step || is_diagonal<Cell> ? 0 : copies * hh.size());
             p.hr = space.take<T>(one_step ? 0 : copies * hr.size());
             p.bias_ih = space.take<T>(copies * ih.columns());
             p.bias_hh = space.take<T>(copies * hh.columns());
@@ -91,7 +96,8 @@ struct ForwardPlan {
             p.h[0] = space.take<typename P::Row>(s.batch * h_stride);
             p.h[1] = space.take<typename P::Row>(s.batch * h_stride);
             p.m = space.take<T>(d.projected ? s.batch * c_stride : 0);
-            p.c = space.take<T>(Cell::has_c ? s.batch * c_stride : 0);
+            p.c = space.take<T>(c_states<Cell> * s.batch * c_stride);
+            p.diagonal = space.take<T>(is_diagonal<Cell> ? copies * hh.columns() : 0);
             p.lanes = space.take<T>(copies * share * lanes_size);
         }
         size = space.size();
@@ -133,6 +139,7 @@ public:
           hh_(own_.hh + share.row_share * plan.hh.size()),
           bias_ih_(own_.bias_ih + share.row_share * plan.ih.columns()),
           bias_hh_(own_.bias_hh + share.row_share * plan.hh.columns()),
+          diagonal_(own_.diagonal + share.row_share * plan.hh.columns()),
           hr_(own_.hr + share.row_share * plan.hr.size()),
           lanes_(own_.lanes + (share.row_share * share.units + share.unit) * plan.lanes_size) {}
 
@@ -150,8 +157,9 @@ public:
                 const int64_t t = reverse_ ? first + count - 1 - i : first + i;
                 step(t, own_.x + (t - first) * s.batch * plan_.x_stride, own_.h[done % 2],
                      own_.h[(done + 1) % 2]);
-                share_.barrier->wait();
+                if (!is_diagonal<Cell>) share_.barrier->wait();
             }
+            if (is_diagonal<Cell>) share_.barrier->wait();
         }
         finish();
     }
@@ -161,12 +169,15 @@ private:
         const Weights& w = user_.weights;
         pack_bias<T>(plan_.ih, my_panels_, static_cast<const S*>(w.bias_ih), bias_ih_);
         pack_bias<T>(plan_.hh, my_panels_, static_cast<const S*>(w.bias_hh), bias_hh_);
+        if (is_diagonal<Cell>)
+            pack_bias<T>(plan_.hh, my_panels_, static_cast<const S*>(w.hh), diagonal_);
         if (plan_.one_step) return;
         if (!plan_.at_once)
             pack_rows<X>(plan_.ih, my_panels_, layer_.size.input, static_cast<const S*>(w.ih),
                          ih_ + plan_.ih.offset(my_panels_.first));
-        pack_rows<P>(plan_.hh, my_panels_, R_, static_cast<const S*>(w.hh),
-                     hh_ + plan_.hh.offset(my_panels_.first));
+        if (!is_diagonal<Cell>)
+            pack_rows<P>(plan_.hh, my_panels_, R_, static_cast<const S*>(w.hh),
+                         hh_ + plan_.hh.offset(my_panels_.first));
         if (layer_.size.projected)
             pack_rows<Plain<T>>(plan_.hr, my_outputs_, H_, static_cast<const S*>(w.hr),
                                 hr_ + plan_.hr.offset(my_outputs_.first));
@@ -183,15 +194,14 @@ private:
                 std::fill(h + b * plan_.h_stride + R_, h + b * plan_.h_stride + plan_.hh.depth,
                           H{});
             }
-            if (Cell::has_c)
-                convert<T>(static_cast<const S*>(user_.c0) + b * H_, own_.c + b * plan_.c_stride,
-                           H_);
+            for (int i = 0; i < c_states<Cell>; ++i)
+                convert<T>(static_cast<const S*>(user_.c0) + (b * c_states<Cell> + i) * H_,
+                           c_row(i, b), H_);
         }
         share_.barrier->wait();
     }
 
-    // No thread still reads the rows of the last chunk: all have passed the barrier of its last
-    // step.
+    // No thread still reads the rows of the last chunk: all have passed the barrier at its end.
     void convert_input(int64_t first, int64_t count) {
         const Sequence& s = layer_.sequence;
         const int64_t I = layer_.size.input;
@@ -273,6 +283,28 @@ private:
                 minimum(span.last * panels.blocks, panels.block_count())};
     }
 
+    // The i-th state besides h of a row.
+    T* c_row(int i, int64_t b) const {
+        return own_.c + (i * layer_.sequence.batch + b) * plan_.c_stride;
+    }
+
+    // What stands in for the product of a diagonal cell's step: W_hh * h_{t-1}, unit by unit.
+    template <class Epilogue>
+    FASTRNN_INLINE void scale_h(const H* h_prev, int64_t rows, const Epilogue& epilogue) const {
+        const Span blocks = blocks_of(plan_.hh, my_panels_);
+        for (int64_t row = 0; row < rows; ++row)
+            for (int64_t block = blocks.first; block < blocks.last; ++block) {
+                const int n = static_cast<int>(minimum(L, H_ - block * L));
+                const Vec<T> h = load<T>(h_prev + row * plan_.h_stride + block * L, n);
+                Vec<T> sums[Cell::gates];
+                for (int g = 0; g < Cell::gates; ++g) {
+                    const int64_t at = (block * Cell::gates + g) * L;
+                    sums[g] = load<T>(bias_hh_ + at, L) + load<T>(diagonal_ + at, L) * h;
+                }
+                epilogue(row, block, sums);
+            }
+    }
+
     // The product of a step: with packed weights, or with unpacked weights if there is only one
     // step.
     template <class Q, class Epilogue>
@@ -295,37 +327,45 @@ private:
         const int64_t row0 = s.offsets[t] + b0;  // of the data
         const bool projected = layer_.size.projected;
 
+        constexpr int C = c_states<Cell>;
+        const auto through_cell = [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+            const int64_t unit = block * L;
+            const int n = static_cast<int>(minimum(L, H_ - unit));
+            const int64_t b = b0 + row, at_h = b * plan_.h_stride + unit;
+            Vec<T> gates[Cell::gates], saved[Cell::saved + 1], w[w_array<Cell>], h_before{},
+                c_before[c_array<Cell>]{}, h, c[c_array<Cell>]{};
+            for (int g = 0; g < Cell::gates; ++g)
+                gates[g] = load<T>(x + b * plan_.x_stride + (block * Cell::gates + g) * L, L);
+            for (int i = 0; i < vectors<Cell>; ++i)
+                w[i] = load<T>(static_cast<const S*>(user_.weights.vectors[i]) + unit, n);
+            if (!projected) h_before = load<T>(h_prev + at_h, n);
+            for (int i = 0; i < C; ++i) c_before[i] = load<T>(c_row(i, b) + unit, n);
+            forward_of<Cell, Vec<T>>(gates, sums, w, h_before, c_before, h, c, saved);
+            for (int i = 0; i < C; ++i) store<T>(c_row(i, b) + unit, c[i], n);
+            if (projected) {
+                store<T>(own_.m + b * plan_.c_stride + unit, h, n);
+            } else {
+                store_h(h_next + at_h, h, n);
+                store_output(row0 + row, unit, h, n);
+            }
+            if (user_.saved)
+                for (int i = 0; i < Cell::saved; ++i)
+                    store<T>(
+                        static_cast<S*>(user_.saved) + ((row0 + row) * Cell::saved + i) * H_ + unit,
+                        saved[i], n);
+            if (Cell::has_c && user_.c)
+                for (int i = 0; i < C; ++i)
+                    store<T>(static_cast<S*>(user_.c) + ((row0 + row) * C + i) * H_ + unit, c[i],
+                             n);
+        };
+        if constexpr (is_diagonal<Cell>) {
+            scale_h(h_prev + b0 * plan_.h_stride, rows, through_cell);
+            return;
+        }
         if (share_.units > 1)
             prefetch_rows(h_prev + b0 * plan_.h_stride, plan_.h_stride, rows, plan_.hh.depth);
-        multiply<P>(
-            plan_.hh, my_panels_, t % 2 != 0, hh_, user_.weights.hh, R_, bias_hh_,
-            h_prev + b0 * plan_.h_stride, plan_.h_stride, rows,
-            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
-                const int64_t unit = block * L;
-                const int n = static_cast<int>(minimum(L, H_ - unit));
-                const int64_t b = b0 + row, at_h = b * plan_.h_stride + unit,
-                              at_c = b * plan_.c_stride + unit;
-                Vec<T> gates[Cell::gates], saved[Cell::saved + 1], h_before{}, c_before{}, h, c{};
-                for (int g = 0; g < Cell::gates; ++g)
-                    gates[g] = load<T>(x + b * plan_.x_stride + (block * Cell::gates + g) * L, L);
-                if (!projected) h_before = load<T>(h_prev + at_h, n);
-                if (Cell::has_c) c_before = load<T>(own_.c + at_c, n);
-                Cell::forward(gates, sums, h_before, c_before, h, c, saved);
-                if (Cell::has_c) store<T>(own_.c + at_c, c, n);
-                if (projected) {
-                    store<T>(own_.m + at_c, h, n);
-                } else {
-                    store_h(h_next + at_h, h, n);
-                    store_output(row0 + row, unit, h, n);
-                }
-                if (user_.saved)
-                    for (int i = 0; i < Cell::saved; ++i)
-                        store<T>(static_cast<S*>(user_.saved) +
-                                     ((row0 + row) * Cell::saved + i) * H_ + unit,
-                                 saved[i], n);
-                if (Cell::has_c && user_.c)
-                    store<T>(static_cast<S*>(user_.c) + (row0 + row) * H_ + unit, c, n);
-            });
+        multiply<P>(plan_.hh, my_panels_, t % 2 != 0, hh_, user_.weights.hh, R_, bias_hh_,
+                    h_prev + b0 * plan_.h_stride, plan_.h_stride, rows, through_cell);
         if (!projected) return;
 
         share_.barrier->wait();  // all units of m are written
@@ -347,8 +387,9 @@ private:
             while (s.batch_sizes[length - 1] <= b) --length;
             const H* h = own_.h[(reverse_ ? s.steps : length) % 2];
             convert<T>(h + b * plan_.h_stride, static_cast<S*>(user_.h_n) + b * R_, R_);
-            if (Cell::has_c)
-                convert<T>(own_.c + b * plan_.c_stride, static_cast<S*>(user_.c_n) + b * H_, H_);
+            for (int i = 0; i < c_states<Cell>; ++i)
+                convert<T>(c_row(i, b), static_cast<S*>(user_.c_n) + (b * c_states<Cell> + i) * H_,
+                           H_);
         }
     }
 
@@ -363,13 +404,15 @@ private:
     // Packed, the copies of this thread's share of the rows.
     typename X::Packed* const ih_;
     typename P::Packed* const hh_;
-    T *const bias_ih_, *const bias_hh_, *const hr_, *const lanes_;
+    T *const bias_ih_, *const bias_hh_, *const diagonal_, *const hr_, *const lanes_;
 };
 
 // body(X, P) with the operands of this layer's products.
 template <class Cell, class T, class S, class Body>
 auto with_operands(const ForwardTask& layer, const Body& body) {
-    if constexpr (sizeof(S) != sizeof(T)) {
+    if constexpr (is_diagonal<Cell>) {
+        if (layer.sequence.steps > 1) return body(Products<T, S>(), Plain<T>());
+    } else if constexpr (sizeof(S) != sizeof(T)) {
         if (layer.sequence.steps > 1) {
             if constexpr (!std::is_same_v<Products<T, S>, Plain<T>>)
                 return body(Products<T, S>(), Products<T, S>());

@@ -5,6 +5,8 @@
 //     grad_ih [G H, I]    += dgates' [G H, n] input [n, I]
 //     grad_hh [G H, R]    += dgates' [G H, n] h_{t-1} [n, R]
 //     grad_bias [G H]     += sum over n of dgates
+//     grad_hh [G H]       += sum over n of dgates * h_{t-1}          of a diagonal cell
+//     grad_vector [H]     += sum over n of what the cell's backward left after the gate gradients
 //
 // All threads partition each result. Every element is summed in one fixed order, for any partition.
 #pragma once
@@ -41,18 +43,23 @@ auto input_weights(const BackwardTask& layer, int direction, int64_t units) {
     };
 }
 
-// Recursively the sum of two halves: the rounding error grows with the logarithm of the number
-// of rows.
-template <class T, class D>
-Vec<T> sum_pairwise(const D* from, int64_t stride, int64_t rows, int n) {
-    if (rows <= cpu::sequential_rows) {
+// The sum of value(row) over rows [first, last), which it is asked for in this order. Recursively
+// the sum of two halves: the rounding error grows with the logarithm of the number of rows.
+template <class T, class Value>
+Vec<T> sum_pairwise(int64_t first, int64_t last, const Value& value) {
+    if (last - first <= cpu::sequential_rows) {
         Vec<T> sum{};
-        for (int64_t row = 0; row < rows; ++row) sum += load<T>(from + row * stride, n);
+        for (int64_t row = first; row < last; ++row) sum += value(row);
         return sum;
     }
-    const int64_t half = rows / 2;
-    return sum_pairwise<T>(from, stride, half, n) +
-           sum_pairwise<T>(from + half * stride, stride, rows - half, n);
+    const int64_t half = first + (last - first) / 2;
+    const Vec<T> sum = sum_pairwise<T>(first, half, value);
+    return sum + sum_pairwise<T>(half, last, value);
+}
+
+template <class T, class D>
+Vec<T> sum_pairwise(const D* from, int64_t stride, int64_t rows, int n) {
+    return sum_pairwise<T>(0, rows, [=](int64_t row) { return load<T>(from + row * stride, n); });
 }
 
 template <class Cell, class T, class S, class P>
@@ -120,7 +127,10 @@ public:
         };
         Factor x{plan_.sum_x, x_row, Cell::x_grad, static_cast<T*>(grads.ih), chunk_.first};
         Factor h{plan_.sum_h, h_row, h_grad.index, static_cast<T*>(grads.hh), chunk_.first};
-        if (grads.ih && grads.hh && plan_.sums_together) {
+        if constexpr (is_diagonal<Cell>) {
+            if (grads.ih) sum_products<P>(H_, Cell::gates, own_.dgates, stride, x);
+            if (grads.hh) sum_times_h(before, h_grad.index, static_cast<T*>(grads.hh));
+        } else if (grads.ih && grads.hh && plan_.sums_together) {
             sum_products<P>(H_, Cell::gates, own_.dgates, stride, x, h);
         } else {
             if (grads.ih) sum_products<P>(H_, Cell::gates, own_.dgates, stride, x);
@@ -134,6 +144,9 @@ public:
             Factor m{plan_.sum_m, m_row, only, static_cast<T*>(grads.hr), chunk_.first};
             sum_products<Plain<T>>(R, 1, own_.dh_total, R, m);
         }
+        for (int i = 0; i < vectors<Cell>; ++i)
+            if (grads.vectors[i])
+                sum_rows_of<1>({Cell::grads + i}, static_cast<T*>(grads.vectors[i]));
         if (grads.bias_ih) sum_rows_of(Cell::x_grad, static_cast<T*>(grads.bias_ih));
         if (grads.bias_hh && grads.bias_ih && same(Cell::x_grad, h_grad.index))
             copy_sums(static_cast<const T*>(grads.bias_ih), static_cast<T*>(grads.bias_hh));
@@ -287,15 +300,37 @@ private:
             });
     }
 
-    // out [G * H] (+)= sum over rows of dgates[n, column[g] * H + u]
-    void sum_rows_of(const int* column, T* out) {
+    // out [count * H] (+)= sum over rows of dgates[n, column[g] * H + u]
+    template <int Count>
+    void sum_rows_of(const int (&column)[Count], T* out) {
         const Span mine = Span{0, (H_ + L - 1) / L}.part(rank_, threads_);
-        for (int g = 0; g < Cell::gates; ++g)
+        for (int g = 0; g < Count; ++g)
             for (int64_t block = mine.first; block < mine.last; ++block) {
                 const int n = static_cast<int>(minimum(L, H_ - block * L));
                 const D* from = own_.dgates + column[g] * plan_.units + block * L;
                 store_or_add(out + g * H_ + block * L,
                              sum_pairwise<T>(from, plan_.stride, chunk_.rows, n), n, !first_);
+            }
+    }
+
+    // out [G * H] (+)= sum over rows of dgates[n, column[g] * H + u] * h_{t-1}[n, u]
+    void sum_times_h(const PreviousRows<S>& before, const int* column, T* out) {
+        const Span mine = Span{0, (H_ + L - 1) / L}.part(rank_, threads_);
+        const Sequence& s = layer_.sequence;
+        for (int g = 0; g < Cell::gates; ++g)
+            for (int64_t block = mine.first; block < mine.last; ++block) {
+                const int64_t unit = block * L;
+                const int n = static_cast<int>(minimum(L, H_ - unit));
+                const D* from = own_.dgates + column[g] * plan_.units + unit;
+                int64_t t = chunk_.first;
+                const auto product = [&](int64_t row) {
+                    const int64_t at = chunk_.row + row;
+                    while (at >= s.offsets[t + 1]) ++t;
+                    return load<T>(from + row * plan_.stride, n) *
+                           before.template load_at<T>(t, at - s.offsets[t], unit, n);
+                };
+                store_or_add(out + g * H_ + unit, sum_pairwise<T>(0, chunk_.rows, product), n,
+                             !first_);
             }
     }
 

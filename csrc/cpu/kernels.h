@@ -26,15 +26,15 @@
     }                                                                               \
     }
 
-#define FASTRNN_DUAL_KERNEL(name, Cell)        \
-    {.forward = dual_forward<Cell, Type>,      \
-     .backward = dual_backward<Cell, Type>,    \
-     .same_gradients = same_gradients<Cell>(), \
-     .packed_size = matrix_size<Type>,         \
-     .pack = pack_matrix<Type>,                \
-     .multiply = multiply_matrix<Type>,        \
-     .outer_scratch = outer_scratch<Type>,     \
-     .add_outer = add_outer<Type>,             \
+#define FASTRNN_DUAL_KERNEL(name, Cell)          \
+    {.forward = dual_forward_of<Cell, Type>(),   \
+     .backward = dual_backward_of<Cell, Type>(), \
+     .same_gradients = same_gradients<Cell>(),   \
+     .packed_size = matrix_size<Type>,           \
+     .pack = pack_matrix<Type>,                  \
+     .multiply = multiply_matrix<Type>,          \
+     .outer_scratch = outer_scratch<Type>,       \
+     .add_outer = add_outer<Type>,               \
      .sum_rows = sum_rows<Type>},
 
 // Defines dual_kernels_<suffix>: a DualKernel for each cell.
@@ -50,12 +50,16 @@
     }                                                           \
     }
 
-// The tiles of Plain operands. kernels_float32.cpp compiles them; the files of the 16-bit types,
-// which use the same, declare them `extern`.
-#define FASTRNN_TILES(where, arithmetic)                                                       \
-    namespace fastrnn {                                                                        \
-    namespace FASTRNN_ISA {                                                                    \
-    where template Tile<Plain<arithmetic>> tile_for<Plain<arithmetic>, false>(int, bool, int); \
-    where template Tile<Plain<arithmetic>> tile_for<Plain<arithmetic>, true>(int, bool, int);  \
-    }                                                                                          \
+// The tiles of Plain operands. kernels_float32.cpp and kernels_float64.cpp compile them; the files
+// of the 16-bit types and the user's own cells, which use the same, declare them `extern`.
+#define FASTRNN_TILES(where, arithmetic)                                                        \
+    namespace fastrnn {                                                                         \
+    namespace FASTRNN_ISA {                                                                     \
+    where template FASTRNN_API Tile<Plain<arithmetic>> tile_for<Plain<arithmetic>, false>(int,  \
+                                                                                          bool, \
+                                                                                          int); \
+    where template FASTRNN_API Tile<Plain<arithmetic>> tile_for<Plain<arithmetic>, true>(int,   \
+                                                                                         bool,  \
+                                                                                         int);  \
+    }                                                                                           \
     }

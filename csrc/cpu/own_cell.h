@@ -11,6 +11,11 @@
 #include "dispatch.h"
 #include "kernels.h"
 
+#ifndef FASTRNN_BFLOAT16_PAIRS  // as in kernels_bfloat16.cpp
+FASTRNN_TILES(extern, float)
+FASTRNN_TILES(extern, double)
+#endif
+
 #define FASTRNN_OWN_CELL(Cell, suffix, arithmetic, storage)                                  \
     namespace fastrnn {                                                                      \
     namespace FASTRNN_ISA {                                                                  \

@@ -167,7 +167,8 @@ constexpr Formula of_forward{
                 };
                 const CellInfo& cell = *find_info(s.options.cell);
                 call.h0 = zeros(call.weights[1].size(1));
-                if (cell.has_c) call.c0 = zeros(call.weights[1].size(0) / cell.gates);
+                if (cell.has_c)
+                    call.c0 = zeros(call.weights[1].size(0) / cell.gates * cell.c_states);
             }
             found = call();
         }

@@ -154,11 +154,20 @@ void check_weights(const Arguments& a, const CellInfo& cell, const Sizes<Int>& p
     for (size_t i = 0; i < a.weights.size(); ++i) {
         const int64_t layer = i / p.weights_per_layer / p.directions;
         int kind = i % p.weights_per_layer;
-        if (!p.has_biases && kind == 2) kind = 4;
+        if (!p.has_biases && kind >= 2) kind += 2;
         const Tensor& w = a.weights[i];
+        if (kind >= 4 && kind < 4 + cell.vectors) {
+            check_shape<Int>("vector", w, {p.hidden});
+            continue;
+        }
         switch (kind) {
             case 0: check_shape<Int>("weight_ih", w, {gate_rows, p.layer_input(layer)}); break;
-            case 1: check_shape<Int>("weight_hh", w, {gate_rows, p.recurrent}); break;
+            case 1:
+                if (cell.diagonal)
+                    check_shape<Int>("weight_hh", w, {gate_rows});
+                else
+                    check_shape<Int>("weight_hh", w, {gate_rows, p.recurrent});
+                break;
             case 2: check_shape<Int>("bias_ih", w, {gate_rows}); break;
             case 3: check_shape<Int>("bias_hh", w, {gate_rows}); break;
             default: check_shape<Int>("weight_hr", w, {p.recurrent, p.hidden});
@@ -222,15 +231,16 @@ void check_sizes(const Arguments& a, const CellInfo& cell, Sizes<Int>& p) {
     if (has_states) {
         TORCH_CHECK(a.h0.dim() == 3, "Expected hidden to have 3 dimensions, got ", a.h0.dim());
         p.recurrent = size_of<Int>(a.h0, 2);
-        p.hidden = cell.has_c && a.c0->dim() == 3 ? size_of<Int>(*a.c0, 2) : p.recurrent;
+        p.hidden =
+            cell.has_c && a.c0->dim() == 3 ? size_of<Int>(*a.c0, 2) / cell.c_states : p.recurrent;
     } else {
-        TORCH_CHECK(a.weights.size() > 1 && a.weights[1].dim() == 2,
+        TORCH_CHECK(a.weights.size() > 1 && a.weights[1].dim() == 2 - cell.diagonal,
                     "got an incorrect number of RNN parameters");
-        p.recurrent = size_of<Int>(a.weights[1], 1);
         p.hidden = size_of<Int>(a.weights[1], 0) / cell.gates;
+        p.recurrent = cell.diagonal ? p.hidden : size_of<Int>(a.weights[1], 1);
     }
     p.projected = p.hidden != p.recurrent;
-    p.weights_per_layer = 2 + 2 * p.has_biases + p.projected;
+    p.weights_per_layer = 2 + 2 * p.has_biases + cell.vectors + p.projected;
     // The count before any product of sizes, which a forged num_layers could overflow.
     TORCH_CHECK(a.weights.size() % (p.weights_per_layer * p.directions) == 0 &&
                     static_cast<int64_t>(a.weights.size()) / (p.weights_per_layer * p.directions) ==
@@ -248,7 +258,7 @@ void check_sizes(const Arguments& a, const CellInfo& cell, Sizes<Int>& p) {
     const char* h_name = cell.has_c ? "hidden[0]" : "hidden";
     const Int states = p.layers * p.directions;
     if (has_states) check_shape<Int>(h_name, a.h0, {states, p.batch, p.recurrent});
-    if (a.c0) check_shape<Int>("hidden[1]", *a.c0, {states, p.batch, p.hidden});
+    if (a.c0) check_shape<Int>("hidden[1]", *a.c0, {states, p.batch, p.hidden * cell.c_states});
 }
 
 template <class Int>
@@ -262,7 +272,9 @@ void check_gradients_of(const Arguments& a, const CellInfo& cell, const Sizes<In
         check_tensor<Int>(a, "grad_output", *g.output, {p.steps, p.batch, width}, dtype);
     if (g.h_n) check_tensor<Int>(a, "grad_h_n", *g.h_n, {states, p.batch, p.recurrent}, dtype);
     TORCH_CHECK(!g.c_n || cell.has_c, a.options.cell, " has no c_n, but grad_c_n was given");
-    if (g.c_n) check_tensor<Int>(a, "grad_c_n", *g.c_n, {states, p.batch, p.hidden}, dtype);
+    if (g.c_n)
+        check_tensor<Int>(a, "grad_c_n", *g.c_n, {states, p.batch, p.hidden * cell.c_states},
+                          dtype);
 }
 
 }  // namespace
@@ -306,7 +318,7 @@ void check_kept(const Arguments& a, const Problem& p, const Kept& k) {
         return {p.layers, p.directions, p.rows, values};
     };
     check_tensor<int64_t>(a, "saved", k.saved, each(p.cell.saved * p.hidden), p.dtype);
-    check_tensor<int64_t>(a, "c", k.c, each(p.cell.has_c ? p.hidden : 0), p.dtype);
+    check_tensor<int64_t>(a, "c", k.c, each(p.cell.c_states * p.hidden), p.dtype);
     TORCH_CHECK(k.dropout_mask.defined(),
                 "fastrnn: dropout_mask is undefined, expected an empty tensor or a mask");
     if (k.dropout_mask.sizes() !=

@@ -514,7 +514,8 @@ std::vector<Tensor> tangents(const Arguments& a, const Problem& p, const Forward
 bool has_dual_kernels(const Options& options) {
     static constexpr std::string_view known[] = {"has_biases", "num_layers", "bidirectional",
                                                  "dropout"};
-    bool all = true;
+    const CellInfo* cell = find_info(options.cell);
+    bool all = cell && cell->c_states <= 1 && cell->vectors == 0 && !cell->diagonal;
     for_each_option(options, [&](std::string_view name, const auto& value) {
         const bool is_known =
             std::find(std::begin(known), std::end(known), name) != std::end(known);

@@ -7,7 +7,7 @@
 
 namespace fastrnn {
 
-// Whether the kernels know all options that the network has.
+// Whether the kernels know the cell, and all options that the network has.
 bool has_dual_kernels(const Options& options);
 
 // Gradients of the arguments of `backward`, where they are `needed` and defined: of grad_output,

@@ -245,7 +245,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     const CellInfo* info = find_info(cell);
     const Names& name = names();
     Attributes attributes(module);
-    if (!info || !only_default_keys_active() || autocast_enabled() ||
+    if (!info || info->c_states > 1 || !only_default_keys_active() || autocast_enabled() ||
         !is_ordinary_tensor(input.ptr()) || attributes.override_a_step())
         return py::none();
     PyObject* dropout = attributes.get(name.dropout);
@@ -429,7 +429,9 @@ py::object one_step(const std::string& cell, py::handle module, py::handle input
     const CellInfo* info = find_info(cell);
     const Names& name = names();
     Attributes attributes(module);
-    if (!info || !only_default_keys_active() || !is_ordinary_tensor(input.ptr())) return py::none();
+    if (!info || info->c_states > 1 || info->vectors > 0 || !only_default_keys_active() ||
+        !is_ordinary_tensor(input.ptr()))
+        return py::none();
     const auto parameters = py::reinterpret_borrow<py::object>(attributes.get(name.parameters));
     const int64_t inputs = attributes.number(name.input_size),
                   hidden = attributes.number(name.hidden_size);

@@ -24,7 +24,9 @@ pybind11::dict registered_cells() {
         const CellInfo& cell = info_of(i);
         pybind11::dict info;
         info["gates"] = cell.gates;
-        info["states"] = 1 + cell.has_c;
+        info["states"] = 1 + cell.c_states;
+        info["vectors"] = cell.vectors;
+        info["diagonal"] = cell.diagonal;
         info["saved"] = cell.saved;
         info["allows_projection"] = cell.allows_projection;
         result[cell.name] = info;

@@ -112,15 +112,20 @@ char* mutable_slice(const Tensor& t, int64_t i, int64_t j) {
     return first ? first + j * t.stride(1) * t.element_size() : nullptr;
 }
 
+// The index of a cell's vectors among the weights of a layer and direction.
+int first_vector(const Problem& p) { return p.has_biases ? 4 : 2; }
+
 Weights weights_of(const Problem& p, const std::vector<Tensor>& all, int64_t layer,
                    int64_t direction) {
     const Tensor* w = all.data() + (layer * p.directions + direction) * p.weights_per_layer;
-    Weights result{w[0].const_data_ptr(), w[1].const_data_ptr(), nullptr, nullptr, nullptr};
+    Weights result{.ih = w[0].const_data_ptr(), .hh = w[1].const_data_ptr()};
     if (p.has_biases) {
         result.bias_ih = w[2].const_data_ptr();
         result.bias_hh = w[3].const_data_ptr();
     }
     if (p.projected) result.hr = w[p.weights_per_layer - 1].const_data_ptr();
+    for (int i = 0; i < p.cell.vectors; ++i)
+        result.vectors[i] = w[first_vector(p) + i].const_data_ptr();
     return result;
 }
 
@@ -205,13 +210,13 @@ struct Gates {
           const at::TensorOptions& options) {
         const std::vector<Tensor> made =
             allocate_together({{p.directions, p.rows, p.cell.saved * p.hidden},
-                               {p.directions, p.rows, p.cell.has_c ? p.hidden : 0}},
+                               {p.directions, p.rows, p.cell.c_states * p.hidden}},
                               0, options);
         saved = made[0], c = made[1];
         // The other results are known.
         const Tensor output = at::empty({p.rows, p.directions * p.recurrent}, options),
                      h_n = at::empty({p.directions, p.batch, p.recurrent}, options),
-                     c_n = at::empty({p.directions, p.batch, p.cell.has_c ? p.hidden : 0}, options);
+                     c_n = at::empty({p.directions, p.batch, p.cell.c_states * p.hidden}, options);
         for (int64_t d = 0; d < p.directions; ++d) {
             ForwardDirection& direction = task.direction[d];
             direction.h_n = mutable_slice(h_n, d);
@@ -241,7 +246,8 @@ ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep 
     r.output = a.batch_sizes ? allocate(size({p.rows, width}), options)
                              : allocate(size({p.steps, p.batch, width}), options);
     r.h_n = at::empty(size({states, p.batch, p.recurrent}), options);
-    if (p.cell.has_c) r.c_n = at::empty(size({states, p.batch, p.hidden}), options);
+    if (p.cell.has_c)
+        r.c_n = at::empty(size({states, p.batch, p.cell.c_states * p.hidden}), options);
     const int64_t between = p.layers - (keep == Keep::nothing ? 1 : 0);
     const at::DimVector hidden = size({between, p.rows, width});
     if (keep == Keep::gates) {
@@ -249,7 +255,7 @@ ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep 
             return size({p.layers, p.directions, p.rows, values});
         };
         const std::vector<Tensor> kept = allocate_together(
-            {hidden, gates(p.cell.saved * p.hidden), gates(p.cell.has_c ? p.hidden : 0)},
+            {hidden, gates(p.cell.saved * p.hidden), gates(p.cell.c_states * p.hidden)},
             4 * r.output.nbytes(), options);
         r.hidden = kept[0], r.saved = kept[1], r.c = kept[2];
     } else if (between > 0) {
@@ -317,7 +323,7 @@ ForwardResult forward_step(const Arguments& a, const Problem& p) {
     const auto options = a.input.options().memory_format(std::nullopt);
     ForwardResult r;
     r.output = r.h_n = at::empty({1, p.batch, p.recurrent}, options);
-    if (p.cell.has_c) r.c_n = at::empty({1, p.batch, p.hidden}, options);
+    if (p.cell.has_c) r.c_n = at::empty({1, p.batch, p.cell.c_states * p.hidden}, options);
     forward(a, p, Keep::nothing, r);
     return r;
 }
@@ -398,6 +404,8 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
                 p.has_biases ? mutable_slice(g[2], 0) : nullptr,
                 p.has_biases ? mutable_slice(g[3], 0) : nullptr,
                 p.projected ? mutable_slice(g[p.weights_per_layer - 1], 0) : nullptr};
+            for (int i = 0; i < p.cell.vectors; ++i)
+                direction.grads.vectors[i] = mutable_slice(g[first_vector(p) + i], 0);
         }
         device.backward(task);
         if (layer > 0) grad_output = dropped(grad_below, mask, a.options.dropout);

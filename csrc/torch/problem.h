@@ -20,8 +20,9 @@ struct Arguments {
     const at::Tensor& input;            // [T, B, I], or packed [N, I]
     const at::Tensor& h0;               // [L * D, B, H or P]; undefined for zeros (fast_path.cpp),
                                         // where input is padded and on a GPU
-    const OptionalTensor& c0;           // [L * D, B, H] for a cell that has c, if there is h0
-    at::TensorList weights;             // per layer and direction: w_ih, w_hh, (b_ih, b_hh), (w_hr)
+    const OptionalTensor& c0;           // [L * D, B, C] for a cell that has c, if there is h0
+    at::TensorList weights;             // per layer and direction: w_ih, w_hh, (b_ih, b_hh), its
+                                        // vectors [H], (w_hr)
     const OptionalTensor& batch_sizes;  // [T] int64 on the CPU, for packed input
 };
 
@@ -57,7 +58,7 @@ Sizes<c10::SymInt> check_fake(const Arguments& arguments);
 struct Kept {
     const at::Tensor& hidden;  // [L, N, D * (H or P)]: outputs of the layers
     const at::Tensor& saved;   // [L, D, N, saved * H], or empty, and c too: compute both again
-    const at::Tensor& c;       // [L, D, N, H]
+    const at::Tensor& c;       // [L, D, N, C]
     // [L - 1, N, D * (H or P)] uint8: which outputs dropout kept; or empty
     const at::Tensor& dropout_mask;
 };

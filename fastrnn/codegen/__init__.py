@@ -1,7 +1,7 @@
 """C++ cells from Python functions of one step.
 
 A step is a function of x = W_ih x_t + b_ih and r = W_hh h_{t-1} + b_hh, which have a value for each
-gate, and of one or two states. It returns the new states::
+gate, and of one to four states. It returns the new states::
 
     def coupled_lstm(x, r, h, c):
         f, o = torch.sigmoid(x.f + r.f), torch.sigmoid(x.o + r.o)
@@ -38,7 +38,8 @@ class Generated:
 
     name: str
     gates: tuple[str, ...]
-    states: tuple[str, ...]  # the parameters' names: h, or h and c
+    states: tuple[str, ...]  # the parameters' names: h, and up to three others, such as c
+    vectors: tuple[str, ...]  # the keyword-only parameters' names
     struct: str  # the C++ type, with its namespace
     header: str
     saved: int
@@ -58,14 +59,20 @@ class Generated:
 
 
 def generate(
-    function: Callable[..., Any], *, gates: Sequence[str], name: str | None = None
+    function: Callable[..., Any],
+    *,
+    gates: Sequence[str],
+    name: str | None = None,
+    diagonal: bool = False,
 ) -> Generated:
     """The cell that a Python function defines.
 
     Args:
-        function: one step, as ``(x, r, h) -> h`` or ``(x, r, h, c) -> (h, c)``.
+        function: one step, as ``(x, r, h) -> h`` or ``(x, r, h, c) -> (h, c)``, with up to four
+            states, and keyword-only parameters for vectors of one value a unit.
         gates: the gates' names, in the order of their rows in weight_ih and weight_hh.
         name: the cell's; by default that of the function.
+        diagonal: whether W_hh is a vector a gate, so that r = w h_{t-1} + b_hh unit by unit.
 
     Raises:
         CellError: if the function does what a kernel can't.
@@ -81,12 +88,13 @@ def generate(
         )
     if keyword.iskeyword(name):
         raise CellError(f"cell {name!r}: the name is a keyword; pass another as name=")
-    step = trace(function, gates, name)
+    step = trace(function, gates, name, diagonal)
     backward = differentiate(step)
     return Generated(
         name=name,
         gates=step.gates,
         states=step.states,
+        vectors=step.vectors,
         struct=f"{NAMESPACE}::{struct_name(name)}",
         header=write(step, backward),
         saved=len(backward.saved),

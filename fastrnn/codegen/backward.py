@@ -21,6 +21,7 @@ class Backward:
     dx: tuple[Node, ...]  # by gate
     dr: tuple[Node, ...]
     d_states: tuple[Node, ...]  # of the previous states, not through W_hh
+    d_vectors: tuple[Node, ...]
     saved: tuple[Node, ...]
     needs_h: bool
     needs_h_prev: bool
@@ -30,16 +31,23 @@ class Backward:
 
     def known(self, step: Step) -> dict[Node, str]:
         """What the function `backward` is given, by its name in C++."""
-        known = {step.input(name): name for name in ("dh", "dc")[: len(step.states)]}
+        known = dict(zip(step.gradients, names_of("dh", "dc", step), strict=True))
+        known |= {node: f"w[{i}]" for i, node in enumerate(step.weights)}
         if self.needs_h_prev:
             known[step.input("h_prev")] = "h_prev"
         known |= {node: f"saved[{i}]" for i, node in enumerate(self.saved)}
         if self.needs_h:
             known[step.results[0]] = "h"
-        if len(step.results) > 1:
-            known[step.input("c_prev")] = "c_prev"
-            known[step.results[1]] = "c"
-        return known
+        _, *c_prev = names_of("h_prev", "c_prev", step)
+        _, *c = names_of("h", "c", step)
+        known |= dict(zip(step.previous[1:], c_prev, strict=True))
+        return known | dict(zip(step.results[1:], c, strict=True))
+
+
+def names_of(h: str, c: str, step: Step) -> list[str]:
+    """What C++ calls these values of each state."""
+    others = range(len(step.states) - 1)
+    return [h, *(f"{c}[{i}]" if step.takes_arrays else c for i in others)]
 
 
 def differentiate(step: Step) -> Backward:
@@ -49,8 +57,9 @@ def differentiate(step: Step) -> Backward:
     dx = tuple(gradient_of(step.input("x", gate)) for gate in gates)
     dr = tuple(gradient_of(step.input("r", gate)) for gate in gates)
     d_states = tuple(gradient_of(state) for state in step.previous)
+    d_vectors = tuple(gradient_of(vector) for vector in step.weights)
     costs = _costs(step)
-    kept = _kept([*dx, *dr, *d_states], costs)
+    kept = _kept([*dx, *dr, *d_states, *d_vectors], costs)
     saved = tuple(node for node in kept if node not in costs)
     h, h_prev = step.results[0], step.input("h_prev")
     needs_h_prev = h_prev in kept and costs[h_prev] == _OUTPUT
@@ -60,9 +69,11 @@ def differentiate(step: Step) -> Backward:
     if len(step.results) > 1 and not (needs_h or needs_h_prev or passes_h):
         # A projection may follow, for which h is computed from what is saved. Where it can't be,
         # declaring that backward needs h rules projections out.
-        needs_h = not _computable(h, {*saved, step.results[1]})
+        needs_h = not _computable(h, {*saved, *step.weights, *step.results[1:]})
     grads, x_grad = _in_order(dx, dr)
-    return Backward(dx, dr, d_states, saved, needs_h, needs_h_prev, passes_h, grads, x_grad)
+    return Backward(
+        dx, dr, d_states, d_vectors, saved, needs_h, needs_h_prev, passes_h, grads, x_grad
+    )
 
 
 def _gradients(step: Step) -> Callable[[Node], Node]:
@@ -73,8 +84,8 @@ def _gradients(step: Step) -> Callable[[Node], Node]:
         if gradient is not None:
             found[node] = found[node] + gradient if node in found else gradient
 
-    for result, name in zip(step.results, ("dh", "dc"), strict=False):
-        add(result, step.input(name))
+    for result, given in zip(step.results, step.gradients, strict=True):
+        add(result, given)
     for node in reversed(ordered(step.results)):
         if node in found and node.args:
             of_arguments = PRIMITIVES[node.op].derivative(node, found[node])
@@ -86,9 +97,7 @@ def _gradients(step: Step) -> Callable[[Node], Node]:
 def _costs(step: Step) -> dict[Node, int]:
     """What the values cost that are there without being saved."""
     costs = {step.results[0]: _OUTPUT, step.input("h_prev"): _OUTPUT}
-    if len(step.results) > 1:
-        costs |= {step.input("c_prev"): _FREE, step.results[1]: _FREE}
-    return costs
+    return costs | dict.fromkeys((*step.previous[1:], *step.results[1:], *step.weights), _FREE)
 
 
 def _kept(gradients: Sequence[Node], costs: dict[Node, int]) -> list[Node]:

@@ -64,6 +64,13 @@ PRIMITIVES: dict[str, Primitive] = {
 for _name, _compare in COMPARISONS.items():
     PRIMITIVES[_name] = Primitive(lambda n, g: (None, None), f"{{0}} {_name} {{1}}", _compare, 0)
 
+PRIMITIVES["softplus"] = Primitive(
+    lambda n, g: (g * n.args[0].call("sigmoid"),),
+    "::fastrnn::softplus({0})",
+    torch.nn.functional.softplus,
+    cost=100,
+)
+
 FUNCTIONS: dict[str, Function] = {}
 
 
@@ -221,10 +228,7 @@ def _clamp_has_gradient_at_limits() -> bool:
 def softplus(input: Node, beta: Node | float = 1, threshold: float = 20) -> Node:
     if isinstance(beta, Node) or beta <= 0 or threshold != 20:
         raise Refused("softplus with another threshold or beta", "use beta > 0 and threshold=20")
-    a = beta * input
-    # -|a|, with a derivative of 1 at 0. There relu has 0, and together they have the right one.
-    negative = a.graph.where(a.compare(">", 0), -a, a)
-    return (a.call("relu") + negative.call("exp").call("log1p")) / beta
+    return (beta * input).call("softplus") / beta
 
 
 @_function()

@@ -37,7 +37,8 @@ def check(step: Step, backward: Backward) -> None:
     known = {node: given[node] for node in backward.known(step)}
     gates = len(step.gates)
     try:
-        gradients = evaluate([*backward.grads, *backward.d_states], known)
+        roots = [*backward.grads, *backward.d_states, *backward.d_vectors]
+        gradients = evaluate(roots, known)
     except KeyError as error:
         raise _error(step, f"its backward reads {error.args[0]}, which is not saved") from None
     for g, gate in enumerate(step.gates):
@@ -46,8 +47,9 @@ def check(step: Step, backward: Backward) -> None:
             _compare(
                 step, f"the gradient of {name}", gradients[backward.grads[index]], expected[name]
             )
-    for state, node in zip(step.states, backward.d_states, strict=True):
-        _compare(step, f"the gradient of {state}", gradients[node], expected[f"d {state}"])
+    names = [*step.states, *step.vectors]
+    for name, node in zip(names, [*backward.d_states, *backward.d_vectors], strict=True):
+        _compare(step, f"the gradient of {name}", gradients[node], expected[f"d {name}"])
 
 
 def evaluate(roots: Iterable[Node], known: dict[Node, Tensor]) -> dict[Node, Tensor]:
@@ -73,7 +75,7 @@ def _random_inputs(step: Step) -> dict[Node, Tensor]:
     """Random units; some have equal or opposite values, or zeros, where functions have kinks."""
     gates = range(len(step.gates))
     nodes = [step.input(of, g) for of in ("x", "r") for g in gates]
-    nodes += [*step.previous, *(step.input(d) for d in ("dh", "dc")[: len(step.states)])]
+    nodes += [*step.previous, *step.weights, *step.gradients]
     generator = torch.Generator().manual_seed(0)
     inputs = {}
     for node in nodes:
@@ -106,11 +108,14 @@ def _by_autograd(step: Step, inputs: dict[Node, Tensor]) -> dict[str, Tensor]:
         previous = [
             leaf(f"d {name}", node) for name, node in zip(step.states, step.previous, strict=True)
         ]
-        returned = step.function(*arguments, *previous)
+        vectors = {
+            name: leaf(f"d {name}", node)
+            for name, node in zip(step.vectors, step.weights, strict=True)
+        }
+        returned = step.function(*arguments, *previous, **vectors)
         results = returned if isinstance(returned, tuple) else (returned,)
         sums = [
-            (result * inputs[step.input(d)]).sum()
-            for result, d in zip(results, ("dh", "dc"), strict=False)
+            (result * inputs[d]).sum() for result, d in zip(results, step.gradients, strict=True)
         ]
         # Some results may have no gradient, but autograd wants one that has.
         total = torch.stack([*sums, *(0 * leaf.sum() for leaf in leaves.values())]).sum()

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from .backward import Backward
+from .backward import Backward, names_of
 from .expressions import Node, ordered
 from .functions import PRIMITIVES
 from .trace import Step
@@ -33,7 +33,7 @@ struct {struct} {{
     static constexpr bool needs_h = {needs_h};
     static constexpr bool needs_h_prev = {needs_h_prev};
     static constexpr bool passes_h = {passes_h};
-
+{others}
 {functions}
 }};
 
@@ -50,6 +50,11 @@ def struct_name(name: str) -> str:
 def write(step: Step, backward: Backward) -> str:
     """The header's text."""
     function = step.function
+    others = {"int c_states": str(len(step.states) - 1), "int vectors": str(len(step.vectors))}
+    if not step.takes_arrays:
+        others = {}
+    if step.diagonal:
+        others["bool diagonal"] = "true"
     functions = [_forward(step, backward), _backward(step, backward)]
     if allows_projection(step, backward):
         functions.append(_output(step, backward))
@@ -67,28 +72,33 @@ def write(step: Step, backward: Backward) -> str:
         needs_h=_bool(backward.needs_h),
         needs_h_prev=_bool(backward.needs_h_prev),
         passes_h=_bool(backward.passes_h),
+        others="".join(f"    static constexpr {n} = {v};\n" for n, v in others.items()),
         functions="\n\n".join(functions),
     )
 
 
 def allows_projection(step: Step, backward: Backward) -> bool:
     """Whether a projection may follow the cell: as in csrc/cells/cell.h."""
-    needs = backward.needs_h or backward.needs_h_prev or backward.passes_h
+    needs = backward.needs_h or backward.needs_h_prev or backward.passes_h or step.diagonal
     return len(step.results) > 1 and not needs
 
 
 def _forward(step: Step, backward: Backward) -> str:
     known = {step.input(of, g): f"{of}[{g}]" for of in "xr" for g in range(len(step.gates))}
-    known |= {state: state.op for state in step.previous}
-    results = [*reversed([*zip(("h", "c"), step.results, strict=False)])]
+    known |= {node: f"w[{i}]" for i, node in enumerate(step.weights)}
+    known |= dict(zip(step.previous, names_of("h_prev", "c_prev", step), strict=True))
+    results = [*reversed([*zip(names_of("h", "c", step), step.results, strict=True)])]
     results += [(f"saved[{i}]", node) for i, node in enumerate(backward.saved)]
     parameters = ["const V* x", "const V* r", "V h_prev", "V c_prev", "V& h", "V& c", "V* saved"]
+    if step.takes_arrays:
+        parameters[2:6] = ["const V* w", "V h_prev", "const V* c_prev", "V& h", "V* c"]
     return _function("void forward", parameters, _Statements(known).assign(results))
 
 
 def _backward(step: Step, backward: Backward) -> str:
     results = [(f"dgates[{i}]", node) for i, node in enumerate(backward.grads)]
-    results += [*zip(("dh_prev", "dc_prev"), backward.d_states, strict=False)]
+    results += [(f"dw[{i}]", node) for i, node in enumerate(backward.d_vectors)]
+    results += [*zip(names_of("dh_prev", "dc_prev", step), backward.d_states, strict=True)]
     lines = _Statements(backward.known(step)).assign(results)
     if backward.passes_h and backward.d_states[0].is_zero:
         # Zero, but what reads h_prev declares that it passes it on: see cells/dependence.h.
@@ -96,14 +106,22 @@ def _backward(step: Step, backward: Backward) -> str:
         lines[at] = "dh_prev = F::choose(dh < 0, V{}, V{});  // forward reads h_prev in a condition"
     parameters = ["const V* saved", "V h_prev", "V c_prev", "V h", "V c", "V dh", "V dc"]
     parameters += ["V* dgates", "V& dh_prev", "V& dc_prev"]
+    if step.takes_arrays:
+        parameters = ["const V* saved", "const V* w", "V h_prev", "const V* c_prev", "V h"]
+        parameters += ["const V* c", "V dh", "const V* dc", "V* dgates", "V* dw", "V& dh_prev"]
+        parameters += ["V* dc_prev"]
     return _function("void backward", parameters, lines)
 
 
 def _output(step: Step, backward: Backward) -> str:
     known = {node: f"saved[{i}]" for i, node in enumerate(backward.saved)}
-    known[step.results[1]] = "c"
+    known |= {node: f"w[{i}]" for i, node in enumerate(step.weights)}
+    _, *c = names_of("h", "c", step)
+    known |= dict(zip(step.results[1:], c, strict=True))
     lines = _Statements(known).assign([("return", step.results[0])])
-    return _function("V output", ["const V* saved", "V c"], lines)
+    arrays = ["const V* saved", "const V* w", "const V* c"]
+    parameters = arrays if step.takes_arrays else ["const V* saved", "V c"]
+    return _function("V output", parameters, lines)
 
 
 class _Statements:

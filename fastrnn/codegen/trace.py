@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ from .expressions import Graph, Node, ordered
 from .functions import FUNCTIONS, Refused
 from .placeholders import TracedGates, Value, described
 
-MOST_GATES = 4  # the kernels': csrc/cells/cell.h
+MOST_GATES, MOST_STATES, MOST_VECTORS = 4, 4, 8  # the kernels': csrc/cells/cell.h
 _SHOWN = [name for name in FUNCTIONS if name not in ("add", "sub", "mul", "div", "neg", "pow")]
 ALLOWED = (
     f"allowed are + - * / and ** 2, numbers, comparisons (< <= > >=) as conditions of torch.where, "
@@ -36,35 +36,62 @@ class Step:
     name: str
     function: Callable[..., Any]
     gates: tuple[str, ...]
-    states: tuple[str, ...]  # the parameters' names: h, or h and c
+    states: tuple[str, ...]  # the parameters' names: h, and up to three others, such as c
+    vectors: tuple[str, ...]  # the keyword-only parameters' names
+    diagonal: bool  # whether W_hh is a vector a gate
     graph: Graph
     results: tuple[Node, ...]  # the new states
 
-    def input(self, name: str, gate: int = 0) -> Node:
-        """x or r of a gate, or h_prev or c_prev."""
-        return self.graph.node(name, value=gate)
+    def input(self, name: str, index: int = 0) -> Node:
+        """x or r of a gate, h_prev, c_prev of a state after h, w of a vector; dh, dc."""
+        return self.graph.node(name, value=index)
+
+    def of_states(self, h: str, c: str) -> tuple[Node, ...]:
+        """The inputs of that name of each state."""
+        return (self.input(h), *(self.input(c, i) for i in range(len(self.states) - 1)))
 
     @property
     def previous(self) -> tuple[Node, ...]:
-        return tuple(self.input(name) for name in ("h_prev", "c_prev")[: len(self.states)])
+        return self.of_states("h_prev", "c_prev")
+
+    @property
+    def gradients(self) -> tuple[Node, ...]:
+        """Those of the new states."""
+        return self.of_states("dh", "dc")
+
+    @property
+    def weights(self) -> tuple[Node, ...]:
+        """The vectors' values."""
+        return tuple(self.input("w", i) for i in range(len(self.vectors)))
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether the functions in C++ take arrays of states and vectors: csrc/cells/cell.h."""
+        return len(self.states) > 2 or bool(self.vectors)
 
 
-def trace(function: Callable[..., Any], gates: Sequence[str], name: str) -> Step:
+def trace(
+    function: Callable[..., Any], gates: Sequence[str], name: str, diagonal: bool = False
+) -> Step:
     """The expressions that `function` computes.
 
     Raises:
         CellError: if it does what a kernel can't.
     """
     tracer = Tracer(name, function)
-    names, states = tracer.check_gates(gates), tracer.states()
+    names, (states, vectors) = tracer.check_gates(gates), tracer.parameters()
     graph = tracer.graph
+    step = Step(name, function, names, states, vectors, diagonal, graph, ())
     values = [
         TracedGates(names, [Value(tracer, graph.node(of, value=g)) for g in range(len(names))], of)
         for of in "xr"
     ]
-    previous = [Value(tracer, graph.node(of)) for of in ("h_prev", "c_prev")[: len(states)]]
+    previous = [Value(tracer, node) for node in step.previous]
+    weights = {
+        vector: Value(tracer, node) for vector, node in zip(vectors, step.weights, strict=True)
+    }
     try:
-        returned = function(*values, *previous)
+        returned = function(*values, *previous, **weights)
     except CellError:
         raise
     except Exception as error:
@@ -82,7 +109,10 @@ def trace(function: Callable[..., Any], gates: Sequence[str], name: str) -> Step
                 f"the gate {gate_name!r} is not used",
                 f"use x.{gate_name} or r.{gate_name}, or take it out of gates",
             )
-    return Step(name, function, names, states, graph, results)
+    for i, vector in enumerate(vectors):
+        if ("w", i) not in used:
+            tracer.fail(f"the vector {vector!r} is not used", "use it, or take it out")
+    return replace(step, results=results)
 
 
 class Tracer:
@@ -123,22 +153,31 @@ class Tracer:
                 self.fail(f"the gate {gate!r} can't be an attribute of x and r", remedy)
         return names
 
-    def states(self) -> tuple[str, ...]:
-        """The names of the function's third and fourth parameters."""
+    def parameters(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names of the states, the function's parameters from the third on; and of the vectors,
+        its keyword-only ones."""
         parameters = list(inspect.signature(self.function).parameters.values())
-        plain = all(
-            p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
-            for p in parameters
+        vectors = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        states = [
+            p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ][2:]
+        plain = len(states) + 2 + len(vectors) == len(parameters) and all(
+            p.default is p.empty for p in parameters
         )
-        if not plain or len(parameters) not in (3, 4):
+        if not plain or not 1 <= len(states) <= MOST_STATES or len(vectors) > MOST_VECTORS:
             self.fail(
                 f"its parameters are {inspect.signature(self.function)}",
-                "define it as (x, r, h) or (x, r, h, c), without defaults",
+                f"define it as (x, r, h) or (x, r, h, c), with up to {MOST_STATES} states and, "
+                f"after *, up to {MOST_VECTORS} vectors, without defaults",
             )
-        return tuple(p.name for p in parameters[2:])
+        for vector in vectors:
+            if vector.startswith(("weight_", "bias_")):
+                self.fail(f"the vector {vector!r} has a name of torch's parameters", "rename it")
+        return tuple(states), tuple(vectors)
 
     def results(self, returned: Any, states: tuple[str, ...]) -> tuple[Node, ...]:
-        expected = f"return the new {' and '.join(states)}"
+        listed = " and ".join([", ".join(states[:-1]), states[-1]] if states[1:] else states)
+        expected = f"return the new {listed}"
         values = returned if isinstance(returned, tuple) and len(states) > 1 else (returned,)
         if len(values) != len(states):
             self.fail(f"it returns {described(returned)}, expected {len(states)}", expected)
