@@ -32,10 +32,11 @@ from toolchain import (
     cuda_toolkit,
     cxx,
     for_each_isa,
-    gencode,
     gpus,
     isas,
     kernel_flags,
+    nvcc,
+    nvcc_flags,
     nvcc_version,
     output_of,
     why_no_cuda,
@@ -44,7 +45,6 @@ from toolchain import (
 CSRC = Path(__file__).resolve().parent
 BUILD = CSRC.parent / "build"
 
-NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 #: What a compiler of a kernel needs at most.
 MEMORY = "1.1 GB"
 
@@ -163,11 +163,9 @@ def cpu_library(names: list[str]) -> Path:
 def cuda_library(toolkit: str, archs: str) -> Path:
     """Builds csrc/cuda for these architectures."""
     manifest = Manifest(BUILD / "cuda")
-    nvcc = shlex.split(os.environ.get("PYTORCH_NVCC", os.path.join(toolkit, "bin", "nvcc")))
     includes = ["-isystem", os.path.join(toolkit, "include")]
-    compiler = ["-ccbin", cxx()[-1]]
     for source in sorted((CSRC / "cuda").rglob("*.cu")):
-        manifest.compile(source, nvcc, [*NVCC_FLAGS, *compiler, *gencode(archs)])
+        manifest.compile(source, nvcc(toolkit), nvcc_flags(archs))
     for source in sorted((CSRC / "cuda").rglob("*.cpp")):
         manifest.compile(source, cxx(), [*CXX_FLAGS, *includes, *given("CXXFLAGS")])
     library = f"libfastrnn_cuda-{headers_hash()}.so"

@@ -67,6 +67,7 @@ CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 CXX_FLAGS = ["-std=c++20", "-O2", "-g0", "-DNDEBUG", "-fPIC", "-fopenmp", "-ffp-contract=fast"]
 CXX_FLAGS += ["-fno-math-errno", "-fvisibility=hidden", "-Wno-uninitialized"]
 CXX_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
 class BuildError(Exception):
@@ -229,6 +230,16 @@ def cuda_toolkit() -> str | None:
     result = subprocess.run(steps, capture_output=True, text=True, check=False)
     top = re.search(r"^#\$ TOP=(.+)$", result.stderr, re.MULTILINE)
     return os.path.realpath(top.group(1)) if top else str(Path(nvcc).resolve().parents[1])
+
+
+def nvcc(toolkit: str) -> list[str]:
+    """The command of the toolkit's nvcc, or PYTORCH_NVCC."""
+    return shlex.split(os.environ.get("PYTORCH_NVCC", os.path.join(toolkit, "bin", "nvcc")))
+
+
+def nvcc_flags(archs: str) -> list[str]:
+    """nvcc's flags for a list of architectures such as "8.0;9.0+PTX"."""
+    return [*NVCC_FLAGS, "-ccbin", cxx()[-1], *gencode(archs)]
 
 
 def nvcc_version(cuda_home: str | None) -> str | None:

@@ -8,12 +8,18 @@
 
 namespace fastrnn {
 
+inline constexpr int most_own_cells = 4096;
+
 // A cell's index is below this number, which only grows.
 FASTRNN_API int known_cells();
 
 // Of the user's own cells.
 FASTRNN_API const CellInfo& own_info_of(int cell);
 FASTRNN_API int own_index_of(std::string_view name);
+
+// The index of the user's own cell of that name, which is added if it is not yet known: the same
+// for all devices. -1 if there are already too many, or if one of the registry has the name.
+FASTRNN_API int add_own_cell(const char* name, const CellInfo& info);
 
 inline const CellInfo& info_of(int cell) {
     return cell < cell_count ? cells[cell] : own_info_of(cell);

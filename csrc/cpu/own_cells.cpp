@@ -23,26 +23,11 @@ struct OwnCell {
     std::atomic<const cpu::DualKernel<double>*> of_double{};
 };
 
-constexpr int most = 4096;
-std::array<std::unique_ptr<OwnCell>, most> own_cells;
+std::array<std::unique_ptr<OwnCell>, most_own_cells> own_cells;
 std::atomic<int> own_count{0};
 std::mutex adding;
 
 OwnCell& own(int cell) { return *own_cells[cell - cell_count]; }
-
-// Null if there are already too many, or if one of the registry has the name.
-OwnCell* found_or_added(std::string_view name, const CellInfo& info) {
-    const int known = index_of(name), count = own_count;
-    if (known >= cell_count) return &own(known);
-    if (known >= 0 || count == most) return nullptr;
-    auto cell = std::make_unique<OwnCell>();
-    cell->name = name;
-    cell->info = info;
-    cell->info.name = cell->name.c_str();
-    own_cells[count] = std::move(cell);
-    own_count = count + 1;
-    return own_cells[count].get();
-}
 
 }  // namespace
 
@@ -55,6 +40,20 @@ int own_index_of(std::string_view name) {
     for (int i = cell_count; i < count; ++i)
         if (name == own(i).name) return i;
     return -1;
+}
+
+int add_own_cell(const char* name, const CellInfo& info) {
+    const std::lock_guard<std::mutex> lock(adding);
+    const int known = index_of(name), count = own_count;
+    if (known >= cell_count) return known;
+    if (known >= 0 || count == most_own_cells) return -1;
+    auto cell = std::make_unique<OwnCell>();
+    cell->name = name;
+    cell->info = info;
+    cell->info.name = cell->name.c_str();
+    own_cells[count] = std::move(cell);
+    own_count = count + 1;
+    return cell_count + count;
 }
 
 namespace cpu {
@@ -71,11 +70,11 @@ const T& loaded(const std::atomic<const T*>& kernel) {
 template <class T>
 bool add(const char* name, const CellInfo& info, Storage storage, const Kernel& kernel,
          const DualKernel<T>& dual, std::atomic<const DualKernel<T>*> OwnCell::* of_type) {
-    const std::lock_guard<std::mutex> lock(adding);
-    OwnCell* cell = found_or_added(name, info);
-    if (!cell) return false;
-    cell->*of_type = &dual;
-    cell->kernels[static_cast<int>(storage)] = &kernel;
+    const int index = add_own_cell(name, info);
+    if (index < 0) return false;
+    OwnCell& cell = own(index);
+    cell.*of_type = &dual;
+    cell.kernels[static_cast<int>(storage)] = &kernel;
     return true;
 }
 

@@ -11,6 +11,9 @@
 #include "../cpu/dispatch.h"
 #include "fast_path.h"
 #include "network.h"
+#ifdef FASTRNN_HAS_CUDA
+#include "../cuda/own_cell.h"
+#endif
 
 namespace fastrnn {
 namespace {
@@ -92,10 +95,11 @@ pybind11::dict build_info() {
     return info;
 }
 
-// The file that the kernels of the CPU were loaded from.
-std::string kernels_library() {
+// The file that a function was loaded from.
+template <class Function>
+std::string library_of(Function* function) {
     Dl_info found{};
-    TORCH_CHECK(dladdr(reinterpret_cast<const void*>(&cpu::isa_in_use), &found));
+    TORCH_CHECK(dladdr(reinterpret_cast<const void*>(function), &found));
     return found.dli_fname;
 }
 
@@ -111,7 +115,14 @@ PYBIND11_MODULE(_C, m) {
     m.def("cells", &registered_cells,
           "The cells of this process: name -> gates, states, values kept for backward.");
     m.def("build_info", &build_info, "What was built, and what is in use.");
-    m.def("kernels_library", &kernels_library, "The file of the CPU's kernels, which were loaded.");
+    m.def(
+        "kernels_library", [] { return library_of(&cpu::isa_in_use); },
+        "The file of the CPU's kernels, which were loaded.");
+#ifdef FASTRNN_HAS_CUDA
+    m.def(
+        "cuda_kernels_library", [] { return library_of(&cuda::own_kernels); },
+        "The file of the CUDA kernels.");
+#endif
     m.def("without_lost_threads", &without_lost_threads,
           "In a forked child that lost its parent's OpenMP threads: torch.set_num_threads(1).");
     m.def("adapt_threads", &cpu::adapt_threads,

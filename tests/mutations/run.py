@@ -351,7 +351,7 @@ def main() -> None:
         where = Path(folder)
         csrc = copied(where / "right", CELLS)
         changing = list(KERNELS.values())
-        parts = [*changing, "common/store_offsets.cu", "common/plan.cpp"]
+        parts = [*changing, "common/store_offsets.cu", "common/plan.cpp", "own_cells.cpp"]
         parts += [f"{path}/{name}.cpp" for path in PATHS for name in ("plan", "launch")]
         sources = [csrc / "cuda" / name for name in parts] + [HERE / "library.cu"]
         objects = [where / f"{i}.o" for i in range(len(sources))]

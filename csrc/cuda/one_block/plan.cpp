@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../../cells/registry.h"
+#include "../own_cell.h"
 
 namespace fastrnn::cuda {
 
@@ -14,6 +15,10 @@ namespace {
 
 const OneBlockKernel* find_kernel(const PlanRequest& r) {
     const int pass = static_cast<int>(r.pass);
+    if (r.cell >= cell_count) {
+        const OneBlockKernel* own = own_kernels(r.cell, r.storage)->one_block[r.tf32];
+        return own ? own + pass : nullptr;
+    }
     switch (r.storage) {
         case Storage::float32: return r.tf32 ? &one_block_tf32[r.cell][pass] : nullptr;
         case Storage::float16: return &one_block_float16[r.cell][pass];

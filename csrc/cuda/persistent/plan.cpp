@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "../../cells/registry.h"
+#include "../own_cell.h"
 
 namespace fastrnn::cuda {
 
@@ -18,6 +19,10 @@ namespace {
 
 const PersistentKernel* find_kernel(const PlanRequest& r) {
     const int pass = static_cast<int>(r.pass);
+    if (r.cell >= cell_count) {
+        const PersistentKernel* own = own_kernels(r.cell, r.storage)->persistent[r.tf32];
+        return own ? own + pass : nullptr;
+    }
     switch (r.storage) {
         case Storage::float32:
             return &(r.tf32 ? persistent_tf32 : persistent_float32)[r.cell][pass];

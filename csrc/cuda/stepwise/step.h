@@ -49,6 +49,16 @@ struct BackwardSum {
     void* dh;           // [N, R]: dL/dh_t of every row, for the gradient of W_hr
 };
 
+// What the kernel of a step is told.
+template <class Step, class Arrays>
+struct StepArguments {
+    LayerSize size;
+    Arrays direction[2];
+    Step step[2];
+};
+template <class Step, class Arrays>
+using StepKernel = void (*)(StepArguments<Step, Arrays>);
+
 // Adds the products and biases, and applies the cell.
 FASTRNN_API cudaError_t launch_forward_step(int cell, Storage storage, const LayerSize& size,
                                             int directions, const ForwardArrays* direction,

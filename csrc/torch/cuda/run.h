@@ -3,6 +3,7 @@
 // caller's stream, in memory of torch's allocator, and can be captured in a CUDA graph.
 #pragma once
 #include "../../cells/registry.h"
+#include "../../cuda/own_cell.h"
 #include "../../device.h"
 
 namespace fastrnn::cuda {
@@ -11,8 +12,9 @@ void forward(const ForwardLayer& layer);
 void backward(const BackwardLayer& layer);
 Facts explain(const Layer& layer, Pass pass);
 
-// The user's own cells have none yet.
-inline bool has_kernels(int cell, Storage) { return cell < cell_count; }
+inline bool has_kernels(int cell, Storage storage) {
+    return cell < cell_count || own_kernels(cell, storage);
+}
 
 inline constexpr Device device{.forward = forward,
                                .backward = backward,
