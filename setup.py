@@ -65,7 +65,8 @@ class Build(build_ext):
         to = self.lib.parent / "csrc"
         shutil.rmtree(to, ignore_errors=True)
         csrc = ROOT / "csrc"
-        for source in [*csrc.glob("*.h"), *csrc.glob("c[ep]*/*.h"), csrc / "toolchain.py"]:
+        headers = [*csrc.glob("*.h"), *csrc.glob("c[ep]*/*.h"), *csrc.glob("cuda/**/*.h")]
+        for source in [*headers, *csrc.glob("cuda/**/*.cuh"), csrc / "toolchain.py"]:
             copied = to / source.relative_to(csrc)
             copied.parent.mkdir(parents=True, exist_ok=True)
             self.sources_copied.append(shutil.copy(source, copied))

@@ -10,7 +10,7 @@
     step = coupled_lstm.step(32, 64)
 
 The function is traced, differentiated and written as C++ (fastrnn/codegen), and compiled at the
-first call of a dtype.
+first call of a dtype on the CPU, and on a GPU.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 
 from fastrnn import _C, reference
-from fastrnn.codegen import Gates, compiler, generate
+from fastrnn.codegen import Gates, compiler, cuda, generate
 from fastrnn.registered import CELLS
 
 if TYPE_CHECKING:
     from fastrnn.own_modules import Layer, Step
 
 _cells: dict[str, Cell] = {}  # by key
+_LOAD = {"cpu": compiler.load, **({"cuda": cuda.load} if _C.has_cuda else {})}  # by device
 _TORCH_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-
 
 #: What W_hh is: a matrix, a vector a gate, or a matrix for each head of the hidden units.
 RECURRENT = ("dense", "diagonal", "heads")
@@ -202,8 +202,8 @@ class Definition(Cell):
         self.key = f"{self.name}-{digest}"
         self._lock = threading.Lock()
         self._checked = False
-        self._built: set[torch.dtype] = set()
-        self._why_not: str | None = None
+        self._built: set[tuple[str, torch.dtype]] = set()  # devices and dtypes
+        self._why_not: dict[str, str] = {}  # by device
         reference.CELLS[self.key] = self._one_step
         reference.VECTORS[self.key] = len(self.vectors)
         _cells[self.key] = self
@@ -222,18 +222,32 @@ class Definition(Cell):
     def __reduce__(self) -> Any:
         return _by_name, (self.function.__module__, self.function.__qualname__)
 
-    def build(self, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> None:
+    def build(
+        self,
+        dtypes: Sequence[torch.dtype] = (torch.float32,),
+        device: str | torch.device = "cpu",
+    ) -> None:
         """Compile the kernels for these dtypes now, rather than at the first call of each.
 
         Compiled kernels are kept in FASTRNN_CACHE, by default fastrnn in ~/.cache, for later
         processes.
 
+        Args:
+            device: "cpu", or "cuda" for the GPUs of this process.
+
         Raises:
-            ValueError: for a dtype other than float32, float64, bfloat16 and float16.
+            ValueError: for a dtype other than float32, float64, bfloat16 and float16, or a device
+                without kernels in this build of fastrnn.
             CellError: if the generated backward differs from autograd's.
             CompileError: if the compiler refuses the generated source.
-            NoCompiler: without a compiler.
+            NoCompiler: without a compiler; for "cuda", without nvcc or a GPU.
         """
+        kind = device.type if isinstance(device, torch.device) else device
+        if kind not in self._devices:
+            raise ValueError(
+                f"{self.name}: this build of fastrnn can compile it for "
+                f"{' and '.join(self._devices)}, got device {kind!r}"
+            )
         for dtype in dtypes:
             if dtype not in compiler.TYPES:
                 raise ValueError(
@@ -241,29 +255,37 @@ class Definition(Cell):
                     f"got {dtype}"
                 )
             with self._lock:
-                if dtype in self._built:
+                if (kind, dtype) in self._built:
                     continue
                 if not self._checked:
                     self.generated.check()
                     self._checked = True
-                compiler.load(self.key, self.generated.struct, self.generated.header, dtype)
+                _LOAD[kind](self.key, self.generated.struct, self.generated.header, dtype)
                 CELLS.update(_C.cells())
-                self._built.add(dtype)
+                self._built.add((kind, dtype))
 
     def why_no_kernels(self, dtype: torch.dtype, device: str) -> str | None:
-        if device not in ("cpu", "meta"):
-            return f"on {device}"
-        if dtype in self._built:
+        device = "cpu" if device == "meta" else device
+        if (device, dtype) in self._built:
             return None
+        if device not in self._devices:
+            return f"on {device}"
         if dtype not in compiler.TYPES:
             return f"of {dtype}"
-        if self._why_not is None:
+        if device not in self._why_not:
             try:
-                self.build([dtype])
+                self.build([dtype], device)
                 return None
             except compiler.NoCompiler as error:
-                self._why_not = f"without a compiler ({error})"
-        return self._why_not
+                of_device = "" if device == "cpu" else f"on {device} "
+                self._why_not[device] = f"{of_device}without a compiler ({error})"
+        return self._why_not[device]
+
+    @property
+    def _devices(self) -> Sequence[str]:
+        """Those that it can be compiled for."""
+        on_gpus = not self.generated.step.takes_arrays and self.recurrent != "diagonal"
+        return [device for device in _LOAD if device == "cpu" or on_gpus]
 
     def _one_step(
         self, x: Tensor, r: Tensor, h: Tensor, c: Tensor | None, *vectors: Tensor

@@ -33,7 +33,7 @@ from torch_features import skip_without_export_of_layers
 import fastrnn
 from fastrnn.codegen import compiler
 
-pytestmark = pytest.mark.cpu("own cells have kernels on the CPU")
+pytestmark = pytest.mark.cpu("on a GPU: test_own_cells_cuda.py")
 F64 = torch.float64
 BOTH = [False, True]
 named = {"argvalues": CELLS, "ids": [definition.name for definition in CELLS]}

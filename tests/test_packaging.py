@@ -66,8 +66,8 @@ def test_wheel_runs_without_a_compiler(tmp_path):
     patterns = ["fastrnn/lib/libfastrnn_cpu-*.so", f"fastrnn/lib/torch{minor}-cpu/_C.*.so"]
     assert all(itertools.starmap(fnmatch, zip(compiled, patterns, strict=True))), compiled
     others = {name for name in names if ".dist-info/" not in name} - sources("fastrnn")
-    headers = {f"fastrnn/{name}" for name in sources("csrc") if name.endswith(".h")}
-    needed = {name for name in headers if "/torch/" not in name and "/cuda/" not in name}
+    headers = {f"fastrnn/{name}" for name in sources("csrc") if name.endswith((".h", ".cuh"))}
+    needed = {name for name in headers if "/torch/" not in name}
     assert others == {*compiled, *needed, "fastrnn/csrc/toolchain.py"}
 
     environment = tmp_path / "bare"

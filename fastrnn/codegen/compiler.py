@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -38,6 +41,15 @@ class CompileError(RuntimeError):
 
 class NoCompiler(RuntimeError):  # noqa: N818  (it is no error: the definition runs instead)
     """There is nothing to build a cell with: no compiler, or no headers."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is compiled."""
+
+    text: str
+    ending: str  # of the file that keeps it
+    target: str  # the instruction set or architecture, for a line on stderr
 
 
 @functools.cache
@@ -108,13 +120,13 @@ def load(name: str, struct: str, header: str, dtype: torch.dtype) -> None:
     flags = [*toolchain().CXX_FLAGS, *toolchain().kernel_flags(isa), *toolchain().CPU_MACROS]
     content = "\0".join([core.name, source, compiler_version(), *toolchain().cxx(), *flags])
     key = f"{name}-{suffix}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    with cache.locked(key):
-        found = cache.library(key) or _compiled(key, name, source, dtype, isa, flags, core)
-    library = ctypes.CDLL(str(found))
-    library.fastrnn_add_cell.restype = ctypes.c_bool
-    if not library.fastrnn_add_cell(name.encode()):
-        raise RuntimeError(f"fastrnn: too many cells are defined in this process to add {name}")
-    _loaded.append(library)
+
+    def make(file: Path, library: Path) -> None:
+        # With -Wfatal-errors the last lines are of the first error.
+        command = [*toolchain().cxx(), *flags, f"-I{csrc()}", "-Wfatal-errors", "-shared"]
+        run([*command, str(file), "-o", str(library), *linked_with(core)])
+
+    add(name, dtype, key, Source(source, ".cpp", isa), make)
 
 
 _loaded: list[ctypes.CDLL] = []  # for as long as the process: their kernels may be in use
@@ -125,39 +137,73 @@ def _core() -> Path:
     return Path(_C.kernels_library())
 
 
+def linked_with(core: Path) -> list[str]:
+    """The linker's flags for a library of kernels."""
+    return [f"-L{core.parent}", f"-l:{core.name}"]
+
+
+def add(
+    name: str, dtype: torch.dtype, key: str, source: Source, make: Callable[[Path, Path], None]
+) -> None:
+    """Adds a cell's kernels to this process: from the cache, or compiled now.
+
+    Args:
+        name: the cell's name in the process.
+        key: of the cache.
+        make: make(file, library) compiles the source in that file.
+    """
+    with cache.locked(key):
+        found = cache.library(key) or _compiled(name, dtype, key, source, make)
+    library = ctypes.CDLL(str(found))
+    library.fastrnn_add_cell.restype = ctypes.c_bool
+    if not library.fastrnn_add_cell(name.encode()):
+        raise RuntimeError(f"fastrnn: too many cells are defined in this process to add {name}")
+    _loaded.append(library)
+
+
+class Refused(Exception):  # noqa: N818  (it becomes a CompileError)
+    """What a compiler printed when it failed."""
+
+
+def run(*commands: Sequence[str]) -> None:
+    """Runs compilers side by side.
+
+    Raises:
+        Refused: if one fails.
+    """
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                )
+            )
+            for command in commands
+        ]
+        printed = [process.communicate()[0] for process in running]
+    for process, text in zip(running, printed, strict=True):
+        if process.returncode:
+            raise Refused(text)
+
+
 def _compiled(
-    key: str,
-    name: str,
-    source: str,
-    dtype: torch.dtype,
-    isa: str,
-    flags: list[str],
-    core: Path,
+    name: str, dtype: torch.dtype, key: str, source: Source, make: Callable[[Path, Path], None]
 ) -> Path:
-    kept = cache.folder() / f"{key}.cpp"
-    kept.write_text(source)
-    what = f"fastrnn: compiling {name} for {str(dtype)[6:]}, {isa}"
+    kept = cache.folder() / f"{key}{source.ending}"
+    kept.write_text(source.text)
+    what = f"fastrnn: compiling {name} for {str(dtype)[6:]}, {source.target}"
     print(what, end="", file=sys.stderr, flush=True)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=cache.folder()) as folder:
         made = Path(folder, "cell.so")
-        command = [
-            *toolchain().cxx(),
-            *flags,
-            f"-I{csrc()}",
-            "-Wfatal-errors",  # the last lines are then of the first error
-            "-shared",
-            str(kept),
-            "-o",
-            str(made),
-        ]
-        command += [f"-L{core.parent}", f"-l:{core.name}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        print(f": {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
-        if done.returncode:
-            last = "\n".join(done.stderr.strip().splitlines()[-15:])
+        try:
+            make(kept, made)
+        except Refused as refused:
+            last = "\n".join(str(refused).strip().splitlines()[-15:])
             raise CompileError(
                 f"the cell {name} does not compile for {dtype}; the source is {kept}, and the "
                 f"compiler's last lines are:\n{last}"
-            )
+            ) from None
+        finally:
+            print(f": {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
         return cache.keep(key, made)
