@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import flat, leaves, mapped, ragged
-from own_cells import coupled_lstm, many_functions, mgu, own_gru
-from test_own_cells import by_definition, states_of, values_and_gradients
+from own_cells import (
+    by_definition,
+    coupled_lstm,
+    many_functions,
+    mgu,
+    own_gru,
+    states_of,
+    values_and_gradients,
+    weighted,
+)
 
 import fastrnn
 from fastrnn import _C
@@ -52,11 +60,25 @@ def on_path(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def no_fallback():
+def no_fallback(request):
     """Nothing of a definition runs instead of its kernels."""
     before = fastrnn.fallbacks()
     yield
-    assert fastrnn.fallbacks() == before
+    if request.node.name != "test_step_by_step":
+        assert fastrnn.fallbacks() == before
+
+
+def test_step_by_step():
+    """A cell that has kernels on the CPU alone."""
+    layer = weighted.layer(5, 7)
+    x, hx = leaves((torch.randn(4, 3, 5), states_of(layer, 3)))
+    torch.testing.assert_close(
+        values_and_gradients(layer, layer, x, hx),
+        values_and_gradients(lambda *args: by_definition(layer, *args), layer, x, hx),
+    )
+    assert fastrnn.fallbacks()["weighted on cuda"] >= 1
+    with pytest.raises(ValueError, match=r"weighted: .* can compile it for cpu, got device 'cuda'"):
+        weighted.build([F32], device="cuda")
 
 
 def doubles(values):
