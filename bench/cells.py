@@ -39,8 +39,7 @@ from fastrnn.timing import product, quartiles, timed
 T = 100
 SIZES = [(B, H) for H in (128, 512) for B in (1, 16)]
 MODES = ["inference", "training"]
-OWN = [cells.light_gru, cells.mgu, cells.coupled_lstm]
-OWN += [cells.peephole_lstm, cells.indrnn, cells.slstm]
+OWN = [cells.light_gru, cells.peephole_lstm, cells.indrnn, cells.slstm]
 HEADS = 4  # of sLSTM
 
 
