@@ -130,13 +130,13 @@ class Layer(nn.RNNBase):
         """Does nothing: cuDNN has no layers of one's own cells."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        if hx is None and any(self.definition.initial):
-            pass
-        elif not torch.compiler.is_compiling():
-            # None too before the kernels are compiled, which _computed does.
-            results = _C.layer(self.definition.key, self, input, hx)
-            if results is not None:
-                return results
+        if not torch.compiler.is_compiling():
+            # For _C.layer no states are zeros. None too before the kernels are compiled, which
+            # _computed does.
+            if hx is not None or not any(self.definition.initial):
+                results = _C.layer(self.definition.key, self, input, hx)
+                if results is not None:
+                    return results
         elif not torch.compiler.is_dynamo_compiling():  # torch.export(strict=False)
             return _without_assignments(Layer._results, self, input, hx)
         return self._results(input, hx)

@@ -155,6 +155,8 @@ def test_compiled_and_exported(definition, packed):
         skip_without_export_of_layers()
         exported = torch.export.export(layer, (x, hx), strict=False).module()
         torch.testing.assert_close(flat(exported(x, hx)), flat(layer(x, hx)))
+        exported = torch.export.export(layer, (x,), strict=False).module()
+        torch.testing.assert_close(flat(exported(x)), flat(layer(x)))
 
 
 @cells
