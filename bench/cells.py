@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 from collections.abc import Callable
@@ -246,14 +247,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--rounds", type=int, default=9, help="at most this many (9)")
+    known = {definition.name: definition for definition in [*BUILT_IN, *OWN]}
+    parser.add_argument(
+        "--cells", nargs="+", default=list(known), choices=known, metavar="CELL",
+        help="these alone; rows of the others stay in the file if they are of this machine",
+    )  # fmt: skip
     args = parser.parse_args()
     torch.set_num_threads(min(2, len(cores())))
-    for definition in [*BUILT_IN, *OWN]:
-        definition.build()
+    for name in args.cells:
+        known[name].build()
 
     cases = [
         (definition, mode, B, H)
-        for definition in [*BUILT_IN, *OWN]
+        for definition in map(known.__getitem__, args.cells)
         for mode in MODES
         for B, H in SIZES
     ]
@@ -271,6 +277,13 @@ def main() -> None:
         )
     Console().print(table)
     if args.json:
+        kept = []
+        if args.json.exists():
+            before = json.loads(args.json.read_text())
+            if before["machine"] == machine() and before["versions"] == versions():
+                kept = [row for row in before["rows"] if row["cell"] not in args.cells]
+        order = {name: i for i, name in enumerate(known)}
+        rows = sorted([*kept, *rows], key=lambda row: order[row["cell"]])
         save(args.json, {"machine": machine(), "versions": versions(), "rows": rows})
 
 
