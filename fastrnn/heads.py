@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fastrnn import autocast, ops, reference
 from fastrnn.fallback import count as count_fallback
+from fastrnn.network import Network
 
 if TYPE_CHECKING:
-    from fastrnn.network import Network
     from fastrnn.own_modules import Layer, Step
 
 
@@ -71,7 +71,10 @@ def first_head(
 
 
 def _of_one_layer(network: Network) -> Network:
-    return network._replace(num_layers=1, dropout=0.0, train=False)
+    # Not _replace, which torch.compile does not trace in torch 2.6.
+    return Network(
+        network.cell, network.has_biases, 1, network.bidirectional, 0.0, False, network.recompute
+    )
 
 
 def _weights(module: Any) -> list[Tensor]:
