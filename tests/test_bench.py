@@ -435,4 +435,6 @@ def test_kinds_of_calls(kind, module):
     for training in [False, True]:
         if how.step if training else how.inference:
             _, wrong = calls.contestants(kind, module, 2, training)
+            if wrong and "torch can't: could not create a primitive" in wrong:
+                pytest.skip("oneDNN has no bfloat16 LSTM for this CPU")
             assert wrong is None
