@@ -28,12 +28,15 @@ F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float6
 
 
 # A cell of 2 gates, one with c, one whose two products have gradients of their own, one that reads
-# all states. Not every one in every dtype: nvcc takes 10 seconds for each.
+# all states. nvcc takes 10 seconds for each, and the virtual GPU as long again.
 CASES = [
-    (mgu, F32), (mgu, F16),
-    (coupled_lstm, F32), (coupled_lstm, BF16),
-    (own_gru, F32), (own_gru, F64),
-    (many_functions, F32),
+    (mgu, F32), (coupled_lstm, BF16), (own_gru, F64),
+    *(
+        pytest.param(definition, dtype, marks=pytest.mark.slow)
+        for definition, dtype in [
+            (mgu, F16), (coupled_lstm, F32), (own_gru, F32), (many_functions, F32),
+        ]
+    ),
 ]  # fmt: skip
 
 
@@ -99,7 +102,7 @@ def check(found, expected, eps):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize(
-    ("definition", "dtype"), CASES, ids=[f"{d.name}-{str(t)[6:]}" for d, t in CASES]
+    ("definition", "dtype"), CASES, ids=lambda value: getattr(value, "name", str(value)[6:])
 )
 def test_all_paths_agree_with_the_definition(definition, dtype, packed, on_path):
     for B, H in [(1, 1), (17, 33), (3, 100)]:
@@ -116,6 +119,7 @@ def test_all_paths_agree_with_the_definition(definition, dtype, packed, on_path)
             check(found, expected, eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"proj_size": 3}, {"recompute": True}], ids=str)
 def test_options_of_layers(options):
     layer = coupled_lstm.layer(5, 17, 2, bidirectional=True, **options)
@@ -124,7 +128,11 @@ def test_options_of_layers(options):
     check(found, by_definition_in_double(layer, args), torch.finfo(F32).eps)
 
 
-@pytest.mark.parametrize("definition", [mgu, coupled_lstm, own_gru], ids=lambda d: d.name)
+@pytest.mark.parametrize(
+    "definition",
+    [mgu, *(pytest.param(d, marks=pytest.mark.slow) for d in [coupled_lstm, own_gru])],
+    ids=lambda d: d.name,
+)
 def test_steps(definition):
     step = definition.step(5, 17)
     layer = definition.layer(5, 17)
@@ -150,9 +158,9 @@ def test_higher_derivatives_and_no_initial_states():
 
 def test_explain(capsys, monkeypatch):
     monkeypatch.setenv("FASTRNN_CUDA_PATH", "persistent")
-    fastrnn.explain(coupled_lstm.layer(5, 7), torch.ones(3, 2, 5))
+    fastrnn.explain(mgu.layer(5, 7), torch.ones(3, 2, 5))
     printed = capsys.readouterr().out
-    assert f"{coupled_lstm.key}, layer 0, backward" in printed
+    assert f"{mgu.key}, layer 0, backward" in printed
     assert "persistent" in printed
 
 
