@@ -23,7 +23,7 @@ struct BackwardPlan {
         // at_once, `ih` is one panel for each thread.
         typename P::Packed *ih, *hh;
         T* hr;
-        D* dgates;  // [rows of a chunk, stride]: gradients [grads + vectors, units] of each row
+        D* dgates;    // [rows of a chunk, stride]: gradients [grads + vectors, units] of each row
         D* after;     // [B, stride]: gate gradients of the step after the chunk
         T* dh;        // [B, R]: what is known of dL/dh_{t-1} without the product with W_hh
         T* dc;        // [B, C]: dL/dc_{t-1}
