@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import TorchFunctionMode
+from torch_features import skip_without_bfloat16_lstm
 
 import fastrnn
 from fastrnn import fallback, functional
@@ -316,6 +317,8 @@ class Scaled(nn.Module):
 def test_parametrized_weights_and_autocast_use_the_fast_path(kind, monkeypatch):
     """They call the kernels through fastrnn._C, without the operator, and give torch's results."""
     suffix = "_l0" if kind in LAYERS else ""
+    if kind == "lstm":
+        skip_without_bfloat16_lstm()
     for scaled, autocast in [(True, False), (False, True), (True, True)]:
         ours, theirs = both(kind, 3, 4)
         for module in (ours, theirs) if scaled else ():
@@ -426,6 +429,8 @@ def test_states_in_a_list_beside_packed_data_of_any_order():
 @pytest.mark.cpu("the CPU's autocast")
 @pytest.mark.parametrize("kind", ["lstm", "lstm_proj", "lstm_cell"])
 def test_autocast_with_the_states_of_the_step_before(kind):
+    if kind == "lstm":
+        skip_without_bfloat16_lstm()
     ours, theirs = both(kind, 6, 8)
     x, results = inputs(kind).repeat_interleave(2, -1), []
     for module in (ours, theirs):

@@ -40,6 +40,26 @@ def skip_without_export_of_layers() -> None:
         pytest.skip("torch 2.8 brought torch.export without strict mode to its own layers")
 
 
+@functools.cache
+def has_bfloat16_lstm() -> bool:
+    """Whether torch.nn.LSTM computes in bfloat16: oneDNN can't on CPUs with AVX2 alone."""
+    try:
+        with torch.no_grad():
+            torch.nn.LSTM(3, 4, dtype=torch.bfloat16, device="cpu")(
+                torch.ones(2, 1, 3, dtype=torch.bfloat16, device="cpu")
+            )
+            with torch.autocast("cpu", torch.bfloat16):
+                torch.nn.LSTM(3, 4, device="cpu")(torch.ones(2, 1, 3, device="cpu"))
+    except RuntimeError:
+        return False
+    return True
+
+
+def skip_without_bfloat16_lstm() -> None:
+    if not has_bfloat16_lstm():
+        pytest.skip("torch's LSTM has no bfloat16 on this CPU")
+
+
 def skip_without_sizes_from_tensors() -> None:
     if not dynamo_takes_sizes_from_tensors():
         pytest.skip("Dynamo takes no sizes from tensors")
