@@ -20,6 +20,7 @@ import hashlib
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +195,8 @@ class Definition(Cell):
                 raise self._error("init of", parameter, parameters)
         self.recurrent, self.init = recurrent, dict(init)
         self.initial = tuple(float(initial.get(state, 0)) for state in self.states)
-        self.allows_projection = self.generated.allows_projection
+        # Heads have no h in common that a projection could mix.
+        self.allows_projection = self.generated.allows_projection and recurrent != "heads"
         self.function = function
         functools.update_wrapper(self, function)
         # What layers and exported graphs call the cell: another definition has another name.
@@ -258,7 +260,10 @@ class Definition(Cell):
                 if (kind, dtype) in self._built:
                     continue
                 if not self._checked:
-                    self.generated.check()
+                    # In a thread of its own: the first call may be inside vmap, where random
+                    # numbers are an error, or another transform or mode, which are a thread's own.
+                    with ThreadPoolExecutor(1) as alone:
+                        alone.submit(self.generated.check).result()
                     self._checked = True
                 _LOAD[kind](self.key, self.generated.struct, self.generated.header, dtype)
                 CELLS.update(_C.cells())

@@ -6,6 +6,7 @@ And their layers' values and gradients by a loop of the definition.
 import torch
 from helpers import flat, leaves
 from torch import nn
+from torch.func import functional_call, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
@@ -160,3 +161,42 @@ def compare(layer, x, hx):
         values_and_gradients(layer, layer, x, hx),
         values_and_gradients(lambda *args: by_definition(layer, *args), layer, x, hx),
     )
+
+
+def check_higher_derivatives(layer, x, hx):
+    """Forward mode, and gradients of gradients, numerically and by the loop."""
+    x, hx = leaves((x, hx))
+
+    def call(x, *states):
+        return flat(layer(x, states if len(states) > 1 else states[0]))
+
+    assert torch.autograd.gradcheck(call, (x, *flat(hx)), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (x, *flat(hx)), fast_mode=True)
+    _, tangent = jvp(lambda x: layer(x, hx)[0], (x,), (torch.ones_like(x),))
+    _, right = jvp(lambda x: by_definition(layer, x, hx)[0], (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, right)
+
+
+def check_models(models, x):
+    """vmap over several models' parameters: x [models, T, B, I]."""
+    parameters, buffers = stack_module_state(models)
+    found = vmap(lambda p, b, x: functional_call(models[0], (p, b), (x,))[0])(
+        parameters, buffers, x
+    )
+    torch.testing.assert_close(
+        found, torch.stack([m(t)[0] for m, t in zip(models, x, strict=True)])
+    )
+
+
+def check_bits(layer, x):
+    """The bits do not depend on the number of threads or on other rows of the batch."""
+    x.requires_grad_()
+
+    def results(x):
+        y, _ = layer(x)
+        return [y, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])]
+
+    found = results(x)
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, results(x), found))
+    assert torch.equal(layer(x[:, 3:5])[0], found[0][:, 3:5])

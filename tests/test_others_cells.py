@@ -1,4 +1,4 @@
-"""fastrnn.cells beside other projects' implementations, from the extra `others`."""
+"""fastrnn.cells compared with other projects' implementations, from the extra `others`."""
 
 import pytest
 import torch

@@ -13,8 +13,10 @@ import torch
 from helpers import FULL, flat, leaves, ragged
 from own_cells import (
     CELLS,
-    by_definition,
     by_definition_of_step,
+    check_bits,
+    check_higher_derivatives,
+    check_models,
     compare,
     coupled_lstm,
     light_gru,
@@ -121,30 +123,15 @@ def test_steps(definition, dtype):
 @pytest.mark.parametrize("definition", **named)
 def test_higher_derivatives(definition):
     layer = definition.layer(3, 4, 2, bidirectional=True, dtype=F64)
-    x, hx = leaves((torch.randn(3, 2, 3, dtype=F64), states_of(layer, 2)))
-
-    def call(x, *states):
-        return flat(layer(x, states if len(states) > 1 else states[0]))
-
-    assert torch.autograd.gradcheck(call, (x, *flat(hx)), check_forward_ad=True, fast_mode=True)
-    assert torch.autograd.gradgradcheck(call, (x, *flat(hx)), fast_mode=True)
-    _, tangent = jvp(lambda x: layer(x, hx)[0], (x,), (torch.ones_like(x),))
-    _, right = jvp(lambda x: by_definition(layer, x, hx)[0], (x,), (torch.ones_like(x),))
-    torch.testing.assert_close(tangent, right)
+    check_higher_derivatives(layer, torch.randn(3, 2, 3, dtype=F64), states_of(layer, 2))
 
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_transforms():
     models = [coupled_lstm.layer(5, 7) for _ in range(3)]
-    parameters, buffers = stack_module_state(models)
     x = torch.randn(3, 4, 2, 5)
-    found = vmap(lambda p, b, x: functional_call(models[0], (p, b), (x,))[0])(
-        parameters, buffers, x
-    )
-    torch.testing.assert_close(
-        found, torch.stack([m(t)[0] for m, t in zip(models, x, strict=True)])
-    )
+    check_models(models, x)
     y = x[0].clone().requires_grad_()
     torch.testing.assert_close(checkpoint(models[0], y, use_reentrant=False)[0], models[0](y)[0])
 
@@ -193,17 +180,7 @@ def test_copies():
 @pytest.mark.once
 def test_the_bits_do_not_depend_on_threads_or_batch_mates():
     layer = coupled_lstm.layer(64, 96)
-    x = torch.randn(9, 20, 64)
-    x.requires_grad_()
-
-    def results(x):
-        y, _ = layer(x)
-        return [y, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])]
-
-    found = results(x)
-    torch.set_num_threads(1)
-    assert all(map(torch.equal, results(x), found))
-    assert torch.equal(layer(x[:, 3:5])[0], found[0][:, 3:5])
+    check_bits(layer, torch.randn(9, 20, 64))
 
 
 @pytest.mark.once
@@ -278,6 +255,27 @@ def test_nothing_is_built_before_the_check(monkeypatch):
     with pytest.raises(ValueError, match="dh differs"):
         definition.layer(5, 7)(torch.ones(3, 2, 5))
     assert definition.key not in fastrnn.CELLS
+
+
+@pytest.mark.once
+def test_the_first_call_is_inside_transforms():
+    """Where the check that comes before it draws random numbers, and differentiates."""
+
+    @fastrnn.cell(gates=("a",), name="inside")
+    def definition(x, r, h):
+        return torch.tanh(x.a + 0.5 * r.a)
+
+    models = [definition.layer(5, 7) for _ in range(2)]
+    x = torch.randn(2, 3, 1, 5)
+    parameters, buffers = stack_module_state(models)
+
+    def tangent(p, b, x):
+        return jvp(lambda x: functional_call(models[0], (p, b), (x,))[0], (x,), (x,))[1]
+
+    found = vmap(tangent)(parameters, buffers, x)
+    assert definition.key in fastrnn.CELLS
+    expected = [jvp(lambda x, m=m: m(x)[0], (t,), (t,))[1] for m, t in zip(models, x, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))
 
 
 @pytest.mark.once

@@ -22,6 +22,7 @@ from own_cells import (
 import fastrnn
 from fastrnn import _C
 from fastrnn.codegen import compiler
+from fastrnn.define import Definition
 
 pytestmark = [pytest.mark.cuda, pytest.mark.once]
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -98,6 +99,16 @@ def check(found, expected, eps):
     for value, right in zip(found, expected, strict=True):
         most = 16 * eps * (1 + right.abs().max())
         assert (value.double() - right).abs().max() <= most
+
+
+def test_heads():
+    """Each is a network with the kernels of the same function's dense cell."""
+    definition = Definition(mgu.function, mgu.gates, recurrent="heads")
+    assert definition.key == mgu.key
+    layer = definition.layer(5, 18, 2, bidirectional=True, heads=3)
+    args = leaves((torch.randn(4, 3, 5), states_of(layer, 3)))
+    found = values_and_gradients(layer, layer, *args)
+    check(found, by_definition_in_double(layer, args), torch.finfo(F32).eps)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])

@@ -8,8 +8,10 @@ import torch
 from helpers import flat, leaves, ragged
 from own_cells import (
     WIDE,
-    by_definition,
     by_definition_of_step,
+    check_bits,
+    check_higher_derivatives,
+    check_models,
     compare,
     diagonal_lstm,
     head_gru,
@@ -17,7 +19,6 @@ from own_cells import (
     values_and_gradients,
     weighted,
 )
-from torch.func import functional_call, jvp, stack_module_state, vmap
 from torch.utils.flop_counter import FlopCounterMode
 from torch_features import skip_without_export_of_layers
 
@@ -111,29 +112,14 @@ def test_steps(definition, dtype):
 @cells
 def test_higher_derivatives(definition):
     layer = definition.layer(3, 4, 2, bidirectional=True, dtype=F64, **heads_of(definition, 2))
-    x, hx = leaves((torch.randn(3, 2, 3, dtype=F64), states_of(layer, 2)))
-
-    def call(x, *states):
-        return flat(layer(x, states if len(states) > 1 else states[0]))
-
-    assert torch.autograd.gradcheck(call, (x, *flat(hx)), check_forward_ad=True, fast_mode=True)
-    assert torch.autograd.gradgradcheck(call, (x, *flat(hx)), fast_mode=True)
-    _, tangent = jvp(lambda x: layer(x, hx)[0], (x,), (torch.ones_like(x),))
-    _, right = jvp(lambda x: by_definition(layer, x, hx)[0], (x,), (torch.ones_like(x),))
-    torch.testing.assert_close(tangent, right)
+    check_higher_derivatives(layer, torch.randn(3, 2, 3, dtype=F64), states_of(layer, 2))
 
 
 @cells
 def test_transforms(definition):
     models = [definition.layer(5, 6, dtype=F64, **heads_of(definition)) for _ in range(3)]
-    parameters, buffers = stack_module_state(models)
     x = torch.randn(3, 4, 2, 5, dtype=F64)
-    found = vmap(lambda p, b, x: functional_call(models[0], (p, b), (x,))[0])(
-        parameters, buffers, x
-    )
-    torch.testing.assert_close(
-        found, torch.stack([m(t)[0] for m, t in zip(models, x, strict=True)])
-    )
+    check_models(models, x)
 
 
 @pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
@@ -174,16 +160,7 @@ def test_copies(definition):
 @cells
 def test_the_bits_do_not_depend_on_threads_or_batch_mates(definition):
     layer = definition.layer(64, 96, dtype=F64, **heads_of(definition))
-    x = torch.randn(9, 20, 64, dtype=F64, requires_grad=True)
-
-    def results(x):
-        y, _ = layer(x)
-        return [y, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])]
-
-    found = results(x)
-    torch.set_num_threads(1)
-    assert all(map(torch.equal, results(x), found))
-    assert torch.equal(layer(x[:, 3:5])[0], found[0][:, 3:5])
+    check_bits(layer, torch.randn(9, 20, 64, dtype=F64))
 
 
 @cells
@@ -215,7 +192,7 @@ def test_projection():
     layer = peephole_lstm.layer(5, 33, 2, proj_size=7, bidirectional=True, dtype=F64)
     compare(layer, torch.randn(4, 3, 5, dtype=F64), states_of(layer, 3))
     compare(layer, ragged([3, 1, 4], 5, F64), states_of(layer, 3))
-    for definition in [weighted, indrnn, diagonal_lstm, head_gru]:
+    for definition in [weighted, indrnn, diagonal_lstm, head_gru, slstm]:
         with pytest.raises(ValueError, match="does not support projections"):
             definition.layer(5, 6, proj_size=3)
 

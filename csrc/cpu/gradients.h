@@ -43,8 +43,8 @@ auto input_weights(const BackwardTask& layer, int direction, int64_t units) {
     };
 }
 
-// The sum of value(row) over rows [first, last), which it is asked for in this order. Recursively
-// the sum of two halves: the rounding error grows with the logarithm of the number of rows.
+// The sum of value(row) over rows [first, last); value is called in this order. Recursively the sum
+// of two halves: the rounding error grows with the logarithm of the number of rows.
 template <class T, class Value>
 Vec<T> sum_pairwise(int64_t first, int64_t last, const Value& value) {
     if (last - first <= cpu::sequential_rows) {

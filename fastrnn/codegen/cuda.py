@@ -13,12 +13,12 @@ from fastrnn import _C
 from fastrnn.codegen import compiler
 from fastrnn.codegen.compiler import NoCompiler, csrc, toolchain
 
-#: dtype -> the name of its Storage in C++, and the storage type on the device.
+#: dtype -> the storage type on the device.
 TYPES = {
-    torch.float32: ("float32", "float"),
-    torch.float64: ("float64", "double"),
-    torch.bfloat16: ("bfloat16", "__nv_bfloat16"),
-    torch.float16: ("float16", "__half"),
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.bfloat16: "__nv_bfloat16",
+    torch.float16: "__half",
 }
 _SOURCE = """\
 #include "cuda/own_cell.cuh"
@@ -38,7 +38,7 @@ def load(name: str, struct: str, header: str, dtype: torch.dtype) -> None:
         CompileError: with nvcc's last lines, and the file that it refused.
         NoCompiler: without an nvcc of torch's CUDA, a C++ compiler, or a GPU.
     """
-    suffix, storage = TYPES[dtype]
+    suffix, storage = compiler.TYPES[dtype][0], TYPES[dtype]
     source = _SOURCE.format(header=header, struct=struct, suffix=suffix, storage=storage)
     toolkit = cuda_toolkit()
     archs = architectures(toolkit)
