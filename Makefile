@@ -48,7 +48,7 @@ build_tools = $(shell $(PYTHON) -c '$(requires)')
 # With the folders, so that a removed file is a change.
 sources := $(shell find csrc -not -name __pycache__ -not -name "*.pyc")
 formatted := $(filter %.h %.cpp %.cu %.cuh,$(sources)) \
-    $(wildcard bench/*.cpp tests/adding_a_cell/*.h tests/barrier/*.cpp tests/mutations/*.cu) \
+    $(wildcard bench/*.cpp tests/additions/*.h tests/barrier/*.cpp tests/mutations/*.cu) \
     $(wildcard tests/vgpu/runtime/*.h tests/vgpu/runtime/*.cpp tests/vgpu/tests/*/*.cu)
 # The formatters do not wrap comments and prose: `make columns` checks their lines.
 texts := $(formatted) Makefile .ci/run pyproject.toml $(wildcard *.md docs/*.md tests/vgpu/*.md)
@@ -104,8 +104,8 @@ test-cuda:
 gpu = $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 given_archs := $(TORCH_CUDA_ARCH_LIST)
 on-a-gpu: export FASTRNN_CUDA := 1
-# The virtual GPU runs the PTX of 9.0.
-on-a-gpu: export TORCH_CUDA_ARCH_LIST = $(or $(given_archs),$(if $(gpu),,8.0;9.0+PTX))
+# The virtual GPU runs PTX, and that of 8.0 also as a GPU of 9.0.
+on-a-gpu: export TORCH_CUDA_ARCH_LIST = $(or $(given_archs),$(if $(gpu),,8.0+PTX))
 on-a-gpu: $(VENV)/built
 	@echo 'tests on $(or $(gpu),the virtual GPU $(VGPU))'
 	$(if $(gpu),,$(VGPU) run --) $(python) -m pytest --device cuda -n auto --maxprocesses 8 \

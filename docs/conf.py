@@ -36,7 +36,6 @@ CONTENTS = {
         "docs/cpu",
         "docs/cuda",
         "docs/cells",
-        "docs/adding-a-cell",
         "tests/vgpu/README",
     ],
     "Examples": [

@@ -3,7 +3,7 @@
 import copy
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +30,23 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn_tanh": ("RNNCell", {"nonlinearity": "tanh"}),
     "rnn_relu": ("RNNCell", {"nonlinearity": "relu"}),
 }
+#: The operators' own cells: a copy, because tests that compile cells of their own add those to
+#: fastrnn.CELLS.
+OPERATOR_CELLS = dict(fastrnn.CELLS)
 FULL = [torch.float32, torch.float64]
 LOW = [torch.bfloat16, torch.float16]
+
+
+def slow_after(count: int, values: Iterable[Any]) -> list[Any]:
+    """Values or tuples of values for parametrize, marked slow after the first `count`."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else [value]),
+            marks=[pytest.mark.slow] if i >= count else [],
+        )
+        for i, value in enumerate(values)
+    ]
+
 
 #: Whether the CUDA device is the virtual GPU.
 VIRTUAL = os.environ.get("VGPU_ACTIVE") == "1"

@@ -2,13 +2,23 @@
 
 import pytest
 import torch
-from helpers import LAYERS, VIRTUAL, check_examples, example_count, flat, host_tensor, pack, pair
+from helpers import (
+    LAYERS,
+    OPERATOR_CELLS,
+    VIRTUAL,
+    check_examples,
+    example_count,
+    flat,
+    host_tensor,
+    pack,
+    pair,
+    slow_after,
+)
 from hypothesis import strategies as st
 from test_layouts import each, spread
 from test_ops import backward_arguments, sample
 from torch.nn.utils.rnn import PackedSequence
 
-import fastrnn
 from fastrnn import ops, reference
 
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)  # NotImplementedError is a RuntimeError
@@ -154,7 +164,7 @@ NO_MEMORY = r"overflow|can't allocate memory|out of memory"
 
 
 @pytest.mark.skipif(VIRTUAL, reason="the virtual GPU fills every allocation")
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", slow_after(1, [False, True]))
 def test_sizes_that_exceed_memory(keep):
     """They raise an error, and no product of sizes overflows to a small number."""
     options = (False, 1, False, 0.0, False, keep)
@@ -298,7 +308,7 @@ def test_requested_and_undefined_gradients():
 
 def test_trailing_steps_with_batch_size_zero():
     """As in torch, they change nothing, in either direction."""
-    for cell in fastrnn.CELLS:
+    for cell in OPERATOR_CELLS:
         for arguments in [sample(cell, packed=True, L=2, D=2), sample(cell, packed=True)]:
             padded = list(arguments)
             padded[SIZES] = torch.cat([arguments[SIZES], host_tensor([0, 0])])
@@ -329,7 +339,7 @@ def tensor_change(draw):
 
 
 NON_TENSORS = {
-    CELL: st.sampled_from(["", "LSTM", "lstm ", *fastrnn.CELLS]),
+    CELL: st.sampled_from(["", "LSTM", "lstm ", *OPERATOR_CELLS]),
     SIZES: st.lists(st.integers(-1, 4) | st.sampled_from([2**62, -(2**63)]), max_size=6),
     BIAS: st.booleans(),
     LAYERS_: st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 4),
@@ -346,7 +356,7 @@ def test_random_change_raises_or_is_correct(pytestconfig):
 
 def change_forward(data):
     torch.manual_seed(0)  # so that hypothesis can replay an example
-    cell = data.draw(st.sampled_from(sorted(fastrnn.CELLS)))
+    cell = data.draw(st.sampled_from(sorted(OPERATOR_CELLS)))
     packed = data.draw(st.booleans())
     arguments = list(sample(cell, packed=packed, L=2, D=2))
     change = data.draw(tensor_change())
@@ -378,7 +388,7 @@ def test_random_change_of_backward_raises_or_is_correct(pytestconfig):
 
 def change_backward(data):
     torch.manual_seed(0)
-    cell = data.draw(st.sampled_from(sorted(fastrnn.CELLS)))
+    cell = data.draw(st.sampled_from(sorted(OPERATOR_CELLS)))
     packed = data.draw(st.booleans())
     arguments = backward_arguments(sample(cell, packed=packed, L=2, dropout=0.5, train=True))
     change = data.draw(tensor_change())

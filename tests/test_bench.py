@@ -158,6 +158,7 @@ def test_missing_package(monkeypatch):
 # --- a run ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_rows_end_to_end(tmp_path, monkeypatch, capsys):
     rows = [TINY, Case("training", "LSTM", "training", **SMALL)]
     monkeypatch.setattr(cpu, "all_cases", lambda: rows)
@@ -424,7 +425,10 @@ def test_counter_table():
 
 
 @pytest.mark.parametrize("module", ["LSTM", "GRUCell"])
-@pytest.mark.parametrize("kind", calls.KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[pytest.mark.slow] if k == "compile" else []) for k in calls.KINDS],
+)
 def test_kinds_of_calls(kind, module):
     """Every kind of call gives torch's results."""
     if not calls.fits(kind, module):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from helpers import slow_after
 from test_isa import supported
 
 import fastrnn
@@ -65,7 +66,7 @@ def test_supported_instruction_sets():
 CODE = "import fastrnn; print(fastrnn.build_info()['isa'])"
 
 
-@pytest.mark.parametrize("cap", ["", *ORDER])
+@pytest.mark.parametrize("cap", slow_after(2, ["", *ORDER]))
 def test_instruction_set_cap(cap):
     info = fastrnn.build_info()
     allowed = ORDER[: ORDER.index(cap) + 1] if cap else ORDER

@@ -10,7 +10,7 @@ import pytest
 pytestmark = [pytest.mark.once, pytest.mark.cpu("about the compiler")]
 
 ROOT = Path(__file__).parent.parent
-MGU = (ROOT / "tests/adding_a_cell/mgu.h").read_text()
+MGU = (ROOT / "tests/additions/mgu.h").read_text()
 # h_t = h_{t-1} / 2 + tanh(x + r): backward reads h_t and not h_{t-1}, forward reads h_{t-1}.
 LEAKY = """
 struct Leaky {

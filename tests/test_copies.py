@@ -6,7 +6,7 @@ import io
 
 import pytest
 import torch
-from helpers import CELLS, LAYERS, cell_pair, flat, pair
+from helpers import CELLS, LAYERS, cell_pair, flat, pair, slow_after
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import swa_utils
@@ -216,7 +216,7 @@ def test_restored_modules(case, method):
     assert_independent(copy.deepcopy(module), module, x)
 
 
-@pytest.mark.parametrize("compiled_by", ["function", "method"])
+@pytest.mark.parametrize("compiled_by", slow_after(1, ["function", "method"]))
 @pytest.mark.parametrize("method", [None, "weight_norm", "orthogonal", "old_weight_norm", "pruned"])
 @pytest.mark.parametrize("case", ["gru", "lstm_cell"])
 def test_compiled_modules(case, method, compiled_by):

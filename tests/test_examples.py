@@ -196,6 +196,7 @@ def test_training_with_both_libraries_gives_close_forecasts():
     torch.testing.assert_close(runs[0].train_loss, runs[1].train_loss, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_quick_run_prints_its_tables_and_saves_the_picture(tmp_path):
     picture = tmp_path / "new folder" / "quick.png"
     command = [sys.executable, SCRIPT, "--quick", "--out", picture]
@@ -229,6 +230,7 @@ def small(tmp_path, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_folds_and_resumed_run(tmp_path, capsys):
     whole, parts = tmp_path / "new" / "whole.pt", tmp_path / "parts.pt"

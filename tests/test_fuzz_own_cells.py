@@ -77,4 +77,4 @@ def check(case: Case) -> None:
 
 
 def test_layers(pytestconfig):
-    check_examples(pytestconfig, cases, check, max(1, example_count(pytestconfig) // 5))
+    check_examples(pytestconfig, cases, check, max(1, example_count(pytestconfig) // 25))

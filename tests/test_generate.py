@@ -139,6 +139,7 @@ def run(tmp_path, *arguments):
     generate.main([*small, *out, *arguments])
 
 
+@pytest.mark.slow
 def test_training_learns_and_resumes_identically(tmp_path, capsys):
     whole, parts = tmp_path / "new" / "whole.pt", tmp_path / "parts.pt"
     run(

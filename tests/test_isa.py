@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from helpers import slow_after
 
 import fastrnn
 import toolchain
@@ -129,9 +130,8 @@ def runs(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize(
-    "runs", ["numeric", pytest.param("options", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", ["numeric", "options"], indirect=True)
 def test_numbers(name, runs):
     if name == fastrnn.build_info()["isa"]:
         pytest.skip("the suite's own set")
@@ -155,7 +155,7 @@ def test_numbers(name, runs):
     assert count["tests"] - count["skipped"] > least, count
 
 
-@pytest.mark.parametrize("value", ["sse9", ""])
+@pytest.mark.parametrize("value", slow_after(1, ["sse9", ""]))
 def test_unknown_cap_is_reported(value):
     """A misspelt FASTRNN_ISA must not be ignored silently."""
     run = subprocess.run(

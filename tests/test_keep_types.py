@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers import flat, leaves, random_state
+from helpers import flat, leaves, random_state, slow_after
 from replace_cases import (
     NAMES,
     B,
@@ -355,7 +355,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+@pytest.mark.parametrize("name", slow_after(1, ["LSTM", "GRUCell"]))
 def test_in_another_process(name, use, tmp_path):
     module = accelerated(getattr(nn, name))
     x = an_input(module)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import flat, host_tensor
+from helpers import OPERATOR_CELLS, flat, host_tensor
 from test_ops import backward_arguments, sample
 
 import fastrnn
@@ -17,7 +17,7 @@ from fastrnn import ops, reference
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.parametrize("cell", fastrnn.CELLS)
+@pytest.mark.parametrize("cell", OPERATOR_CELLS)
 def test_odd_layouts(cell):
     """Expanded, overlapping, transposed and sliced tensors, and batch_sizes with strides."""
     cell, x, h0, c0, weights, _, bias, *_ = sample(cell)
@@ -63,9 +63,9 @@ def both_ways(arguments):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("cell", fastrnn.CELLS)
+@pytest.mark.parametrize("cell", OPERATOR_CELLS)
 def test_strides_do_not_change_results(cell, packed):
-    P = 3 if fastrnn.CELLS[cell]["allows_projection"] else 0
+    P = 3 if OPERATOR_CELLS[cell]["allows_projection"] else 0
     for operator, arguments in both_ways(
         sample(cell, packed=packed, L=2, D=2, P=P, dropout=0.5, train=True)
     ):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import OPERATOR_CELLS, slow_after
 
 import fastrnn
 import fastrnn.__main__
@@ -75,14 +76,14 @@ def test_info_has_what_build_info_has():
     assert found["compiled"].split(", ") == built["isa_compiled"]
     assert found["OpenMP"].startswith(f"{built['openmp']} (loaded: lib")
     assert built["cuda"] in found["CUDA kernels"] or built["cuda_archs"]
-    assert found["cells"].split(", ") == list(fastrnn.CELLS)
+    assert found["cells"].split(", ") == list(OPERATOR_CELLS)
     assert found["Python"].startswith(f"{sys.version.split()[0]}, Linux")
     assert "OMP_WAIT_POLICY=passive" in found["environment"]
     assert len(result.stdout.splitlines()) <= 16
 
 
 @cpu_only
-@pytest.mark.parametrize("command", ["info", "check"])
+@pytest.mark.parametrize("command", slow_after(1, ["info", "check"]))
 def test_unknown_cap_is_a_line(command):
     result = python("-m", "fastrnn", command, FASTRNN_ISA="AVX2")
     assert result.returncode == 1
@@ -155,7 +156,7 @@ def test_info_without_the_extension(broken, reason):
 
 
 @cpu_only
-@pytest.mark.parametrize("command", ["bench", "check"])
+@pytest.mark.parametrize("command", slow_after(1, ["bench", "check"]))
 def test_other_commands_without_the_extension(command, broken, reason):
     result = in_copy(broken, "-m", "fastrnn", command)
     assert (result.returncode, result.stdout) == (1, "")
@@ -387,6 +388,7 @@ def test_process_that_fails(script, reason, executable, monkeypatch):
     assert second == ("cpu", "avx2", "float64", math.inf, reason)
 
 
+@pytest.mark.slow
 @cpu_only
 def test_check_of_every_instruction_set():
     result = python("-m", "fastrnn", "check", "--device", "cpu", "--dtype", "float32")

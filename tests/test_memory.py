@@ -159,6 +159,7 @@ def test_scratch_memory_that_stays():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.cpu("about the process's memory")
 def test_memory_of_a_step_is_used_again():

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 from helpers import LAYERS, host_tensor, pair
+from helpers import OPERATOR_CELLS as CELLS
 
 import fastrnn
 from fastrnn import ops
 
-CELLS = fastrnn.CELLS
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 

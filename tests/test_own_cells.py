@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import FULL, flat, leaves, ragged
+from helpers import FULL, flat, leaves, ragged, slow_after
 from own_cells import (
     CELLS,
     by_definition_of_step,
@@ -53,7 +53,7 @@ def test_instruction_sets(definition):
 @pytest.mark.parametrize("bidirectional", BOTH, ids=["one", "two"])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("bias", BOTH, ids=["nobias", "bias"])
-@pytest.mark.parametrize("dtype", FULL, ids=str)
+@pytest.mark.parametrize("dtype", slow_after(1, [F64, torch.float32]), ids=str)
 @pytest.mark.parametrize("definition", **named)
 def test_layers(definition, dtype, bias, layers, bidirectional, packed):
     for H, recompute in [(1, False), (17, True), (33, False)]:
@@ -67,8 +67,8 @@ def test_layers(definition, dtype, bias, layers, bidirectional, packed):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("definition", [mgu, coupled_lstm], ids=["mgu", "coupled_lstm"])
+@pytest.mark.parametrize("dtype", slow_after(1, [torch.bfloat16, torch.float16]), ids=str)
+@pytest.mark.parametrize("definition", slow_after(1, [mgu, coupled_lstm]), ids=["mgu", "coupled"])
 def test_sixteen_bits(definition, dtype):
     layer = definition.layer(5, 17, 2, bidirectional=True, dtype=dtype)
     exact = copy.deepcopy(layer).double()
@@ -343,7 +343,7 @@ def test_the_next_process_compiles_nothing(compiled):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("how", ["damaged", "of others", "without digest"])
+@pytest.mark.parametrize("how", slow_after(1, ["damaged", "of others", "without digest"]))
 def test_a_library_that_may_be_anyones_is_not_loaded(compiled, how, tmp_path):
     cache, first = compiled
     other = tmp_path / "copy"
@@ -363,6 +363,7 @@ def test_a_library_that_may_be_anyones_is_not_loaded(compiled, how, tmp_path):
     assert again.stdout == first.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_folder_where_others_may_write_is_not_used(compiled, tmp_path):
     tmp_path.chmod(0o777)
@@ -372,6 +373,7 @@ def test_a_folder_where_others_may_write_is_not_used(compiled, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_folder_that_can_not_be_made_is_no_error(compiled, tmp_path):
     (tmp_path / "file").write_text("")

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import flat, leaves, ragged
+from helpers import flat, leaves, ragged, slow_after
 from own_cells import (
     WIDE,
     by_definition_of_step,
@@ -68,7 +68,10 @@ def test_many_rows_and_threads(definition):
 
 @pytest.mark.parametrize(
     ("definition", "dtype"),
-    [(weighted, BF16), (diagonal_lstm, torch.float16), (diagonal_lstm, BF16), (head_gru, BF16)],
+    slow_after(
+        1,
+        [(weighted, BF16), (diagonal_lstm, torch.float16), (diagonal_lstm, BF16), (head_gru, BF16)],
+    ),
     ids=lambda value: getattr(value, "name", value),
 )
 def test_sixteen_bits(definition, dtype):
@@ -122,7 +125,7 @@ def test_transforms(definition):
     check_models(models, x)
 
 
-@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize("packed", slow_after(1, BOTH), ids=["padded", "packed"])
 @cells
 def test_compiled_and_exported(definition, packed):
     layer = definition.layer(5, 6, 2, bidirectional=True, dtype=F64, **heads_of(definition))

@@ -1,6 +1,6 @@
 """The packages: a wheel that runs without a compiler, and a complete source distribution.
 
-adding_a_cell/run.py tests that the source distribution builds.
+additions/run.py tests that the source distribution builds.
 """
 
 import itertools

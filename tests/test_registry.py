@@ -6,13 +6,12 @@ import pickle
 
 import pytest
 import torch
+from helpers import OPERATOR_CELLS as CELLS
 from helpers import VIRTUAL, gradients, host_tensor, ragged
 
-import fastrnn
 from fastrnn import functional, reference
 from fastrnn.define import Registered
 
-CELLS = fastrnn._C.cells()
 F64 = torch.float64
 
 

@@ -168,6 +168,7 @@ def run(tmp_path, *arguments):
     tag_sequence.main([*small, "--out", str(tmp_path / "a.png"), *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", common.LIBRARIES)
 def test_training_resumes_identically(tmp_path, capsys, layer):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
@@ -190,6 +191,7 @@ def test_training_resumes_identically(tmp_path, capsys, layer):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "parts.pt", "whole.pt"]
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path, capsys):
     run(tmp_path, "--every", "20", "--epochs", "6", "--both-times")
     printed = capsys.readouterr().out

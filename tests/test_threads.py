@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import LAYERS, flat, pair
+from helpers import LAYERS, flat, pair, slow_after
 from torch.utils.data import DataLoader, Dataset
 
 import fastrnn
@@ -118,8 +118,8 @@ def train(first=""):
 @pytest.mark.parametrize(
     ("used_by", "first"),
     [
-        *((used, "a layer") for used in BEFORE_FORK),
-        *(("torch", first) for first in list(IN_CHILD)[1:]),
+        *slow_after(1, ((used, "a layer") for used in BEFORE_FORK)),
+        *slow_after(1, (("torch", first) for first in list(IN_CHILD)[1:])),
     ],
 )
 def test_in_fork_of_a_process_with_threads(used_by, first):
@@ -146,7 +146,7 @@ assert found == expected
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", slow_after(1, ["fork", "spawn"]))
 def test_in_multiprocessing(method, tmp_path):
     """A forked child has one thread, a spawned one the default number."""
     script = tmp_path / "script.py"
@@ -207,7 +207,7 @@ class Built(Dataset):
         return torch.autograd.grad(output.square().sum(), layer.weight_hh_l0)[0]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", slow_after(1, ["fork", "spawn"]))
 def test_layer_built_in_data_loader_workers(method):
     data = Built()
     torch.randn(1000, 1000).exp()

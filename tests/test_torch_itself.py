@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import slow_after
 from torch import nn
 from torch.export import Dim, export
 from torch.func import functional_call, jvp, stack_module_state, vmap
@@ -28,7 +29,7 @@ def test_export_freezes_the_number_of_steps(name):
 @needs_torchs_export_today
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", slow_after(1, ["GRU", "LSTM", "RNN"]))
 def test_onnx_freezes_the_number_of_steps(name):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -95,6 +95,7 @@ def assert_same_checkpoints(a, b):
             assert torch.equal(value, b[state][name])
 
 
+@pytest.mark.slow
 def test_training_resumes_identically(tmp_path, capsys):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     run(tmp_path, "--epochs", "3", "--checkpoint", str(whole))

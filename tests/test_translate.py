@@ -289,6 +289,7 @@ def run(tmp_path, *arguments):
     translate.main([*SMALL, "--out", str(tmp_path / "a.png"), *arguments])
 
 
+@pytest.mark.slow
 def test_training_resumes_identically(tmp_path, capsys):
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     run(tmp_path, "--epochs", "3", "--checkpoint", str(whole), "--both-times")
