@@ -29,13 +29,12 @@ from figures import duration
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import cores
+from timing import cores, measured
 from torch import Tensor
 
 import fastrnn
 from fastrnn import cells
 from fastrnn.define import Definition
-from fastrnn.timing import product, quartiles, timed
 
 T = 100
 SIZES = [(B, H) for H in (128, 512) for B in (1, 16)]
@@ -230,17 +229,8 @@ def measure(definition: Definition, mode: str, B: int, H: int, rounds: int) -> d
                 lambda a: torch.from_numpy(a.__array__().copy()), found
             )
         torch.testing.assert_close(found, own)
-    sgemm, operations = product()
-    times = timed({**calls, "sgemm": sgemm}, rounds)
-    peak = [operations / value for value in times.pop("sgemm")["seconds"]]
-    seconds = {name: found["seconds"] for name, found in times.items()}
-    ratios = {
-        name: quartiles([a / b for a, b in zip(seconds[name], seconds["fastrnn"], strict=True)])
-        for name in calls
-        if name != "fastrnn"
-    }
     row = {"cell": definition.name, "mode": mode, "T": T, "B": B, "H": H}
-    return {**row, "seconds": seconds, "ratio": ratios, "peak": max(peak)}
+    return {**row, **measured(calls, rounds)}
 
 
 def main() -> None:

@@ -257,6 +257,19 @@ def own_cells(results: dict[str, Any]) -> str:
     return "\n".join([first, "", *table(head, lines)])
 
 
+def resets(results: dict[str, Any]) -> str:
+    """The speedups of resets.json."""
+    lines = []
+    for row in results["rows"]:
+        sizes = [str(row[name]) for name in ("B", "H")]
+        ratios = [times(row["ratio"].get(name)) for name in ("without", "loop", "parts", "packed")]
+        lines.append([row["cut"], row["mode"], *sizes, *ratios])
+    machine = results["machine"]
+    first = f"{machine['cpu']} ({machine['isa']}), two threads, LSTM, T = 128, I = H, float32:"
+    head = ["", "", "B", "H", "without", "loop", "padded parts", "packed by torch"]
+    return "\n".join([first, "", *table(head, lines)])
+
+
 def gpu_grid(results: dict[str, Any]) -> str:
     """docs/cuda.md's table, of gpu.json."""
     rows = {
@@ -326,6 +339,7 @@ def parts() -> list[tuple[str, str, str]]:
         ("docs/benchmarks.md", "grid of avx2", cpu_grid(avx2[0])),
         ("docs/benchmarks.md", "lopsided", lopsided(load("lopsided"), avx2[0])),
         ("docs/cpu.md", "busy", busy(load("busy"))),
+        ("docs/swapping.md", "resets", resets(load("resets"))),
         ("docs/swapping.md", "memory", memory(load("memory"))),
         ("docs/benchmarks.md", "lopsided memory", lopsided_memory(load("memory_lopsided"))),
         ("docs/cells.md", "own cells", own_cells(load("cells"))),

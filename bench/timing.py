@@ -20,12 +20,27 @@ from typing import Any
 
 from cases import Case
 
-from fastrnn.timing import product, quartiles, short, timed
+from fastrnn.timing import Calls, product, quartiles, short, timed
 
 LOADED = 5  # times as many rounds when other processes load the machine: times vary most there
 LIMIT = 600  # seconds until a row is given up
 # The program of the processes that load the machine.
 BUSY = "print('busy', flush=True)\nwhile True: pass"
+
+
+def measured(calls: Calls, rounds: int) -> dict[str, Any]:
+    """The seconds of every call, fastrnn's speedup over each other, and the best rate of sgemm."""
+    sgemm, operations = product()
+    times = timed({**calls, "sgemm": sgemm}, rounds)
+    peak = max(operations / value for value in times.pop("sgemm")["seconds"])
+    seconds = {name: found["seconds"] for name, found in times.items()}
+    own = seconds["fastrnn"]
+    ratios = {
+        name: quartiles([a / b for a, b in zip(values, own, strict=True)])
+        for name, values in seconds.items()
+        if name != "fastrnn"
+    }
+    return {"seconds": seconds, "ratio": ratios, "peak": peak}
 
 
 #: The variables that limit fastrnn, torch, OpenVINO, JAX and TensorFlow to AVX2, on any CPU.

@@ -47,7 +47,16 @@ except ImportError as error:
     without_extension(str(error))
     raise
 
-from fastrnn import distributed, dynamo, fake, flop_counter, functional, quantization, reference
+from fastrnn import (
+    distributed,
+    dynamo,
+    fake,
+    flop_counter,
+    functional,
+    quantization,
+    reference,
+    segments,
+)
 from fastrnn.define import cell
 from fastrnn.explain import explain
 from fastrnn.fallback import fallbacks
@@ -75,6 +84,7 @@ __all__ = [
     "patch",
     "reference",
     "restore",
+    "segments",
 ]
 
 fake.install()

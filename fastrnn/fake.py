@@ -25,6 +25,7 @@ def install() -> None:
     """Register the fake kernels."""
     torch.library.register_fake("fastrnn::forward", _forward)
     torch.library.register_fake("fastrnn::backward", _backward)
+    torch.library.register_fake("fastrnn::segments", _segments)
 
 
 # ---- several models ------------------------------------------------------------------------------
@@ -139,3 +140,14 @@ def _gradients(
 
     found = [gradient(t, yes) for t, yes in zip([input, h0, c0, *weights], wanted, strict=True)]
     return found[0], found[1], found[2], found[3:]
+
+
+def _segments(
+    resets: Tensor | None, lengths: Tensor | None, steps: int, batch: int, batch_first: bool
+) -> tuple[Tensor, ...]:
+    """The values of resets and lengths give the numbers of rows, of segments, and of steps."""
+    size = torch.library.get_ctx().new_dynamic_size
+    rows = steps * batch if lengths is None else size()
+    segments = batch if resets is None else size()
+    sizes = (rows, steps * batch, size(), segments, segments, batch, batch)
+    return tuple(torch.empty(n, dtype=torch.int64, device="cpu") for n in sizes)

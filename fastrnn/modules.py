@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from fastrnn import _C
+from fastrnn import _C, segments
 
 # torch's forward code calls `_VF.lstm(...)`. It runs with the globals of this module.
 from fastrnn import functional as _VF
@@ -117,7 +117,11 @@ def _with_fast_path(fast_path: Callable[..., Any], theirs: _Forward) -> _Forward
     recomputing = _rebind(theirs, _VF=_VF.recomputing)
 
     @functools.wraps(forward)
-    def fast_forward(self: nn.Module, input: Any, hx: Any = None) -> Any:
+    def fast_forward(
+        self: nn.Module, input: Any, hx: Any = None, *, resets: Any = None, lengths: Any = None
+    ) -> Any:
+        if resets is not None or lengths is not None:
+            return segments.call(fast_forward, self, input, hx, resets=resets, lengths=lengths)
         cls: Any = type(self)  # mypy takes the classes of modules for unhashable
         if not torch.compiler.is_compiling():
             result = None if _overrides_steps(cls) else fast_path(self, input, hx)
@@ -264,6 +268,7 @@ class RNN(nn.RNN):
     Shape:
         - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
         - hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
+        - resets, lengths: see `fastrnn.segments`
         - output: [T, B, D*H], in the layout of the input
         - h_n: as hx
 
@@ -301,6 +306,7 @@ class LSTM(nn.LSTM):
     Shape:
         - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
         - hx: (h_0 [L*D, B, P], c_0 [L*D, B, H]), without B if unbatched; zeros if not given
+        - resets, lengths: see `fastrnn.segments`
         - output: [T, B, D*P], in the layout of the input
         - (h_n, c_n): as hx
 
@@ -336,6 +342,7 @@ class GRU(nn.GRU):
     Shape:
         - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
         - hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
+        - resets, lengths: see `fastrnn.segments`
         - output: [T, B, D*H], in the layout of the input
         - h_n: as hx
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _C, autocast, functional, reference
+from fastrnn import _C, autocast, functional, reference, segments
 from fastrnn.define import Cell, why_no_kernels
 from fastrnn.fallback import count as count_fallback
 from fastrnn.heads import results as results_of_heads
@@ -45,6 +45,7 @@ class Layer(nn.RNNBase):
         - hx: the initial states, by default zeros or what the cell's ``initial`` says: h
           [L*D, B, H or P], or for a cell with other states (h, c, ...), c [L*D, B, H]; without B
           for unbatched input
+        - resets, lengths: see `fastrnn.segments`
         - output: [T, B, D*(H or P)], in the layout of the input
         - the last states: as hx
 
@@ -129,7 +130,14 @@ class Layer(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: cuDNN has no layers of one's own cells."""
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(
+        self, input: Any, hx: Any = None, *, resets: Any = None, lengths: Any = None
+    ) -> Any:
+        if resets is not None or lengths is not None:
+            return segments.call(
+                Layer.forward, self, input, hx, self.definition.initial, resets=resets,
+                lengths=lengths,
+            )  # fmt: skip
         if not torch.compiler.is_compiling():
             # For _C.layer no states are zeros. None too before the kernels are compiled, which
             # _computed does.

@@ -32,7 +32,7 @@ def _proxy_in(values: Iterable[Any]) -> fx.Proxy | None:
 
 
 def call_of_module(
-    forward: Callable[..., Any], module: nn.Module, input: Any, hx: Any
+    forward: Callable[..., Any], module: nn.Module, input: Any, hx: Any, **options: Any
 ) -> fx.Proxy | None:
     """Record a call of ``module`` as a node of the graph that is being traced.
 
@@ -45,7 +45,7 @@ def call_of_module(
         TraceError: if the module has forward hooks. The tracer records what they do next to this
             node, which would do it again.
     """
-    proxy = _proxy_in((input, hx))
+    proxy = _proxy_in((input, hx, *options.values()))
     cls = type(module)
     if (
         proxy is None
@@ -68,7 +68,7 @@ def call_of_module(
         )
     path = proxy.tracer.path_of_module(module)
     args = (input,) if hx is None else (input, hx)
-    return proxy.tracer.create_proxy("call_module", path, args, {})
+    return proxy.tracer.create_proxy("call_module", path, args, options)
 
 
 def call_of_function(function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Proxy | None:

@@ -1,0 +1,192 @@
+"""`resets=` and `lengths=`: layers on sequences that are cut, as packed data.
+
+    output, hx = layer(input, hx, resets=resets)      # bool [T, B], in the layout of the input
+    output, hx = layer(input, hx, lengths=lengths)    # int64 [B], 1 to T, in any order
+
+Where ``resets[t, b]`` is true, no state and no gradient passes between steps t - 1 and t of row b:
+the state that enters step t is zero, or what the cell's ``initial`` says, and in the reverse
+direction the one that enters step t - 1. resets are [B, T] with ``batch_first``, [T] for unbatched
+input, and a PackedSequence for one. A reset of step 0 replaces the given state.
+
+``lengths[b]`` is the number of steps of row b. The results are those of
+``torch.nn.utils.rnn.pack_padded_sequence(input, lengths, enforce_sorted=False)`` and
+``pad_packed_sequence``: zeros past the end, the last states are each row's, and the reverse
+direction begins at each row's end. Both may be on any device; a GPU's are copied to the host.
+
+A part of a row between two resets, a segment, is a row of its own, and the layer runs once on all
+segments, packed by length (csrc/torch/segments.cpp draws it). No step of padding is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from fastrnn import _C as _C  # which registers the operator
+from fastrnn.symbolic import call_of_module
+
+
+class _Segments(NamedTuple):
+    """What the operator `segments` returns: N rows of packed data, S segments, B rows."""
+
+    order: Tensor  # [N]
+    inverse: Tensor  # [T * B], -1 for padding
+    batch_sizes: Tensor  # on the CPU, like that of a PackedSequence
+    first: Tensor  # [S], -1 for a segment that begins with a reset
+    last: Tensor  # [S], -1 for one that ends before a reset
+    begin: Tensor  # [B]
+    end: Tensor  # [B]
+
+    def to(self, device: torch.device) -> _Segments:
+        moved = [t.to(device) for t in self]
+        return _Segments(*moved)._replace(batch_sizes=self.batch_sizes)
+
+
+def call(
+    forward: Callable[..., Any],
+    layer: Any,
+    input: Any,
+    hx: Any,
+    initial: Sequence[float] = (0.0, 0.0),
+    *,
+    resets: Any,
+    lengths: Any,
+) -> Any:
+    """What ``forward(layer, input, hx, resets=resets, lengths=lengths)`` returns.
+
+    Args:
+        forward: the layer's, without subclasses' code.
+        initial: what each of the states begins with after a reset.
+        input, hx, resets, lengths: as the module's docstring says.
+
+    Raises:
+        TypeError: for a cell, whose forward has no such arguments.
+        ValueError: for resets or lengths of another shape, dtype or value.
+        RuntimeError: for states of other sizes, as torch's layers do.
+    """
+    if not isinstance(layer, nn.RNNBase):
+        name = "lengths" if resets is None else "resets"
+        raise TypeError(f"{forward.__qualname__}() got an unexpected keyword argument '{name}'")
+    node = call_of_module(forward, layer, input, hx, resets=resets, lengths=lengths)
+    if node is not None:
+        return node
+    packed = isinstance(input, PackedSequence)
+    if packed:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        steps, batch = batch_sizes.size(0), int(batch_sizes[0])
+        resets, lengths = _of_packed(input, resets, lengths)
+    else:
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"{layer.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead"
+            )
+        data = input if input.dim() == 3 else input.unsqueeze(1)
+        sorted_indices = unsorted_indices = None
+        steps, batch = data.shape[:2]
+    batched = packed or input.dim() == 3
+    batch_first = layer.batch_first and not packed and batched
+    if batch_first:
+        steps, batch = batch, steps
+    resets = _checked("resets", resets, torch.bool)
+    lengths = _checked("lengths", lengths, torch.int64)
+    if not batched:
+        resets = resets.unsqueeze(1) if resets is not None else None
+        lengths = lengths.reshape(1) if lengths is not None else None
+    if batch == 0:
+        return forward(layer, input, hx)
+    found = torch.ops.fastrnn.segments(resets, lengths, steps, batch, batch_first)
+    segments = _Segments(*found).to(data.device)
+    states = _states(layer, hx, batch, batched, sorted_indices)
+
+    rows = data if packed else data.flatten(0, 1)
+    order, inverse = segments.order, segments.inverse
+    if packed:
+        # Rows of [T, B] that exist are the packed rows, in their order.
+        exist = inverse >= 0
+        order, inverse = (exist.cumsum(0) - 1)[order], inverse[exist]
+    rows = rows.index_select(0, order)
+    directions = 2 if layer.bidirectional else 1
+    given = [
+        _entering(state, segments, directions, value)
+        for state, value in zip(states, initial, strict=False)
+    ]
+    of_segments = None if hx is None else given[0] if isinstance(hx, Tensor) else tuple(given)
+    output, last = forward(layer, PackedSequence(rows, segments.batch_sizes), of_segments)
+
+    if lengths is None or packed:
+        output = output.data.index_select(0, inverse)
+    else:
+        padded = output.data.new_zeros(steps * batch, output.data.size(-1))
+        output = padded.index_copy(0, order, output.data)
+    several = not isinstance(last, Tensor)
+    leaving = [_leaving(state, segments, directions) for state in (last if several else [last])]
+    if packed:
+        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        if unsorted_indices is not None:
+            leaving = [state.index_select(1, unsorted_indices) for state in leaving]
+    elif batched:
+        output = output.unflatten(0, data.shape[:2])
+    else:
+        leaving = [state.squeeze(1) for state in leaving]
+    return output, tuple(leaving) if several else leaving[0]
+
+
+def _checked(name: str, value: Any, dtype: torch.dtype) -> Tensor | None:
+    if value is not None and not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor of {dtype}, got {type(value).__name__}")
+    if value is not None and value.dtype is not dtype:
+        raise ValueError(f"{name}: expected a tensor of {dtype}, got {value.dtype}")
+    return value
+
+
+def _of_packed(input: PackedSequence, resets: Any, lengths: Any) -> tuple[Any, Any]:
+    """Resets [T, B] and lengths [B] of packed data, in the order of its rows."""
+    if lengths is not None:
+        raise ValueError("lengths: a PackedSequence has them, expected None")
+    if not isinstance(resets, PackedSequence) or not torch.equal(
+        resets.batch_sizes, input.batch_sizes
+    ):
+        raise ValueError("resets: expected a PackedSequence with the input's batch_sizes")
+    if resets.data.dim() != 1:
+        raise ValueError(
+            f"resets: expected packed data of size [{len(input.data)}], got {resets.data.shape}"
+        )
+    return pad_packed_sequence(PackedSequence(resets.data, resets.batch_sizes))
+
+
+def _states(
+    layer: nn.RNNBase, hx: Any, batch: int, batched: bool, order: Tensor | None
+) -> list[Tensor]:
+    """The initial states [L*D, B, *], in the order of the rows."""
+    if hx is None:
+        return []
+    states = [hx] if isinstance(hx, Tensor) else list(hx)
+    count = layer.num_layers * (2 if layer.bidirectional else 1)
+    for i, state in enumerate(states):
+        which = f"hidden[{i}]" if len(states) > 1 else "hidden"
+        width = (i == 0 and layer.proj_size) or layer.hidden_size
+        size = (count, batch, width) if batched else (count, width)
+        if tuple(state.shape) != size:
+            raise RuntimeError(f"Expected {which} size {size}, got {list(state.shape)}")
+    states = states if batched else [state.unsqueeze(1) for state in states]
+    return states if order is None else [state.index_select(1, order) for state in states]
+
+
+def _entering(state: Tensor, segments: _Segments, directions: int, initial: float) -> Tensor:
+    """The states [L*D, S, *] that segments begin with: the rows', or `initial` after a reset."""
+    parts = []
+    for direction, rows in enumerate([segments.first, segments.last][:directions]):
+        values = state[direction::directions].index_select(1, rows.clamp(min=0))
+        parts.append(torch.where((rows >= 0).unsqueeze(1), values, initial))
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
+def _leaving(state: Tensor, segments: _Segments, directions: int) -> Tensor:
+    """The states [L*D, B, *] of the rows' ends, of the segments' [L*D, S, *]."""
+    ends = [segments.end, segments.begin][:directions]
+    parts = [state[d::directions].index_select(1, ends[d]) for d in range(directions)]
+    return torch.stack(parts, dim=1).flatten(0, 1)
