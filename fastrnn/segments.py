@@ -42,8 +42,10 @@ class _Segments(NamedTuple):
     end: Tensor  # [B]
 
     def to(self, device: torch.device) -> _Segments:
-        moved = [t.to(device) for t in self]
-        return _Segments(*moved)._replace(batch_sizes=self.batch_sizes)
+        if device.type == "cpu":
+            return self
+        moved = [t if t is self.batch_sizes else t.to(device) for t in self]
+        return _Segments(*moved)
 
 
 def call(
@@ -51,7 +53,7 @@ def call(
     layer: Any,
     input: Any,
     hx: Any,
-    initial: Sequence[float] = (0.0, 0.0),
+    initial: Sequence[float] = (),
     *,
     resets: Any,
     lengths: Any,
@@ -60,13 +62,12 @@ def call(
 
     Args:
         forward: the layer's, without subclasses' code.
-        initial: what each of the states begins with after a reset.
+        initial: what each of the states begins with after a reset; zeros where it is shorter.
         input, hx, resets, lengths: as the module's docstring says.
 
     Raises:
-        TypeError: for a cell, whose forward has no such arguments.
         ValueError: for resets or lengths of another shape, dtype or value.
-        RuntimeError: for states of other sizes, as torch's layers do.
+        TypeError, RuntimeError: for states of other types, sizes or number, as torch's layers do.
     """
     if not isinstance(layer, nn.RNNBase):
         name = "lengths" if resets is None else "resets"
@@ -95,7 +96,7 @@ def call(
     lengths = _checked("lengths", lengths, torch.int64)
     if not batched:
         resets = resets.unsqueeze(1) if resets is not None else None
-        lengths = lengths.reshape(1) if lengths is not None else None
+        lengths = torch.atleast_1d(lengths) if lengths is not None else None
     if batch == 0:
         return forward(layer, input, hx)
     found = torch.ops.fastrnn.segments(resets, lengths, steps, batch, batch_first)
@@ -111,8 +112,8 @@ def call(
     rows = rows.index_select(0, order)
     directions = 2 if layer.bidirectional else 1
     given = [
-        _entering(state, segments, directions, value)
-        for state, value in zip(states, initial, strict=False)
+        _entering(state, segments, directions, initial[i] if i < len(initial) else 0.0)
+        for i, state in enumerate(states)
     ]
     of_segments = None if hx is None else given[0] if isinstance(hx, Tensor) else tuple(given)
     output, last = forward(layer, PackedSequence(rows, segments.batch_sizes), of_segments)
@@ -165,6 +166,8 @@ def _states(
     if hx is None:
         return []
     states = [hx] if isinstance(hx, Tensor) else list(hx)
+    if not all(isinstance(state, Tensor) for state in states):
+        raise TypeError(f"{layer.mode}: expected the states as tensors, got {type(hx).__name__}")
     count = layer.num_layers * (2 if layer.bidirectional else 1)
     for i, state in enumerate(states):
         which = f"hidden[{i}]" if len(states) > 1 else "hidden"
@@ -182,11 +185,15 @@ def _entering(state: Tensor, segments: _Segments, directions: int, initial: floa
     for direction, rows in enumerate([segments.first, segments.last][:directions]):
         values = state[direction::directions].index_select(1, rows.clamp(min=0))
         parts.append(torch.where((rows >= 0).unsqueeze(1), values, initial))
-    return torch.stack(parts, dim=1).flatten(0, 1)
+    return _of_directions(parts)
 
 
 def _leaving(state: Tensor, segments: _Segments, directions: int) -> Tensor:
     """The states [L*D, B, *] of the rows' ends, of the segments' [L*D, S, *]."""
     ends = [segments.end, segments.begin][:directions]
-    parts = [state[d::directions].index_select(1, ends[d]) for d in range(directions)]
-    return torch.stack(parts, dim=1).flatten(0, 1)
+    return _of_directions([state[d::directions].index_select(1, end) for d, end in enumerate(ends)])
+
+
+def _of_directions(parts: Sequence[Tensor]) -> Tensor:
+    """States [L*D, ...] of those of each direction, [L, ...]."""
+    return torch.stack(parts, dim=1).flatten(0, 1) if len(parts) > 1 else parts[0]

@@ -358,6 +358,11 @@ def test_bad_input_of_states_and_cells():
         layer(x, (h, c[:, 1:]), resets=RESETS)
     with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size"):
         layer(x, (h[..., 1:], c), resets=RESETS)
+    for hx in [(h, c, c), h, "hc", (h, None)]:
+        with pytest.raises((RuntimeError, TypeError)):
+            layer(x, hx, resets=RESETS)
+    with pytest.raises(ValueError, match="lengths: expected"):
+        layer(x[:, 0], lengths=LENGTHS)
     with pytest.raises(ValueError, match="Expected input to be 2D or 3D, got 4D"):
         layer(x[None], resets=RESETS)
     with pytest.raises(TypeError, match="unexpected keyword argument 'resets'"):
