@@ -194,6 +194,6 @@ def _leaving(state: Tensor, segments: _Segments, directions: int) -> Tensor:
     return _of_directions([state[d::directions].index_select(1, end) for d, end in enumerate(ends)])
 
 
-def _of_directions(parts: Sequence[Tensor]) -> Tensor:
+def _of_directions(parts: list[Tensor]) -> Tensor:
     """States [L*D, ...] of those of each direction, [L, ...]."""
     return torch.stack(parts, dim=1).flatten(0, 1) if len(parts) > 1 else parts[0]

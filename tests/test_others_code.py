@@ -123,6 +123,56 @@ def test_recurrent_ppo():
     assert_same_training(ours.policy, theirs.policy, before)
 
 
+def test_recurrent_ppo_with_resets(tmp_path):
+    """Episodes of CartPole end within the sequences: sb3-contrib's policy loops over the steps."""
+    contrib = pytest.importorskip("sb3_contrib")
+    from fastrnn.integrations import sb3
+
+    def agent(policy, **options):
+        return contrib.RecurrentPPO(
+            policy, "CartPole-v1", n_steps=64, batch_size=64, n_epochs=2, seed=0, device="cpu",
+            learning_rate=0.01,
+            policy_kwargs={
+                "lstm_hidden_size": 17, "optimizer_class": torch.optim.SGD, **options
+            },
+        )  # fmt: skip
+
+    for options in [{}, {"shared_lstm": True, "enable_critic_lstm": False}]:
+        theirs, ours = (agent(p, **options) for p in ("MlpLstmPolicy", sb3.MlpLstmPolicy))
+        assert set(layers(ours.policy)) == {fastrnn.LSTM}
+        before = copy.deepcopy(list(theirs.policy.parameters()))
+        for model in ours, theirs:
+            model.set_random_seed(0)
+            model.learn(64)
+        assert_same_training(ours.policy, theirs.policy, before)
+    ours.save(tmp_path / "model")
+    loaded = contrib.RecurrentPPO.load(tmp_path / "model")
+    assert type(loaded.policy) is sb3.MlpLstmPolicy
+    observation = ours.env.reset()
+    found, expected = (model.predict(observation, deterministic=True) for model in (loaded, ours))
+    assert found[0] == expected[0]
+    assert (found[1][0] == expected[1][0]).all()
+
+
+def test_recurrent_policies_compute_what_the_loop_does():
+    policies = pytest.importorskip("sb3_contrib.ppo_recurrent.policies")
+    from fastrnn.integrations import sb3
+
+    lstm, batch, steps = nn.LSTM(5, 17), 3, 8
+    features, states = torch.randn(batch * steps, 5), (torch.randn(1, 3, 17), torch.randn(1, 3, 17))
+    for starts in [torch.zeros(24), (torch.rand(24) < 0.3).float(), torch.ones(24)]:
+        expected = policies.MlpLstmPolicy._process_sequence(features, states, starts, lstm)
+        ours = fastrnn.accelerate(copy.deepcopy(lstm))
+        for cls in (sb3.MlpLstmPolicy, sb3.CnnLstmPolicy, sb3.MultiInputLstmPolicy):
+            found = cls._process_sequence(features, states, starts, ours)
+            torch.testing.assert_close(found, expected)
+            one = [t[:batch] for t in (features, starts)]
+            torch.testing.assert_close(
+                cls._process_sequence(one[0], states, one[1], ours),
+                policies.MlpLstmPolicy._process_sequence(one[0], states, one[1], lstm),
+            )
+
+
 # ---- code that checks the exact types of layers: see docs/swapping.md ----------------------------
 
 

@@ -37,10 +37,10 @@ struct Segment {
 std::vector<int64_t> lengths_of_rows(const OptionalTensor& lengths, int64_t steps, int64_t batch) {
     std::vector<int64_t> result(batch, steps);
     if (!lengths) return result;
-    TORCH_CHECK_VALUE(lengths->scalar_type() == at::kLong && lengths->dim() == 1 &&
-                          lengths->size(0) == batch,
-                      "lengths: expected an int64 tensor of size [", batch, "], got ",
-                      lengths->scalar_type(), " of size ", lengths->sizes());
+    TORCH_CHECK_VALUE(
+        lengths->scalar_type() == at::kLong && lengths->dim() == 1 && lengths->size(0) == batch,
+        "lengths: expected an int64 tensor of size [", batch, "], got ", lengths->scalar_type(),
+        " of size ", lengths->sizes());
     const Tensor values = lengths->to(at::kCPU).contiguous();
     std::copy_n(values.const_data_ptr<int64_t>(), batch, result.begin());
     for (int64_t b = 0; b < batch; ++b)
@@ -56,11 +56,11 @@ std::vector<Segment> segments_of_rows(const OptionalTensor& resets, int64_t step
     Tensor values;
     const bool* reset = nullptr;
     if (resets) {
-        const at::DimVector size = batch_first ? at::DimVector{batch, steps}
-                                               : at::DimVector{steps, batch};
+        const at::DimVector size =
+            batch_first ? at::DimVector{batch, steps} : at::DimVector{steps, batch};
         TORCH_CHECK_VALUE(resets->scalar_type() == at::kBool && resets->sizes() == size,
-                          "resets: expected a bool tensor of size ", at::IntArrayRef(size), ", got ",
-                          resets->scalar_type(), " of size ", resets->sizes());
+                          "resets: expected a bool tensor of size ", at::IntArrayRef(size),
+                          ", got ", resets->scalar_type(), " of size ", resets->sizes());
         values = resets->to(at::kCPU).contiguous();
         reset = values.const_data_ptr<bool>();
     }
@@ -91,8 +91,8 @@ using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 Result segments(const OptionalTensor& resets, const OptionalTensor& lengths, int64_t steps,
                 int64_t batch, bool batch_first) {
     int64_t rows = 0;
-    TORCH_CHECK_VALUE(steps >= 1 && batch >= 1 &&
-                          !__builtin_mul_overflow(steps, batch, &rows) && rows < INT64_MAX / 64,
+    TORCH_CHECK_VALUE(steps >= 1 && batch >= 1 && !__builtin_mul_overflow(steps, batch, &rows) &&
+                          rows < INT64_MAX / 64,
                       "segments: expected at least one step and row, got ", steps, " steps of ",
                       batch, " rows");
     TORCH_CHECK_VALUE(resets || lengths, "segments: expected resets or lengths");
@@ -103,9 +103,8 @@ Result segments(const OptionalTensor& resets, const OptionalTensor& lengths, int
                       steps, " steps of ", batch, " rows, got size ", resets->sizes());
     std::vector<Segment> found =
         segments_of_rows(resets, steps, lengths_of_rows(lengths, steps, batch), batch_first);
-    std::stable_sort(found.begin(), found.end(), [](const Segment& a, const Segment& b) {
-        return a.length > b.length;
-    });
+    std::stable_sort(found.begin(), found.end(),
+                     [](const Segment& a, const Segment& b) { return a.length > b.length; });
 
     const auto count = static_cast<int64_t>(found.size());
     int64_t data_rows = 0;
@@ -124,8 +123,7 @@ Result segments(const OptionalTensor& resets, const OptionalTensor& lengths, int
         while (found[active - 1].length <= k) --active;
         of_sizes[k] = active;
         for (int64_t s = 0; s < active; ++s, ++next) {
-            const int64_t row =
-                (found[s].first + k) * step_stride + found[s].row * row_stride;
+            const int64_t row = (found[s].first + k) * step_stride + found[s].row * row_stride;
             of_order[next] = row;
             of_inverse[row] = next;
         }
