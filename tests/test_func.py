@@ -19,6 +19,7 @@ from helpers import (
     pair,
     ragged,
     random_state,
+    slow_after,
 )
 from test_gradients import CHECKS, as_function
 from torch import nn
@@ -53,7 +54,7 @@ skip_on_virtual_gpu = pytest.mark.skipif(
 
 
 @skip_on_virtual_gpu
-@PACKED
+@pytest.mark.parametrize("packed", slow_after(1, [False, True]), ids=["padded", "packed"])
 @pytest.mark.parametrize("options", CHECKS)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_forward_mode(kind, options, packed):
