@@ -73,7 +73,12 @@ def first_head(
 def _of_one_layer(network: Network) -> Network:
     # Not _replace, which torch.compile does not trace in torch 2.6.
     return Network(
-        network.cell, network.has_biases, 1, network.bidirectional, 0.0, False, network.recompute
+        network.cell,
+        network.has_biases,
+        num_layers=1,
+        bidirectional=network.bidirectional,
+        dropout=0.0,
+        recompute=network.recompute,
     )
 
 

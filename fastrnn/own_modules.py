@@ -164,9 +164,14 @@ class Layer(nn.RNNBase):
     def network(self) -> Network:
         """The network that a call computes."""
         return Network(
-            self.definition.key, self.bias, self.num_layers, self.bidirectional, self.dropout,
-            self.training, getattr(self, RECOMPUTE, False),
-        )  # fmt: skip
+            self.definition.key,
+            self.bias,
+            self.num_layers,
+            self.bidirectional,
+            self.dropout,
+            train=self.training,
+            recompute=getattr(self, RECOMPUTE, False),
+        )
 
     def arguments(self, input: Any, hx: Any) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """The input [T, B, I] or [N, I], the batch sizes of the latter, and the initial states.

@@ -81,8 +81,8 @@ OPTION = {
 }
 
 
-# The tests of the cell, and tests that loop over all cells.
-OF_THE_CELL = ["tests/test_registry.py", "tests/test_ops.py", "-k", "mgu or same_cells or fake"]
+# Those of tests/test_ops.py call the operators without the new option.
+OF_THE_CELL = ["tests/test_registry.py", "-k", "mgu or same_cells"]
 
 
 def listed(title: str) -> set[str]:
