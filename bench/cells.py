@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import torch
 import torch.nn.functional as F
 from cpu import machine, save, versions
-from figures import duration
+from figures import speedup_table
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timing import cores, measured
 from torch import Tensor
 
@@ -255,17 +253,8 @@ def main() -> None:
     ]
     rows = [measure(*case, args.rounds) for case in track(cases, description="measuring")]
     names = ["built-in", "loop", "compiled loop", "jax", "xlstm"]
-    table = Table(title=f"T={T}, I=H, float32, {torch.get_num_threads()} threads: speedup over")
-    for name in ["row", "fastrnn", *names]:
-        table.add_column(name, justify="left" if name == "row" else "right")
-    for row in rows:
-        ratios = [row["ratio"].get(name) for name in names]
-        table.add_row(
-            f"{row['cell']} {row['mode']} B={row['B']} H={row['H']}",
-            duration(statistics.median(row["seconds"]["fastrnn"])),
-            *(f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" if r else "" for r in ratios),
-        )
-    Console().print(table)
+    title = f"T={T}, I=H, float32, {torch.get_num_threads()} threads: speedup over"
+    Console().print(speedup_table(title, "cell", names, rows))
     if args.json:
         kept = []
         if args.json.exists():

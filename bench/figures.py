@@ -17,6 +17,26 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
 
 
+def speedup_table(title: str, kind: str, others: list[str], rows: list[Row]) -> Any:
+    """A table for the terminal: fastrnn's time, and its speedups with their quartiles.
+
+    kind: the name of what a row is of, such as "cell".
+    """
+    from rich.table import Table  # tests read figures where rich is missing
+
+    table = Table(title=title)
+    for name in ["row", "fastrnn", *others]:
+        table.add_column(name, justify="left" if name == "row" else "right")
+    for row in rows:
+        ratios = [row["ratio"].get(name) for name in others]
+        table.add_row(
+            f"{row[kind]} {row['mode']} B={row['B']} H={row['H']}",
+            duration(statistics.median(row["seconds"]["fastrnn"])),
+            *(f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" if r else "" for r in ratios),
+        )
+    return table
+
+
 def label(row: Row) -> str:
     """What is computed in a row, without what is the same in most."""
     words = [row["cell"], row["mode"]]

@@ -1,4 +1,4 @@
-"""Times layers with `resets=` and `lengths=` beside the same call without, and torch's ways.
+"""Times layers with `resets=` and `lengths=` against the same call without, and torch's ways.
 
     python bench/resets.py [--json bench/results/resets.json]
 
@@ -11,17 +11,15 @@ Blocks of calls alternate as in bench/cpu.py. A speedup is the other's time divi
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from cpu import machine, save, versions
-from figures import duration
+from figures import speedup_table
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timing import cores, measured
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
@@ -118,17 +116,8 @@ def main() -> None:
         for B, H in SIZES
     ]
     rows = [measure(*case, args.rounds) for case in track(cases, description="measuring")]
-    table = Table(title=f"LSTM, T={T}, I=H, float32, {torch.get_num_threads()} threads")
-    for name in ["row", "fastrnn", *NAMES]:
-        table.add_column(name, justify="left" if name == "row" else "right")
-    for row in rows:
-        ratios = [row["ratio"].get(name) for name in NAMES]
-        table.add_row(
-            f"{row['cut']} {row['mode']} B={row['B']} H={row['H']}",
-            duration(statistics.median(row["seconds"]["fastrnn"])),
-            *(f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" if r else "" for r in ratios),
-        )
-    Console().print(table)
+    title = f"LSTM, T={T}, I=H, float32, {torch.get_num_threads()} threads"
+    Console().print(speedup_table(title, "cut", NAMES, rows))
     if args.json:
         save(args.json, {"machine": machine(), "versions": versions(), "rows": rows})
 
