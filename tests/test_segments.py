@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import FULL, LAYERS, flat, leaves, pair, random_state
+from helpers import FULL, LAYERS, LOW, flat, leaves, pair, random_state
 from own_cells import coupled_lstm, mgu
 from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -125,10 +125,11 @@ def test_layers(kind, dtype, layers, bidirectional, batch_first, cut):
 
 
 @cuts
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_without_states_biases_and_gradients(kind, cut):
-    layer, _ = pair(kind, I, H, num_layers=2, bidirectional=True, bias=False)
-    x = torch.randn(T, B, I)
+def test_without_states_biases_and_gradients(kind, dtype, cut):
+    layer, _ = pair(kind, I, H, num_layers=2, bidirectional=True, bias=False, dtype=dtype)
+    x = torch.randn(T, B, I, dtype=dtype)
     zeros = [torch.zeros_like(s) for s in states_of(layer)]
     with torch.no_grad():
         output, last = layer(x, **CUTS[cut])
