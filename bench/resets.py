@@ -1,10 +1,11 @@
-"""Times layers with `resets=` and `lengths=` against the same call without, and torch's ways.
+"""Times `resets=`, `lengths=` and `return_states=` against a call without, and torch's ways.
 
     python bench/resets.py [--json bench/results/resets.json]
 
 3 % of the steps are resets; lengths are between half of T and T. torch's ways of resets are a loop
 over the steps that multiplies the states by 0 (as stable-baselines3 has it), and one call on the
-parts between resets, padded to the longest (as TorchRL has it); of lengths, packing and padding.
+parts between resets, padded to the longest (as TorchRL has it); of lengths, packing and padding; of
+all states a loop over the steps.
 Blocks of calls alternate as in bench/cpu.py. A speedup is the other's time divided by fastrnn's.
 """
 
@@ -55,6 +56,17 @@ def parts(layer: nn.LSTM, x: Tensor, resets: Tensor) -> Tensor:
     return together.unflatten(0, (x.size(1), len(x))).transpose(0, 1)
 
 
+def all_states(layer: nn.LSTM, x: Tensor) -> tuple[Tensor, Tensor]:
+    """torch's layer, one step after the other: the output, and c of all steps."""
+    hx = None
+    outputs, states = [], []
+    for step in x.split(1):
+        output, hx = layer(step, hx)
+        outputs.append(output)
+        states.append(hx[1])
+    return torch.cat(outputs), torch.cat(states)
+
+
 def packed(layer: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
     output, _ = layer(pack_padded_sequence(x, lengths, enforce_sorted=False))
     return pad_packed_sequence(output, total_length=len(x))[0]
@@ -71,16 +83,21 @@ def contestants(
     resets, lengths = torch.rand(T, B) < 0.03, torch.randint(T // 2, T + 1, (B,))
     if cut == "resets":
         outputs = {
-            "fastrnn": (layer, lambda: layer(x, resets=resets)[0]),
-            "loop": (theirs, lambda: loop(theirs, x, resets)),
-            "parts": (theirs, lambda: parts(theirs, x, resets)),
+            "fastrnn": (layer, lambda: layer(x, resets=resets)[:1]),
+            "loop": (theirs, lambda: (loop(theirs, x, resets),)),
+            "parts": (theirs, lambda: (parts(theirs, x, resets),)),
+        }
+    elif cut == "lengths":
+        outputs = {
+            "fastrnn": (layer, lambda: layer(x, lengths=lengths)[:1]),
+            "packed": (theirs, lambda: (packed(theirs, x, lengths),)),
         }
     else:
         outputs = {
-            "fastrnn": (layer, lambda: layer(x, lengths=lengths)[0]),
-            "packed": (theirs, lambda: packed(theirs, x, lengths)),
+            "fastrnn": (layer, lambda: _output_and_c(*layer(x, return_states=True))),
+            "loop": (theirs, lambda: all_states(theirs, x)),
         }
-    outputs["without"] = (layer, lambda: layer(x)[0])
+    outputs["without"] = (layer, lambda: layer(x)[:1])
     calls: dict[str, Callable[[], Any]] = {}
     for name, (module, output) in outputs.items():
         if mode == "inference":
@@ -88,9 +105,13 @@ def contestants(
         else:
             inputs = [x, *module.parameters()]
             calls[name] = lambda output=output, inputs=inputs: torch.autograd.grad(
-                output().square().mean(), inputs
+                sum(t.square().mean() for t in output()), inputs
             )
     return calls, calls.pop("without")
+
+
+def _output_and_c(output: Tensor, _: Any, states: tuple[Tensor]) -> tuple[Tensor, Tensor]:
+    return output, *states
 
 
 def measure(cut: str, mode: str, B: int, H: int, rounds: int) -> dict[str, Any]:
@@ -111,7 +132,7 @@ def main() -> None:
     torch.set_num_threads(min(2, len(cores())))
     cases = [
         (cut, mode, B, H)
-        for cut in ("resets", "lengths")
+        for cut in ("resets", "lengths", "states")
         for mode in ("inference", "training")
         for B, H in SIZES
     ]

@@ -9,6 +9,14 @@
 //     step 1   | 3     | 4 | 5 |         step 1   | 3     | 4 |
 //     step 2   | 6     | 7 | 8 |         step 2   | 5     |
 //
+// Events. A row of padded input may have resets and an end, by one of these for each step. In the
+// reverse direction, too, no state passes between the step of a reset and the one before it:
+//
+//     step                 0     1     2     3     4     5
+//     event                               reset          past_end
+//     forward direction    0 --> 1 --> 2     3 --> 4
+//     reverse direction    0 <-- 1 <-- 2     3 <-- 4            the first step is 4
+//
 // C is c_states * H: the values of c of one row, those of a second state after those of the first.
 //
 // Types. `void*` points to values of the storage type (the dtype of the user's tensors) on the
@@ -26,13 +34,27 @@ enum class Storage { float32, float64, bfloat16, float16 };
 
 enum class Pass { forward, backward };
 
+enum Event : uint8_t {
+    no_event,
+    reset,     // the state that enters the step is zeros
+    past_end,  // the row has ended: the output is zeros, and states stay as they are
+};
+
 struct Sequence {
     int64_t steps;               // T >= 1
     int64_t batch;               // B = batch_sizes[0]
     const int64_t* batch_sizes;  // [T], non-increasing, on the host
     const int64_t* offsets;      // [T + 1], offsets[t] is the first row of step t, offsets[T] = N
+    const uint8_t* events;       // [T, B] of Event on the device, for padded input; or null
+    const void* zeros;           // with events, a row of max(R, C) zeros on the device
 
     int64_t rows() const { return offsets[steps]; }
+    // The events [B] at which a direction enters step t, which are `reset` or decide where it
+    // begins; or null.
+    const uint8_t* entering(int64_t t, bool reverse) const {
+        t += reverse;
+        return events && t < steps ? events + t * batch : nullptr;
+    }
 };
 
 struct Dimensions {
@@ -71,12 +93,13 @@ struct ForwardDirection {
     void* output;       // [N, R], rows output_stride apart
     void* output_copy;  // a second copy of the output, with the same strides, or null
     void* saved;        // [N, saved * H] or null: what backward needs, if it is saved
-    void* c;            // [N, C] or null: c_t of every step, if it is saved
+    void* c;            // [N, C], rows c_stride apart, or null: c_t of every step, if it is saved
 };
 
 struct ForwardLayer : Layer {
     const void* input;  // [N, I], contiguous
     int64_t output_stride;
+    int64_t c_stride;
     ForwardDirection direction[2];
 };
 
@@ -97,8 +120,10 @@ struct BackwardDirection {
     const void* saved;
     const void* c;
     const void* grad_output;  // [N, R], rows grad_output_stride apart; or null for zeros
-    const void* grad_h_n;     // [B, R] of the gradient type or null
-    const void* grad_c_n;     // [B, C] of the gradient type or null
+    const void* grad_c;    // [N, C], rows grad_output_stride apart: of c_t of every step, besides
+                           // what reaches it through the cell; of the storage type; or null
+    const void* grad_h_n;  // [B, R] of the gradient type or null
+    const void* grad_c_n;  // [B, C] of the gradient type or null
     WeightGradients grads;
     void* grad_h0;  // [B, R] of the gradient type or null
     void* grad_c0;  // [B, C] of the gradient type or null

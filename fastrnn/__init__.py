@@ -48,6 +48,7 @@ except ImportError as error:
     raise
 
 from fastrnn import (
+    all_states,
     distributed,
     dynamo,
     fake,
@@ -74,6 +75,7 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "accelerate",
+    "all_states",
     "build_info",
     "cell",
     "cells",

@@ -44,9 +44,12 @@ def is_batch_first(arguments: dict[str, Any]) -> bool:
 
 
 def parse_layer(
-    cell: str, arguments: dict[str, Any], recompute: bool = False
+    cell: str, arguments: dict[str, Any], **options: bool
 ) -> tuple[Network, Tensor, Sequence[Tensor]]:
     """The network, its input [T, B, I] or [N, I], and its states.
+
+    Args:
+        options: fields of `Network` for which torch's signatures have no argument.
 
     Raises:
         TypeError, RuntimeError: as torch does where the states are not tensors, two for an LSTM.
@@ -58,7 +61,7 @@ def parse_layer(
         raise RuntimeError(
             f"{cell} expects {'two hidden states' if cell == 'lstm' else 'a tensor'}"
         )
-    network = Network(cell, **{name: arguments[name] for name in _OPTIONS}, recompute=recompute)
+    network = Network(cell, **{name: arguments[name] for name in _OPTIONS}, **options)
     input = arguments["data"] if "data" in arguments else arguments["input"]
     if is_batch_first(arguments):
         # torch's layers copy it too: the user's tensor may be overwritten before backward.

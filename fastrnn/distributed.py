@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.network import Network
+from fastrnn.network import Network, is_padded
 from fastrnn.when_imported import when_imported
 
 _types: tuple[type, ...] = ()  # DTensor, once it is imported
@@ -81,7 +81,7 @@ def run_locally(
             "DTensor before calling distributed operators!"
         )
     sharded = [
-        batch_sizes is None and any(t.placements[d] == Shard(1) for t in tensors[:count])
+        is_padded(batch_sizes) and any(t.placements[d] == Shard(1) for t in tensors[:count])
         for d in range(mesh.ndim)
     ]
     of_batch: list[Any] = [Shard(1) if yes else Replicate() for yes in sharded]
@@ -95,6 +95,11 @@ def run_locally(
 
     x, h, *c = (local(t, of_batch, of_batch) for t in tensors[:count])
     local_weights = [local(t, replicated, of_sums) for t in tensors[count:]]
+    if batch_sizes is not None and is_padded(batch_sizes):  # events, of which each row has its own
+        events: Any = batch_sizes
+        if not isinstance(events, DTensor):
+            events = DTensor.from_local(events, mesh, replicated, run_check=False)
+        batch_sizes = events.redistribute(mesh, of_batch).to_local()
     output, h_n, c_n = run(network, x, h, c[0] if c else None, local_weights, batch_sizes)
 
     def distributed(result: Tensor, *shape: int) -> Tensor:

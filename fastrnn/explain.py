@@ -85,7 +85,7 @@ def _text_of_own(module: Layer | Step, input: Any, hx: Any) -> str:
         else:
             x, (h0, *c0) = module.arguments(input, hx)
             batch_sizes, weights = None, module.weights
-        network = module.network
+        network = module.network()
         missing = why_no_kernels(network.cell, x.dtype, x.device.type)
         if missing is not None:
             return f"{network.cell} {missing}: its definition runs step by step"

@@ -68,7 +68,7 @@ def _results(
         input, h0, c0, *weights = _of_first_model(models, [input, h0, c0, *weights])
         one = _results(network, input, h0, c0, weights, batch_sizes, keep)
         return _of_all_models(models, one)
-    B, N, H, R = _C.check_fake_forward(network, input, h0, c0, weights, batch_sizes)
+    B, N, H, R, width = _C.check_fake_forward(network, input, h0, c0, weights, batch_sizes)
     L, D = network.num_layers, network.directions
 
     def empty(dtype: torch.dtype) -> Tensor:
@@ -77,7 +77,7 @@ def _results(
     def saved_for_backward(*size: int, dtype: torch.dtype) -> Tensor:
         return input.new_empty(size, dtype=dtype) if keep else empty(dtype)
 
-    output = input.new_empty((*input.shape[:-1], D * R))
+    output = input.new_empty((*input.shape[:-1], width))
     h_n = input.new_empty((L * D, B, R))
     C = 0 if c0 is None else c0.shape[-1]
     c_n = input.new_empty((0,) if c0 is None else (L * D, B, C))

@@ -13,7 +13,6 @@ round h_t at each step.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -27,6 +26,7 @@ from fastrnn.fallback import (
     are_valid,
     call_torch,
     missing_kernels,
+    raise_as_torch,
     transforms_active,
 )
 from fastrnn.network import Network
@@ -47,6 +47,7 @@ def rnn(
     num_layers: int,
     bidirectional: bool,
     dropout: float = 0.0,
+    return_states: bool = False,
     train: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -60,12 +61,15 @@ def rnn(
         weights: a flat list, as `params` above.
         batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence.
         dropout: the probability of zeroing an output between two layers, if `train`.
+        return_states: whether a row of the output ends with c_t of the last layer, of a cell with
+            c: first [H] of the forward direction (S*H of a cell with S states besides h).
+            `fastrnn.all_states.split` takes it apart.
         recompute: whether to save only the layers' outputs for backward, which computes the gates
             again: a fraction of the memory, at the cost of another forward pass.
 
     Returns:
-        output [T, B, D*(H or P)] or [N, D*(H or P)], h_n and c_n (None for a cell without c),
-        shaped as h0 and c0.
+        output [T, B, D*(H or P)] or [N, D*(H or P)], wider with `return_states`; h_n and c_n (None
+        for a cell without c), shaped as h0 and c0.
 
     Raises:
         ValueError, RuntimeError: as torch's layers do, naming what was wrong and what was expected.
@@ -76,6 +80,7 @@ def rnn(
         num_layers=num_layers,
         bidirectional=bidirectional,
         dropout=dropout,
+        return_states=return_states,
         train=train,
         recompute=recompute,
     )
@@ -91,19 +96,48 @@ def _modes_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._is_torch_function_mode_enabled()
 
 
+class WithOptions:
+    """The functions of layers with options for which torch's signatures have no argument.
+
+    Args:
+        options: of `rnn`. With ``return_states`` the output is as wide as that of `rnn`.
+    """
+
+    def __init__(self, **options: bool) -> None:
+        self.options = options
+
+    def lstm(self, *args: Any, **kwargs: Any) -> Any:
+        return _layer("lstm", args, kwargs, self)
+
+    def gru(self, *args: Any, **kwargs: Any) -> Any:
+        return _layer("gru", args, kwargs, self)
+
+    def rnn_tanh(self, *args: Any, **kwargs: Any) -> Any:
+        return _layer("rnn_tanh", args, kwargs, self)
+
+    def rnn_relu(self, *args: Any, **kwargs: Any) -> Any:
+        return _layer("rnn_relu", args, kwargs, self)
+
+
 def _layer(
-    cell: str, args: tuple[Any, ...], kwargs: dict[str, Any], recompute: bool = False
+    cell: str, args: tuple[Any, ...], kwargs: dict[str, Any], functions: WithOptions | None = None
 ) -> Any:
     if _modes_active():
-        function = getattr(recomputing, cell) if recompute else globals()[cell]
+        function = globals()[cell] if functions is None else getattr(functions, cell)
         return _C.call_mode(function, args, kwargs)
+    options = {} if functions is None else functions.options
     arguments = bind_layer(cell, args, kwargs)
     data: Tensor = arguments["data"] if "data" in arguments else arguments["input"]
     batch_sizes: Tensor | None = arguments.get("batch_sizes")
     missing = missing_kernels(data)
     if missing is not None:
+        if options.get("return_states"):
+            raise NotImplementedError(
+                f"return_states: this build of fastrnn has no kernels {missing}, and torch's "
+                "return the last states only"
+            )
         return call_torch(getattr(torch, cell), missing, *arguments.values())
-    network, input, states = parse_layer(cell, arguments, recompute)
+    network, input, states = parse_layer(cell, arguments, **options)
     try:
         params = arguments["params"]
         dtypes = autocast.dtypes(cell, batch_sizes is None, input, states, params)
@@ -111,6 +145,9 @@ def _layer(
         return _in_layout(results, is_batch_first(arguments))
     except (RuntimeError, ValueError, IndexError) as error:
         if transforms_active() or (batch_sizes is not None and not are_valid(batch_sizes, data)):
+            raise
+        if options.get("return_states"):  # of which torch's results would have none
+            raise_as_torch(getattr(torch, cell), *arguments.values())
             raise
         refused = error
     return answer_as_torch(getattr(torch, cell), refused, *arguments.values())
@@ -254,16 +291,6 @@ def rnn_relu(*args: Any, **kwargs: Any) -> Any:
         output [T, B, D*H] (or [B, T, ...], or [N, ...]), and h_n shaped as h0.
     """
     return _layer("rnn_relu", args, kwargs)
-
-
-# The functions of layers with `recompute`, for which torch's signatures have no argument. Without
-# closures: Dynamo would guard on those of the functions above, which have the same names.
-recomputing = types.SimpleNamespace(
-    lstm=lambda *args, **kwargs: _layer("lstm", args, kwargs, recompute=True),
-    gru=lambda *args, **kwargs: _layer("gru", args, kwargs, recompute=True),
-    rnn_tanh=lambda *args, **kwargs: _layer("rnn_tanh", args, kwargs, recompute=True),
-    rnn_relu=lambda *args, **kwargs: _layer("rnn_relu", args, kwargs, recompute=True),
-)
 
 
 # ---- cells ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ is computed as that many networks by one call of the operator, which runs them o
 
     weight_ih [G*H, I]   ->  [heads, G*H/heads, I]        rows by gate, then by head
     h0 [D, B, H]         ->  [heads, D, B, H/heads]
-    output [T, B, D*H]   <-  [heads, T, B, D*H/heads]
+    output [T, B, D*H]   <-  [heads, T, B, D*H/heads], and D*C with all states
 
 The next layer reads all heads of the one before it.
 """
@@ -22,27 +22,32 @@ from torch import Tensor
 
 from fastrnn import autocast, ops, reference
 from fastrnn.fallback import count as count_fallback
-from fastrnn.network import Network
+from fastrnn.network import Network, is_padded
 
 if TYPE_CHECKING:
     from fastrnn.own_modules import Layer, Step
 
 
 def results(
-    module: Layer | Step, x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]
+    module: Layer | Step,
+    network: Network,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """output [T, B, D*H] or [N, D*H], and the last states [L*D, B, H].
+    """output [T, B, D*H] or [N, D*H], wider with all states, and the last states [L*D, B, H].
 
     Args:
         module: of a cell with ``recurrent="heads"``.
+        network: what the layer would be if W_hh were dense.
         x: [T, B, I], or packed [N, I] with `batch_sizes`.
         states: [L*D, B, H] each.
     """
     from fastrnn.define import why_no_kernels
 
-    network, definition = module.network, module.definition
+    definition = module.definition
     weights = _weights(module)
-    dtype, c_dtype = autocast.dtypes(network.cell, batch_sizes is None, x, states, weights)
+    dtype, c_dtype = autocast.dtypes(network.cell, is_padded(batch_sizes), x, states, weights)
     if dtype is not None:
         x, *states = autocast.cast([x, *states], dtype)
         weights = autocast.cast(weights, dtype)
@@ -50,11 +55,13 @@ def results(
     if missing is not None:
         count_fallback(f"{definition.name} {missing}", "its definition runs step by step")
     D, last = network.directions, []
-    for layer, of_layer in enumerate(_by_head(module, weights)):
+    for layer, of_layer in enumerate(_by_head(module, network, weights)):
         if layer > 0 and network.drops:
             x = F.dropout(x, network.dropout)
         own = [state[layer * D : (layer + 1) * D] for state in states]
-        x, *of_heads = _layer(network, x, batch_sizes, own, of_layer, missing is None)
+        returns = network.return_states and layer + 1 == network.num_layers
+        one = _of_one_layer(network, returns)
+        x, *of_heads = _layer(one, x, batch_sizes, own, of_layer, missing is None)
         last.append(of_heads)
     h_n, *c_n = (torch.cat(of_layers) for of_layers in zip(*last, strict=True))
     return x, h_n, *(c if c_dtype is None else c.to(c_dtype) for c in c_n)
@@ -64,13 +71,13 @@ def first_head(
     module: Layer | Step, x: Tensor, states: Sequence[Tensor]
 ) -> tuple[Network, Tensor, list[Tensor], list[Tensor]]:
     """The network of the first head of the first layer, and its input, states and weights."""
-    network = module.network
+    network = module.network()
     own = [state[: network.directions].chunk(module.heads, dim=-1)[0] for state in states]
-    weights = next(_by_head(module, _weights(module)))
-    return _of_one_layer(network), x, own, [weight[0] for weight in weights]
+    weights = next(_by_head(module, network, _weights(module)))
+    return _of_one_layer(network, return_states=False), x, own, [weight[0] for weight in weights]
 
 
-def _of_one_layer(network: Network) -> Network:
+def _of_one_layer(network: Network, return_states: bool) -> Network:
     # Not _replace, which torch.compile does not trace in torch 2.6.
     return Network(
         network.cell,
@@ -78,6 +85,7 @@ def _of_one_layer(network: Network) -> Network:
         num_layers=1,
         bidirectional=network.bidirectional,
         dropout=0.0,
+        return_states=return_states,
         recompute=network.recompute,
     )
 
@@ -86,9 +94,11 @@ def _weights(module: Any) -> list[Tensor]:
     return list(module._flat_weights if hasattr(module, "_flat_weights") else module.weights)
 
 
-def _by_head(module: Layer | Step, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def _by_head(
+    module: Layer | Step, network: Network, weights: Sequence[Tensor]
+) -> Iterator[list[Tensor]]:
     """The weights of each layer, with a first dimension of heads."""
-    network, heads = module.network, module.heads
+    heads = module.heads
     per_layer = len(weights) // network.num_layers
     per_direction = per_layer // network.directions
 
@@ -111,15 +121,15 @@ def _layer(
     weights: Sequence[Tensor],
     has_kernels: bool,
 ) -> tuple[Tensor, ...]:
-    """output and the last states of one layer, whose weights are by head."""
-    heads, count, one = weights[1].size(0), len(states) - 1, _of_one_layer(network)
+    """output and the last states of a network of one layer, whose weights are by head."""
+    heads, count = weights[1].size(0), len(states) - 1
     h0, *others = (state.unflatten(-1, (heads, -1)).movedim(-2, 0) for state in states)
     c0 = torch.cat(others, dim=-1) if others else None
     found: Sequence[Tensor | None]
     if has_kernels:
-        found = ops.run(one, x.expand(heads, *x.shape), h0, c0, weights, batch_sizes)
+        found = ops.run(network, x.expand(heads, *x.shape), h0, c0, weights, batch_sizes)
     else:
-        options = one._asdict()
+        options = network._asdict()
         del options["train"], options["recompute"]
         each = [
             reference.run(
@@ -134,6 +144,7 @@ def _layer(
     output, h_n, c_n = found
     assert output is not None
     assert h_n is not None
-    output = output.unflatten(-1, (network.directions, -1)).movedim(0, -2).flatten(-3)
+    # h of each direction, and with all states c of each, is H/heads wide.
+    output = output.unflatten(-1, (-1, h0.size(-1))).movedim(0, -2).flatten(-3)
     c = [] if c_n is None or count == 0 else c_n.chunk(count, dim=-1)
     return output, *(state.movedim(0, -2).flatten(-2) for state in (h_n, *c))

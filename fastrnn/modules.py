@@ -21,11 +21,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from fastrnn import _C, segments
+from fastrnn import _C, all_states
 
 # torch's forward code calls `_VF.lstm(...)`. It runs with the globals of this module.
 from fastrnn import functional as _VF
 from fastrnn.copies import deep_copy, with_class
+from fastrnn.events import results_of_layer
 from fastrnn.symbolic import call_of_module
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -94,7 +95,7 @@ def _overrides_steps(cls: type[nn.Module]) -> bool:
     return any(getattr(cls, name, None) is not getattr(base, name, None) for name in _STEPS)
 
 
-def _without_assignments(forward: Callable[..., Any], self: nn.Module, input: Any, hx: Any) -> Any:
+def _without_assignments(forward: Callable[..., Any], self: nn.Module, *args: Any) -> Any:
     """Call ``forward`` and restore the attributes that it changes, such as the list of weights.
 
     torch.export warns of a forward that leaves other tensors in attributes. Before torch 2.10 it
@@ -102,7 +103,7 @@ def _without_assignments(forward: Callable[..., Any], self: nn.Module, input: An
     """
     before = dict(vars(self))
     try:
-        return forward(self, input, hx)
+        return forward(self, *args)
     finally:
         vars(self).update(before)
 
@@ -114,14 +115,28 @@ def _with_fast_path(fast_path: Callable[..., Any], theirs: _Forward) -> _Forward
     torch's ``forward`` only.
     """
     forward = _rebind(theirs)
-    recomputing = _rebind(theirs, _VF=_VF.recomputing)
+    recomputing = _rebind(theirs, _VF=_VF.WithOptions(recompute=True))
+    wide = _rebind(theirs, _VF=_VF.WithOptions(return_states=True))
+    recomputing_wide = _rebind(theirs, _VF=_VF.WithOptions(return_states=True, recompute=True))
 
     @functools.wraps(forward)
     def fast_forward(
-        self: nn.Module, input: Any, hx: Any = None, *, resets: Any = None, lengths: Any = None
+        self: nn.Module,
+        input: Any,
+        hx: Any = None,
+        *,
+        resets: Any = None,
+        lengths: Any = None,
+        return_states: bool = False,
     ) -> Any:
-        if resets is not None or lengths is not None:
-            return segments.call(fast_forward, self, input, hx, resets=resets, lengths=lengths)
+        if resets is not None or lengths is not None or return_states:
+            given = {"resets": resets, "lengths": lengths, "return_states": return_states}
+            if not isinstance(self, nn.RNNBase):
+                name = next(n for n, v in given.items() if v is not None and v is not False)
+                raise TypeError(
+                    f"{fast_forward.__qualname__}() got an unexpected keyword argument '{name}'"
+                )
+            return all_states.call(fast_forward, with_options, self, input, hx, **given)
         cls: Any = type(self)  # mypy takes the classes of modules for unhashable
         if not torch.compiler.is_compiling():
             result = None if _overrides_steps(cls) else fast_path(self, input, hx)
@@ -129,15 +144,39 @@ def _with_fast_path(fast_path: Callable[..., Any], theirs: _Forward) -> _Forward
                 result = call_of_module(fast_forward, self, input, hx)
             if result is not None:
                 return result
-        elif not torch.compiler.is_dynamo_compiling():  # torch.export(strict=False)
-            return _without_assignments(
-                recomputing if getattr(self, RECOMPUTE, False) else forward, self, input, hx
-            )
-        if getattr(self, RECOMPUTE, False):
-            return recomputing(self, input, hx)
-        return forward(self, input, hx)
+        of_torch = recomputing if getattr(self, RECOMPUTE, False) else forward
+        if _is_exporting():
+            return _without_assignments(of_torch, self, input, hx)
+        return of_torch(self, input, hx)
+
+    def with_options(
+        self: nn.RNNBase, input: Any, hx: Any, events: Any = None, return_states: bool = False
+    ) -> Any:
+        """The output, in rows as wide as those of the operator, and the last states."""
+        cls: Any = type(self)
+        if not torch.compiler.is_compiling() and not _overrides_steps(cls):
+            result = fast_path(self, input, hx, return_states, events)
+            if result is not None:
+                return result
+        recompute = getattr(self, RECOMPUTE, False)
+        call: Callable[..., Any]
+        args: tuple[Any, ...] = ()
+        if events is not None:
+            call, args = results_of_layer, (events, return_states, recompute)
+        elif return_states:
+            call = recomputing_wide if recompute else wide
+        else:
+            call = recomputing if recompute else forward
+        if _is_exporting():
+            return _without_assignments(call, self, input, hx, *args)
+        return call(self, input, hx, *args)
 
     return cast(_Forward, fast_forward)
+
+
+def _is_exporting() -> bool:
+    """Whether torch.export(strict=False) traces."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 def _with_recompute(init: _Forward) -> _Forward:
@@ -269,6 +308,7 @@ class RNN(nn.RNN):
         - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
         - hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
         - resets, lengths: see `fastrnn.segments`
+        - return_states: whether to return all states too, see `fastrnn.all_states`
         - output: [T, B, D*H], in the layout of the input
         - h_n: as hx
 
@@ -282,7 +322,7 @@ class RNN(nn.RNN):
     __init__ = _with_recompute(nn.RNN.__init__)
     extra_repr = _with_options(nn.RNN.extra_repr)
     forward = _with_fast_path(
-        lambda self, input, hx: _C.layer(self.mode.lower(), self, input, hx),
+        lambda self, input, hx, *options: _C.layer(self.mode.lower(), self, input, hx, *options),
         nn.RNN.forward,
     )
     permute_hidden = _with_batch_check(nn.RNN.permute_hidden)
@@ -307,6 +347,7 @@ class LSTM(nn.LSTM):
         - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
         - hx: (h_0 [L*D, B, P], c_0 [L*D, B, H]), without B if unbatched; zeros if not given
         - resets, lengths: see `fastrnn.segments`
+        - return_states: whether to return all states too, see `fastrnn.all_states`
         - output: [T, B, D*P], in the layout of the input
         - (h_n, c_n): as hx
 
@@ -343,6 +384,7 @@ class GRU(nn.GRU):
         - input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] unbatched, or a PackedSequence
         - hx: [L*D, B, H], or [L*D, H] unbatched; zeros if not given
         - resets, lengths: see `fastrnn.segments`
+        - return_states: whether to return all states too, see `fastrnn.all_states`
         - output: [T, B, D*H], in the layout of the input
         - h_n: as hx
 

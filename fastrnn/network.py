@@ -27,6 +27,8 @@ class Network(NamedTuple):
     bidirectional: bool
     dropout: float  # no default: torch.compile would make it an input of the graph
     """The probability of zeroing an output between two layers, if `train`."""
+    return_states: bool = False
+    """Whether a row of the output ends with c_t of the last layer: [T, B, D*R + D*C]."""
     train: bool = False
     recompute: bool = False
     """Whether only the outputs are saved for backward, which computes the gates again."""
@@ -70,6 +72,11 @@ def bind(
     others = bound.arguments
     options = {name: others.pop(name) for name in Network._fields if name in others}
     return Network(**options), others
+
+
+def is_padded(batch_sizes: Tensor | None) -> bool:
+    """Whether the input is padded, as the argument `batch_sizes` says, which may be events."""
+    return batch_sizes is None or batch_sizes.dim() > 1
 
 
 _VALUES = ("input", "h0", "c0", "weights", "batch_sizes", "keep", *Network._fields)

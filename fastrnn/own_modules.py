@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _C, autocast, functional, reference, segments
+from fastrnn import _C, all_states, autocast, functional, reference
 from fastrnn.define import Cell, why_no_kernels
 from fastrnn.fallback import count as count_fallback
 from fastrnn.heads import results as results_of_heads
 from fastrnn.modules import (
     RECOMPUTE,
+    _is_exporting,
     _read_weights,
     _recompute,
     _with_batch_check,
     _without_assignments,
 )
-from fastrnn.network import Network
+from fastrnn.network import Network, is_padded
 
 
 class Layer(nn.RNNBase):
@@ -46,6 +47,7 @@ class Layer(nn.RNNBase):
           [L*D, B, H or P], or for a cell with other states (h, c, ...), c [L*D, B, H]; without B
           for unbatched input
         - resets, lengths: see `fastrnn.segments`
+        - return_states: whether to return all states too, see `fastrnn.all_states`
         - output: [T, B, D*(H or P)], in the layout of the input
         - the last states: as hx
 
@@ -131,37 +133,50 @@ class Layer(nn.RNNBase):
         """Does nothing: cuDNN has no layers of one's own cells."""
 
     def forward(
-        self, input: Any, hx: Any = None, *, resets: Any = None, lengths: Any = None
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        resets: Any = None,
+        lengths: Any = None,
+        return_states: bool = False,
     ) -> Any:
-        if resets is not None or lengths is not None:
-            return segments.call(
-                Layer.forward, self, input, hx, self.definition.initial, resets=resets,
-                lengths=lengths,
+        if resets is not None or lengths is not None or return_states:
+            return all_states.call(
+                Layer.forward, Layer._results, self, input, hx, self.definition.initial,
+                resets=resets, lengths=lengths, return_states=return_states,
             )  # fmt: skip
+        return self._results(input, hx)
+
+    def _results(
+        self, input: Any, hx: Any, events: Tensor | None = None, return_states: bool = False
+    ) -> Any:
+        """The output, in rows as wide as those of the operator, and the last states."""
         if not torch.compiler.is_compiling():
             # For _C.layer no states are zeros. None too before the kernels are compiled, which
             # _computed does.
             if hx is not None or not any(self.definition.initial):
-                results = _C.layer(self.definition.key, self, input, hx)
+                results = _C.layer(self.definition.key, self, input, hx, return_states, events)
                 if results is not None:
                     return results
-        elif not torch.compiler.is_dynamo_compiling():  # torch.export(strict=False)
-            return _without_assignments(Layer._results, self, input, hx)
-        return self._results(input, hx)
+        elif _is_exporting():
+            return _without_assignments(Layer._slow_results, self, input, hx, events, return_states)
+        return self._slow_results(input, hx, events, return_states)
 
-    def _results(self, input: Any, hx: Any) -> Any:
-        """What forward returns, in all cases; it raises as torch's layers do."""
+    def _slow_results(self, input: Any, hx: Any, events: Tensor | None, return_states: bool) -> Any:
+        """As `_results`, in all cases; it raises as torch's layers do."""
         x, batch_sizes, states = self.arguments(input, hx)
+        batch_sizes = batch_sizes if events is None else events
+        network = self.network(return_states)
         if self.definition.recurrent == "heads":
-            results = results_of_heads(self, x, batch_sizes, states)
+            results = results_of_heads(self, network, x, batch_sizes, states)
         else:
             results = _computed(
-                self.definition, self.network, x, batch_sizes, states, self._flat_weights
+                self.definition, network, x, batch_sizes, states, self._flat_weights
             )
         return self._as_given(input, *results)
 
-    @property
-    def network(self) -> Network:
+    def network(self, return_states: bool = False) -> Network:
         """The network that a call computes."""
         return Network(
             self.definition.key,
@@ -169,6 +184,7 @@ class Layer(nn.RNNBase):
             self.num_layers,
             self.bidirectional,
             self.dropout,
+            return_states=return_states,
             train=self.training,
             recompute=getattr(self, RECOMPUTE, False),
         )
@@ -292,13 +308,12 @@ class Step(nn.RNNCellBase):
                 return results
         x, states = self.arguments(input, hx)
         if definition.recurrent == "heads":
-            _, *last = results_of_heads(self, x, None, states)
+            _, *last = results_of_heads(self, self.network(), x, None, states)
         else:
-            _, *last = _computed(definition, self.network, x, None, states, self.weights)
+            _, *last = _computed(definition, self.network(), x, None, states, self.weights)
         shape = input.shape[:-1]
         return _one_or_all([state.view(*shape, self.hidden_size) for state in last])
 
-    @property
     def network(self) -> Network:
         """The network of one step that a call computes."""
         return Network(self.definition.key, self.bias, 1, False, 0.0)
@@ -400,7 +415,7 @@ def _computed(
     weights: Sequence[Any],
 ) -> tuple[Tensor, ...]:
     """output and the last states: by the kernels, or by the definition if there are none."""
-    dtypes = autocast.dtypes(network.cell, batch_sizes is None, x, states, weights)
+    dtypes = autocast.dtypes(network.cell, is_padded(batch_sizes), x, states, weights)
     missing = why_no_kernels(definition.key, dtypes[0] or x.dtype, x.device.type)
     if missing is None:
         h0, *c0 = states

@@ -18,6 +18,9 @@ from torch import Tensor
 
 __all__ = ["CELLS", "gru", "lstm", "rnn_relu", "rnn_tanh", "run"]
 
+#: Events of csrc/layer.h.
+RESET, PAST_END = 1, 2
+
 Cell = Callable[..., tuple[Tensor, Tensor | None]]
 
 #: name -> one time step, as ``(x: [B, G*H], r: [B, G*H], h: [B, H], c: [B, C] or None) -> (h, c)``
@@ -103,19 +106,26 @@ def _direction(
     has_biases: bool,
     vectors: int,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One direction of one layer: output [N, H or P], h_n and c_n."""
+    events: Tensor | None,  # [T, B]
+) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+    """One direction of one layer: output [N, H or P], h_n, c_n, and c_t of all steps."""
     w_ih, w_hh = weights[:2]
     b_ih, b_hh = weights[2:4] if has_biases else (None, None)
     others = weights[4 if has_biases else 2 :]
     w_hr = others[-1] if len(others) > vectors else None
     xs = F.linear(x, w_ih, b_ih).split(sizes)
     outputs: list[Tensor] = []
+    states: list[Tensor] = []
     # The reverse direction needs no case of its own for packed data. In reverse, the batch grows: a
     # sequence starts from its initial state at its own last step.
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         h_t = _first(h, sizes[t])
         c_t = None if c is None else _first(c, sizes[t])
+        if events is not None and t + reverse < len(sizes):
+            enters = (events[t + reverse] == RESET).unsqueeze(1)
+            h_t = h_t.masked_fill(enters, 0)
+            c_t = None if c_t is None else c_t.masked_fill(enters, 0)
+        before = h_t, c_t
         if w_hh.dim() == 1:  # of a diagonal cell
             r = h_t.repeat(1, w_hh.size(0) // h_t.size(1)) * w_hh
             r = r if b_hh is None else r + b_hh
@@ -123,10 +133,19 @@ def _direction(
             r = F.linear(h_t, w_hh, b_hh)
         y, c_t = step(xs[t], r, h_t, c_t, *others[:vectors])
         y = y if w_hr is None else F.linear(y, w_hr)
-        outputs.append(y)
+        if events is None:
+            outputs.append(y)
+            states += [] if c_t is None else [c_t]
+        else:
+            ended = (events[t] == PAST_END).unsqueeze(1)
+            outputs.append(y.masked_fill(ended, 0))
+            states += [] if c_t is None else [c_t.masked_fill(ended, 0)]
+            y = torch.where(ended, before[0], y)
+            c_t = None if c_t is None or before[1] is None else torch.where(ended, before[1], c_t)
         h = _renew(y, h)
         c = None if c is None or c_t is None else _renew(c_t, c)
-    return torch.cat(outputs[::-1] if reverse else outputs), h, c
+    order = -1 if reverse else 1
+    return torch.cat(outputs[::order]), h, c, states[::order]
 
 
 def run(
@@ -142,6 +161,7 @@ def run(
     bidirectional: bool,
     dropout: float = 0.0,
     dropout_mask: Tensor | None = None,
+    return_states: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A network of all layers and directions.
 
@@ -153,17 +173,26 @@ def run(
         weights: in torch's order, for each layer and direction: w_ih [G*H, I or D*H], w_hh [G*H,
             H] or [G*H], then b_ih and b_hh [G*H] if `has_biases`, then the cell's vectors [H], then
             w_hr [P, H] if there is a projection.
-        batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence.
+        batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence. Or for padded
+            input, where it is, events [T, B] uint8: RESET, where the state that enters the step is
+            zeros (in the reverse direction the one that enters the step before), and PAST_END,
+            where the output is zeros and no state changes.
         dropout: the probability of a zero in `dropout_mask`.
         dropout_mask: [L-1, N, D*H] of uint8 or bool: which outputs between two layers are kept.
             Without it nothing is dropped, whatever `dropout` is.
+        return_states: whether a row of the output ends with c_t of the last layer, of a cell with
+            c: first that of the forward direction.
 
     Returns:
-        output [T, B, D*H] or [N, D*H], h_n and c_n (or None), shaped as h0 and c0.
+        output [T, B, D*H] or [N, D*H], or with states D*H + D*C wide; h_n and c_n (or None), shaped
+        as h0 and c0.
 
     Raises:
         RuntimeError: if there are no steps.
     """
+    events = None
+    if batch_sizes is not None and batch_sizes.dim() > 1:
+        events, batch_sizes = batch_sizes, None
     if batch_sizes is None:
         T, B = input.shape[:2]
         sizes, x = [B] * T, input.flatten(0, 1)
@@ -182,15 +211,20 @@ def run(
             keep = dropout_mask[layer - 1].to(x.dtype)
             x = x * (keep / (1 - dropout) if dropout < 1 else keep)
         outputs: list[Tensor] = []
+        states: list[Tensor] = []
         for k in range(layer * D, (layer + 1) * D):
-            output, h, c = _direction(
+            output, h, c, all_c = _direction(
                 CELLS[cell], x, h0[k], None if c0 is None else c0[k],
                 weights[k * count : (k + 1) * count], sizes,
                 has_biases=has_biases, vectors=VECTORS.get(cell, 0), reverse=k % D == 1,
+                events=events,
             )  # fmt: skip
             outputs.append(output)
+            states += [torch.cat(all_c)] if all_c else []
             h_n.append(h)
             c_n += [] if c is None else [c]
         x = torch.cat(outputs, dim=1) if bidirectional else outputs[0]
+    if return_states:
+        x = torch.cat([x, *states], dim=1)
     output = x if batch_sizes is not None else x.unflatten(0, (T, B))
     return output, torch.stack(h_n), torch.stack(c_n) if c_n else None

@@ -11,10 +11,18 @@ input, and a PackedSequence for one. A reset of step 0 replaces the given state.
 ``lengths[b]`` is the number of steps of row b. The results are those of
 ``torch.nn.utils.rnn.pack_padded_sequence(input, lengths, enforce_sorted=False)`` and
 ``pad_packed_sequence``: zeros past the end, the last states are each row's, and the reverse
-direction begins at each row's end. Both may be on any device; a GPU's are copied to the host.
+direction begins at each row's end.
 
-A part of a row between two resets, a segment, is a row of its own, and the layer runs once on all
-segments, packed by length (csrc/torch/segments.cpp draws it). No step of padding is computed.
+There are two ways to compute them:
+
+- as events (fastrnn/events.py), which the kernels read at each step: resets alone, and on a GPU
+  both. Nothing waits for the GPU, and its values of lengths are not checked: a row with a length
+  above T has T steps, one with 0 or less has none, and keeps its initial states. The environment
+  variable FASTRNN_CHECK_LENGTHS=1 turns the check on, at the cost of waiting.
+- as packed data: lengths on a CPU, so that no step of padding is computed, PackedSequences, and
+  cells whose `initial` is not zero. A part of a row between two resets, a segment, is then a row of
+  its own, and the layer runs once on all segments, packed by length (csrc/torch/segments.cpp draws
+  it). A GPU's resets are copied to the host.
 """
 
 from __future__ import annotations
@@ -23,11 +31,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from fastrnn import _C as _C  # which registers the operator
-from fastrnn.symbolic import call_of_module
+from fastrnn import events
 
 
 class _Segments(NamedTuple):
@@ -50,18 +59,18 @@ class _Segments(NamedTuple):
 
 def call(
     forward: Callable[..., Any],
-    layer: Any,
+    layer: nn.RNNBase,
     input: Any,
     hx: Any,
-    initial: Sequence[float] = (),
-    *,
+    initial: Sequence[float],
     resets: Any,
     lengths: Any,
-) -> Any:
-    """What ``forward(layer, input, hx, resets=resets, lengths=lengths)`` returns.
+) -> tuple[Any, Any]:
+    """The output and the last states of a layer.
 
     Args:
-        forward: the layer's, without subclasses' code.
+        forward: ``forward(layer, input, hx, events=None)``, which returns those without resets and
+            lengths, or with events.
         initial: what each of the states begins with after a reset; zeros where it is shorter.
         input, hx, resets, lengths: as the module's docstring says.
 
@@ -69,12 +78,6 @@ def call(
         ValueError: for resets or lengths of another shape, dtype or value.
         TypeError, RuntimeError: for states of other types, sizes or number, as torch's layers do.
     """
-    if not isinstance(layer, nn.RNNBase):
-        name = "lengths" if resets is None else "resets"
-        raise TypeError(f"{forward.__qualname__}() got an unexpected keyword argument '{name}'")
-    node = call_of_module(forward, layer, input, hx, resets=resets, lengths=lengths)
-    if node is not None:
-        return node
     packed = isinstance(input, PackedSequence)
     if packed:
         data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -98,10 +101,18 @@ def call(
         resets = resets.unsqueeze(1) if resets is not None else None
         lengths = torch.atleast_1d(lengths) if lengths is not None else None
     if batch == 0:
-        return forward(layer, input, hx)
+        return forward(layer, input, hx)  # type: ignore[no-any-return]
+    states = _states(layer, hx, batch, batched, sorted_indices)
+    if not packed and not any(initial) and (lengths is None or data.device.type != "cpu"):
+        made = events.of(resets, lengths, steps, batch, batch_first, data.device)
+        if lengths is not None:  # padding may be anything, and zeros times NaN are NaN
+            ended = events.past_end(made, batch_first).unsqueeze(-1)
+            input = input.masked_fill(ended if batched else ended.squeeze(1), 0)
+        return forward(layer, input, hx, events=made)  # type: ignore[no-any-return]
+    if batch == 1 and not packed and resets is None and not torch.compiler.is_compiling():
+        return _of_one_row(forward, layer, input, hx, lengths, steps, batch_first)
     found = torch.ops.fastrnn.segments(resets, lengths, steps, batch, batch_first)
     segments = _Segments(*found).to(data.device)
-    states = _states(layer, hx, batch, batched, sorted_indices)
 
     rows = data if packed else data.flatten(0, 1)
     order, inverse = segments.order, segments.inverse
@@ -134,6 +145,18 @@ def call(
     else:
         leaving = [state.squeeze(1) for state in leaving]
     return output, tuple(leaving) if several else leaving[0]
+
+
+def _of_one_row(
+    forward: Callable[..., Any], layer: nn.RNNBase, input: Tensor, hx: Any, lengths: Tensor,
+    steps: int, batch_first: bool,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """The results of a batch of one row, computed from its steps alone."""
+    events.check_lengths(lengths, steps, 1)
+    length, time = int(lengths), 1 if batch_first else 0
+    output, last = forward(layer, input.narrow(time, 0, length), hx)
+    padding = [0, 0] * (output.dim() - 1 - time) + [0, steps - length]
+    return (F.pad(output, padding) if length < steps else output), last
 
 
 def _checked(name: str, value: Any, dtype: torch.dtype) -> Tensor | None:

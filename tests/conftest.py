@@ -67,6 +67,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"fastrnn: instruction set {fastrnn.build_info()['isa']}"
 
 
+@pytest.fixture
+def step_by_step(monkeypatch) -> None:
+    """A GPU computes every layer step by step, as it does with resets or lengths.
+
+    In 16 bits the other paths round less.
+    """
+    monkeypatch.setenv("FASTRNN_CUDA_PATH", "stepwise")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def isa(record_testsuite_property) -> str:
     """The instruction set under test, recorded in --junitxml, where test_isa.py checks it.

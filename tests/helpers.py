@@ -50,6 +50,9 @@ def slow_after(count: int, values: Iterable[Any]) -> list[Any]:
 
 #: Whether the CUDA device is the virtual GPU.
 VIRTUAL = os.environ.get("VGPU_ACTIVE") == "1"
+no_transforms = pytest.mark.skipif(
+    VIRTUAL, reason="the virtual GPU has no tensors of torch.func's transforms"
+)
 
 State = Tensor | tuple[Tensor, Tensor]
 

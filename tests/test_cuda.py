@@ -252,6 +252,29 @@ def test_agrees_with_cudnn(kind, dtype, packed):
         assert distance(a, c) < max(2 * distance(b, c), 1e-5 if dtype == torch.float32 else 1e-7)
 
 
+@pytest.mark.parametrize("packed", BOTH, ids=["padded", "packed"])
+@pytest.mark.parametrize("path", ["persistent", "one_block"])
+@pytest.mark.parametrize("hidden", [17, 64])
+def test_all_states_on_every_path(hidden, path, packed, on_path):
+    """c of all steps and the gradients that come from it."""
+    layer, _ = pair("lstm", 5, hidden, num_layers=2, bidirectional=True)
+    x = leaves(ragged([4, 1, 3], 5) if packed else torch.randn(4, 3, 5))
+
+    def values():
+        output, _, (c,) = layer(x, return_states=True)
+        output, c = (t.data if packed else t for t in (output, c))
+        weight = torch.linspace(1, 2, c.numel()).view_as(c)
+        loss = (c * weight).sum() + output.square().sum()
+        return [output, c, *torch.autograd.grad(loss, [*flat(x)[:1], *layer.parameters()])]
+
+    on_path("stepwise")
+    expected = values()
+    on_path(path)
+    # one_block rounds operands to TF32: see above.
+    tolerance = {"rtol": 2**-6, "atol": 2**-6} if path == "one_block" else {}
+    torch.testing.assert_close(values(), expected, **tolerance)
+
+
 def test_forced_path_that_is_not_supported(on_path):
     layer, _ = pair("lstm", 5, 17, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)

@@ -501,5 +501,17 @@ def test_tensor_that_escaped_its_vmap():
     state = torch.zeros(1, 4, 6)
     with pytest.raises(RuntimeError, match="escaped from inside a function being vmapped"):
         ops.forward(
-            "lstm", escaped[0], state, state, weights, None, True, 1, False, 0.0, False, False
+            "lstm",
+            escaped[0],
+            state,
+            state,
+            weights,
+            None,
+            True,
+            1,
+            False,
+            0.0,
+            False,
+            False,
+            False,
         )

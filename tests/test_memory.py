@@ -45,7 +45,21 @@ def test_saved_tensors_share_one_allocation():
     x, h, c = torch.randn(4, 3, 5), torch.randn(2, 3, 17), torch.randn(2, 3, 17)
 
     def saved_tensors():
-        arguments = ("lstm", x, h, c, layer._flat_weights, None, True, 2, False, 0.0, True, True)
+        arguments = (
+            "lstm",
+            x,
+            h,
+            c,
+            layer._flat_weights,
+            None,
+            True,
+            2,
+            False,
+            0.0,
+            False,
+            True,
+            True,
+        )
         with torch.no_grad():
             return list(torch.ops.fastrnn.forward(*arguments)[3:6])
 
@@ -178,7 +192,7 @@ def test_memory_of_a_step_is_used_again():
             x, state = torch.ones(steps, 1, 16), torch.zeros(1, 1, 256)
             arguments = ("lstm", x, state, state, layer._flat_weights, None, True, 1)
             with torch.no_grad():
-                return torch.ops.fastrnn.forward(*arguments, False, 0.0, True, True)[3]
+                return torch.ops.fastrnn.forward(*arguments, False, 0.0, False, True, True)[3]
 
         saved_tensors(10)
         before = megabytes()

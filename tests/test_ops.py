@@ -13,7 +13,10 @@ from fastrnn import ops
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def sample(cell, *, packed=False, L=1, D=1, P=0, bias=True, dropout=0.0, train=False, dtype=None):
+def sample(
+    cell, *, packed=False, L=1, D=1, P=0, bias=True, dropout=0.0, states=False, train=False,
+    dtype=None,
+):  # fmt: skip
     """Arguments of the operator `forward`, without the last one, `keep`."""
     T, B, I, H = 4, 3, 5, 17
     G, R = CELLS[cell]["gates"], P or H
@@ -29,7 +32,7 @@ def sample(cell, *, packed=False, L=1, D=1, P=0, bias=True, dropout=0.0, train=F
     c0 = torch.randn(L * D, B, H) if CELLS[cell]["states"] == 2 else None
     x, h0, *weights = (t.to(dtype or torch.float32) for t in (x, h0, *weights))
     c0 = c0 if c0 is None else c0.to(x.dtype)
-    return cell, x, h0, c0, weights, sizes, bias, L, D == 2, dropout, train
+    return cell, x, h0, c0, weights, sizes, bias, L, D == 2, dropout, states, train
 
 
 def stack_models(arguments, models=2):
@@ -51,17 +54,18 @@ def samples():
         yield sample(cell, packed=packed, dtype=torch.float64)
         if CELLS[cell]["allows_projection"]:
             yield sample(cell, packed=packed, L=2, D=2, P=3)
+            yield sample(cell, packed=packed, L=2, D=2, P=3, states=True)
         yield stack_models(sample(cell, packed=packed, L=2, D=2, dropout=0.5, train=True))
         yield stack_models(sample(cell, packed=packed, bias=False, dtype=torch.bfloat16))
 
 
 def backward_arguments(arguments, wanted=True):
-    cell, x, h0, c0, weights, sizes, bias, L, bidirectional, dropout, _ = arguments
+    cell, x, h0, c0, weights, sizes, bias, L, bidirectional, dropout, states, _ = arguments
     output, h_n, c_n, *kept = ops.forward(*arguments, True)
     grads = [torch.randn_like(output), torch.randn_like(h_n)]
     grads.append(None if c0 is None else torch.randn_like(c_n))
     flags = [wanted] * (3 + len(weights))
-    network = (bias, L, bidirectional, dropout)
+    network = (bias, L, bidirectional, dropout, states)
     return cell, *grads, x, h0, c0, weights, sizes, *network, *kept, flags
 
 
@@ -119,7 +123,7 @@ def test_fake_kernels_return_shapes_dtypes_and_strides(wanted):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("i", [1, 2, 3, 13, 14, 15, 16])
+@pytest.mark.parametrize("i", [1, 2, 3, 14, 15, 16, 17])
 def test_backward_checks_the_number_of_models(i):
     args = stack_models(sample("lstm", L=2, dropout=0.5, train=True), 3)
     arguments = list(backward_arguments(args))
@@ -162,7 +166,7 @@ WRONG = {
     "dropout": lambda a: {"dropout": 1.5},
 }
 NAMES = ["cell", "input", "h0", "c0", "weights", "batch_sizes", "has_biases", "num_layers"]
-NAMES += ["bidirectional", "dropout", "train"]
+NAMES += ["bidirectional", "dropout", "return_states", "train"]
 
 
 #: The same for the arguments of three stacked models.
@@ -194,7 +198,7 @@ def test_fake_kernels_raise_as_the_kernels_do(wrong):
         lambda: ops.forward(*args, False),
         lambda: ops.forward(*to_meta(args), False),
         lambda: ops.backward(
-            *to_meta([args[0], *backward[1:4], *args[1:-1], *backward[13:17]]),
+            *to_meta([args[0], *backward[1:4], *args[1:-1], *backward[14:18]]),
             [True] * (3 + len(args[4])),
         ),
     ]:
@@ -209,7 +213,7 @@ def test_fake_kernels_raise_as_the_kernels_do(wrong):
 def test_fake_backward_rejects_wrong_gradients(wrong):
     arguments = list(backward_arguments(sample("lstm")))
     if wrong == "wanted":
-        arguments[17] = arguments[17][1:]
+        arguments[18] = arguments[18][1:]
     elif wrong == "dtype":
         arguments[1] = arguments[1].double()
     else:
@@ -244,7 +248,7 @@ def test_module_calls_the_operator_once(kind):
     c0 = torch.zeros(6, 3, 17) if kind.startswith("lstm") else None
     cell = kind.removesuffix("_proj")
     weights = [w.detach() for w in ours._flat_weights]
-    direct = ops.forward(cell, x, h0, c0, weights, None, True, 3, True, 0.0, False, False)
+    direct = ops.forward(cell, x, h0, c0, weights, None, True, 3, True, 0.0, False, False, False)
     assert torch.equal(direct[0], output)
 
 
@@ -259,9 +263,9 @@ def test_operators_are_differentiable(cell):
     found = []
     for output in [
         ours(x)[0],
-        ops.forward(cell, x, h0, c0, ours._flat_weights, None, True, 1, False, 0.0, False, False)[
-            0
-        ],
+        ops.forward(
+            cell, x, h0, c0, ours._flat_weights, None, True, 1, False, 0.0, False, False, False
+        )[0],
     ]:
         inputs = [x, *ours.parameters()]
         first = torch.autograd.grad(output.square().sum(), inputs, create_graph=True)

@@ -138,7 +138,7 @@ def test_operators_reject_gates_without_c():
     layer, _ = pair("lstm", 3, 4)
     x, h = torch.randn(2, 1, 3), torch.zeros(1, 1, 4)
     weights = [p.detach() for p in layer.parameters()]
-    network = (True, 1, False, 0.0)
+    network = (True, 1, False, 0.0, False)
     forward = torch.ops.fastrnn.forward
     _, _, _, hidden, saved, c, dropout_mask = forward(
         "lstm", x, h, h, weights, None, *network, True, True

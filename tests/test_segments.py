@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import FULL, LAYERS, LOW, flat, leaves, pair, random_state
+from helpers import FULL, LAYERS, LOW, flat, host_tensor, leaves, no_transforms, pair, random_state
 from own_cells import coupled_lstm, mgu
 from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -14,6 +14,7 @@ from torch_features import skip_without_sizes_from_tensors
 import fastrnn
 from fastrnn.cells import slstm
 
+pytestmark = pytest.mark.usefixtures("step_by_step")
 T, B, I, H = 7, 4, 5, 17
 F64 = torch.float64
 BOTH = [False, True]
@@ -249,6 +250,7 @@ def test_dropout_and_training():
 
 
 @pytest.mark.once
+@no_transforms
 def test_second_derivatives_and_forward_mode():
     layer, _ = pair("gru", 2, 3, dtype=F64)
     x = torch.randn(T, B, 2, dtype=F64, requires_grad=True)
@@ -310,7 +312,7 @@ def test_autocast_and_accelerated_layers():
 
 
 BAD = {
-    "resets of another size": ({"resets": RESETS[1:]}, r"resets: expected .*7 steps of 4 rows"),
+    "resets of another size": ({"resets": RESETS[1:]}, r"resets: expected .*size \[7, 4\]"),
     "transposed": ({"resets": RESETS.T}, r"resets: expected a bool tensor of size \[7, 4\]"),
     "resets of numbers": ({"resets": RESETS.long()}, "resets: expected a tensor of torch.bool"),
     "a list": ({"resets": RESETS.tolist()}, "resets: expected a tensor of torch.bool, got list"),
@@ -318,9 +320,9 @@ BAD = {
         {"resets": pack_padded_sequence(RESETS, LENGTHS, enforce_sorted=False)},
         "resets: expected a tensor of torch.bool, got PackedSequence",
     ),
-    "length 0": ({"lengths": torch.tensor([1, 0, 1, 1])}, r"expected 1 to 7.*lengths\[1\] = 0"),
-    "length above T": ({"lengths": torch.tensor([1, 1, 1, 8])}, r"lengths\[3\] = 8"),
-    "negative": ({"lengths": torch.tensor([1, 1, -(2**62), 1])}, "expected 1 to 7"),
+    "length 0": ({"lengths": host_tensor([1, 0, 1, 1])}, r"expected 1 to 7.*lengths\[1\] = 0"),
+    "length above T": ({"lengths": host_tensor([1, 1, 1, 8])}, r"lengths\[3\] = 8"),
+    "negative": ({"lengths": host_tensor([1, 1, -(2**62), 1])}, "expected 1 to 7"),
     "lengths of another batch": ({"lengths": LENGTHS[:3]}, r"int64 tensor of size \[4\]"),
     "lengths of two dimensions": ({"lengths": LENGTHS[None]}, r"int64 tensor of size \[4\]"),
     "lengths of int32": ({"lengths": LENGTHS.int()}, "lengths: expected a tensor of torch.int64"),
@@ -370,6 +372,7 @@ def test_bad_input_of_states_and_cells():
         fastrnn.GRUCell(I, H)(x[0], resets=RESETS[0])
 
 
+@pytest.mark.cpu("an operator of the CPU")
 @pytest.mark.once
 def test_the_operator_checks_its_arguments():
     call = torch.ops.fastrnn.segments

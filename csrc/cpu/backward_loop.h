@@ -143,12 +143,22 @@ private:
         const int64_t following_rows = after >= 0 ? rows_in(after) : 0;
         const bool projected = layer_.size.projected;
 
-        const auto add_up = [=, this](int64_t row, int64_t block, const Vec<T>& through) {
+        const uint8_t* resets_after = after >= 0 ? s.entering(after, reverse_) : nullptr;
+        const auto add_up = [=, &s, this](int64_t row, int64_t block, const Vec<T>& through) {
             const int64_t b = b0 + row, unit = block * L;
             const int n = static_cast<int>(minimum(L, R_ - unit));
             T* known = own_.dh + b * R_ + unit;
-            Vec<T> dh = through + load<T>(known, n);
+            Vec<T> dh = load<T>(known, n);
+            if (!resets_after || resets_after[b] != reset) dh = through + dh;
             if (row >= rows) {
+                store<T>(known, dh, n);
+                return;
+            }
+            if (has_ended(s, t, b)) {  // the output is no state, and the state is the one before
+                if (projected)
+                    store<T>(own_.dh_total + slot(t, b) * R_ + unit, Vec<T>{}, n);
+                else
+                    store_no_gradients(t, b, unit, n);
                 store<T>(known, dh, n);
                 return;
             }
@@ -201,9 +211,13 @@ private:
         product<Plain<T>>(
             plan_.hr, m_panels_, t % 2 != 0, hr_, nullptr, own_.dh_total + slot(t, b0) * R_, R_,
             rows,
-            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
+            [=, &s, this](int64_t row, int64_t block, const Vec<T>* sums) {
                 const int64_t unit = block * L;
-                through_cell(t, b0 + row, unit, static_cast<int>(minimum(L, H_ - unit)), sums[0]);
+                const int n = static_cast<int>(minimum(L, H_ - unit));
+                if (has_ended(s, t, b0 + row))
+                    store_no_gradients(t, b0 + row, unit, n);
+                else
+                    through_cell(t, b0 + row, unit, n, sums[0]);
             },
             [&](int64_t row, int count, int64_t panel) {
                 prefetch_saved({t, b0 + row, b0 + row + count}, units_of(plan_.hr, panel));
@@ -251,8 +265,23 @@ private:
                 prefetch_units(static_cast<const S*>(user_.c) + (at * C + i) * H_, units);
                 if (c_prev_.from_rows(rows.t, b))
                     prefetch_units(c_prev_.row(rows.t, b) + i * H_, units);
+                if (user_.grad_c)
+                    prefetch_units(static_cast<const S*>(user_.grad_c) +
+                                       at * layer_.grad_output_stride + i * H_,
+                                   units);
             }
         }
+    }
+
+    // Zeros in the place of what through_cell writes for gradients of weights and of the input.
+    void store_no_gradients(int64_t t, int64_t b, int64_t unit, int n) const {
+        D* const row = own_.dgates + slot(t, b) * plan_.stride;
+        for (int i = 0; i < Cell::grads + vectors<Cell>; ++i) {
+            store<T>(row + i * plan_.units + unit, Vec<T>{}, n);
+            if (unit + n == H_)
+                std::fill(row + i * plan_.units + H_, row + (i + 1) * plan_.units, D{});
+        }
+        if (layer_.size.projected) store<T>(own_.m + slot(t, b) * H_ + unit, Vec<T>{}, n);
     }
 
     // The cell's backward: writes the gate gradients, and returns the part of dL/dh_{t-1} that does
@@ -275,6 +304,10 @@ private:
             c[i] = load<T>(static_cast<const S*>(user_.c) + (at * C + i) * H_ + unit, n);
             c_prev[i] = c_prev_.template load_at<T>(t, b, i * H_ + unit, n);
             dc[i] = load<T>(own_.dc + (b * C + i) * H_ + unit, n);
+            if (user_.grad_c)
+                dc[i] += load<T>(static_cast<const S*>(user_.grad_c) +
+                                     at * layer_.grad_output_stride + i * H_ + unit,
+                                 n);
         }
         backward_of<Cell, Vec<T>>(saved, w, h_prev, c_prev, h, c, dh, dc, dgates, dw, dh_prev,
                                   dc_prev);
@@ -286,7 +319,9 @@ private:
         }
         for (int i = 0; i < W; ++i)
             store<T>(row + (Cell::grads + i) * plan_.units + unit, dw[i], n);
-        for (int i = 0; i < C; ++i) store<T>(own_.dc + (b * C + i) * H_ + unit, dc_prev[i], n);
+        const bool from_zeros = is_reset(layer_.sequence, t, b, reverse_);
+        for (int i = 0; i < C; ++i)
+            store<T>(own_.dc + (b * C + i) * H_ + unit, from_zeros ? Vec<T>{} : dc_prev[i], n);
         if constexpr (allows_projection<Cell>)
             if (layer_.size.projected)
                 store<T>(own_.m + slot(t, b) * H_ + unit, output_of<Cell, Vec<T>>(saved, w, c), n);
@@ -294,7 +329,7 @@ private:
             for (int g = 0; g < Cell::gates; ++g)
                 dh_prev += dgates[Cell::grads - Cell::gates + g] *
                            load<T>(static_cast<const S*>(user_.weights.hh) + g * H_ + unit, n);
-        return dh_prev;
+        return from_zeros ? Vec<T>{} : dh_prev;
     }
 
     const BackwardTask& layer_;

@@ -127,7 +127,7 @@ struct BackwardPlan {
     }
 };
 
-// The values of the step before a row's: in the row of that step, or in the initial state.
+// The values of the step before a row's: in the row of that step, in the initial state, or zeros.
 template <class S>
 struct PreviousRows {
     const Sequence& sequence;
@@ -138,16 +138,23 @@ struct PreviousRows {
     int64_t initial_stride;
 
     bool from_rows(int64_t t, int64_t b) const {
-        return reverse ? t + 1 < sequence.steps && b < sequence.batch_sizes[t + 1] : t > 0;
+        if (!reverse) return t > 0;
+        return t + 1 < sequence.steps && b < sequence.batch_sizes[t + 1] &&
+               !(sequence.events && sequence.entering(t, true)[b] == past_end);
     }
     const S* row(int64_t t, int64_t b) const {
         return rows + (sequence.offsets[t + (reverse ? 1 : -1)] + b) * rows_stride;
     }
     const S* start(int64_t b) const { return initial + b * initial_stride; }
 
+    const S* values(int64_t t, int64_t b) const {
+        if (is_reset(sequence, t, b, reverse)) return static_cast<const S*>(sequence.zeros);
+        return from_rows(t, b) ? row(t, b) : start(b);
+    }
+
     template <class T>
     FASTRNN_INLINE Vec<T> load_at(int64_t t, int64_t b, int64_t unit, int n) const {
-        return from_rows(t, b) ? load<T>(row(t, b) + unit, n) : load<T>(start(b) + unit, n);
+        return load<T>(values(t, b) + unit, n);
     }
 };
 

@@ -108,6 +108,15 @@ struct ForwardPlan {
     }
 };
 
+// Whether the state of row b that enters step t is zeros, and whether the row has ended.
+inline bool is_reset(const Sequence& s, int64_t t, int64_t b, bool reverse) {
+    const uint8_t* events = s.entering(t, reverse);
+    return events && events[b] == reset;
+}
+inline bool has_ended(const Sequence& s, int64_t t, int64_t b) {
+    return s.events && s.events[t * s.batch + b] == past_end;
+}
+
 // Converts between the storage type and T.
 template <class T, class From, class To>
 FASTRNN_INLINE void convert(const From* from, To* to, int64_t count) {
@@ -187,16 +196,19 @@ private:
     // reverse) reads it from either.
     void start() {
         const Span rows = share_.rows.part(share_.unit, share_.units);
+        const Sequence& s = layer_.sequence;
         for (int64_t b = rows.first; b < rows.last; ++b) {
+            const bool zeros = is_reset(s, reverse_ ? s.steps - 1 : 0, b, reverse_);
+            const S *h0 = static_cast<const S*>(zeros ? s.zeros : user_.h0) + (zeros ? 0 : b * R_),
+                    *c0 = static_cast<const S*>(zeros ? s.zeros : user_.c0) +
+                          (zeros ? 0 : b * c_states<Cell> * H_);
             for (H* h : own_.h) {
-                convert<T>(static_cast<const S*>(user_.h0) + b * R_, h + b * plan_.h_stride, R_);
+                convert<T>(h0, h + b * plan_.h_stride, R_);
                 // The product reads these too.
                 std::fill(h + b * plan_.h_stride + R_, h + b * plan_.h_stride + plan_.hh.depth,
                           H{});
             }
-            for (int i = 0; i < c_states<Cell>; ++i)
-                convert<T>(static_cast<const S*>(user_.c0) + (b * c_states<Cell> + i) * H_,
-                           c_row(i, b), H_);
+            for (int i = 0; i < c_states<Cell>; ++i) convert<T>(c0 + i * H_, c_row(i, b), H_);
         }
         share_.barrier->wait();
     }
@@ -278,6 +290,39 @@ private:
         if (user_.output_copy) store<T>(static_cast<S*>(user_.output_copy) + at, h, n);
     }
 
+    // What a row's next step gets: what this step computed, what it got, or zeros.
+    enum class Carried { new_state, old_state, zeros };
+
+    // The events [B] of a step, and those at which the direction enters the next one; or null.
+    struct StepEvents {
+        const uint8_t *now, *next;
+
+        FASTRNN_INLINE Carried carried(int64_t b) const {
+            if (now && now[b] == past_end) return Carried::old_state;
+            return next && next[b] == reset ? Carried::zeros : Carried::new_state;
+        }
+    };
+    StepEvents events_of(int64_t t) const {
+        const Sequence& s = layer_.sequence;
+        const int64_t next = reverse_ ? t - 1 : t + 1;
+        return {s.events ? s.events + t * s.batch : nullptr,
+                next >= 0 ? s.entering(next, reverse_) : nullptr};
+    }
+
+    FASTRNN_INLINE void store_h_and_output(Carried carried, const H* h_prev, H* h_next, int64_t row,
+                                           int64_t unit, Vec<T> h, int n) const {
+        if (carried == Carried::new_state) {
+            store_h(h_next, h, n);
+            store_output(row, unit, h, n);
+        } else if (carried == Carried::zeros) {
+            store_h(h_next, Vec<T>{}, n);
+            store_output(row, unit, h, n);
+        } else {
+            store<T>(h_next, load<T>(h_prev, n), n);
+            store_output(row, unit, Vec<T>{}, n);
+        }
+    }
+
     static Span blocks_of(const Panels& panels, Span span) {
         return {span.first * panels.blocks,
                 minimum(span.last * panels.blocks, panels.block_count())};
@@ -328,6 +373,7 @@ private:
         const bool projected = layer_.size.projected;
 
         constexpr int C = c_states<Cell>;
+        const StepEvents events = events_of(t);
         const auto through_cell = [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
             const int64_t unit = block * L;
             const int n = static_cast<int>(minimum(L, H_ - unit));
@@ -341,12 +387,15 @@ private:
             if (!projected) h_before = load<T>(h_prev + at_h, n);
             for (int i = 0; i < C; ++i) c_before[i] = load<T>(c_row(i, b) + unit, n);
             forward_of<Cell, Vec<T>>(gates, sums, w, h_before, c_before, h, c, saved);
-            for (int i = 0; i < C; ++i) store<T>(c_row(i, b) + unit, c[i], n);
+            const Carried carried = events.carried(b);
+            for (int i = 0; i < C; ++i) {
+                if (carried == Carried::old_state) c[i] = c_before[i];
+                store<T>(c_row(i, b) + unit, carried == Carried::zeros ? Vec<T>{} : c[i], n);
+            }
             if (projected) {
                 store<T>(own_.m + b * plan_.c_stride + unit, h, n);
             } else {
-                store_h(h_next + at_h, h, n);
-                store_output(row0 + row, unit, h, n);
+                store_h_and_output(carried, h_prev + at_h, h_next + at_h, row0 + row, unit, h, n);
             }
             if (user_.saved)
                 for (int i = 0; i < Cell::saved; ++i)
@@ -355,8 +404,9 @@ private:
                         saved[i], n);
             if (Cell::has_c && user_.c)
                 for (int i = 0; i < C; ++i)
-                    store<T>(static_cast<S*>(user_.c) + ((row0 + row) * C + i) * H_ + unit, c[i],
-                             n);
+                    store<T>(
+                        static_cast<S*>(user_.c) + (row0 + row) * layer_.c_stride + i * H_ + unit,
+                        c[i], n);
         };
         if constexpr (is_diagonal<Cell>) {
             scale_h(h_prev + b0 * plan_.h_stride, rows, through_cell);
@@ -374,8 +424,9 @@ private:
                            [=, this](int64_t row, int64_t block, const Vec<T>* sums) {
                                const int64_t unit = block * L;
                                const int n = static_cast<int>(minimum(L, R_ - unit));
-                               store_h(h_next + (b0 + row) * plan_.h_stride + unit, sums[0], n);
-                               store_output(row0 + row, unit, sums[0], n);
+                               const int64_t b = b0 + row, at_h = b * plan_.h_stride + unit;
+                               store_h_and_output(events.carried(b), h_prev + at_h, h_next + at_h,
+                                                  row0 + row, unit, sums[0], n);
                            });
     }
 

@@ -122,9 +122,7 @@ public:
                                      .rows_stride = layer_.output_stride,
                                      .initial = static_cast<const S*>(user_.h0),
                                      .initial_stride = R};
-        const auto h_row = [&](int64_t t, int64_t b, int64_t) {
-            return before.from_rows(t, b) ? before.row(t, b) : before.start(b);
-        };
+        const auto h_row = [&](int64_t t, int64_t b, int64_t) { return before.values(t, b); };
         Factor x{plan_.sum_x, x_row, Cell::x_grad, static_cast<T*>(grads.ih), chunk_.first};
         Factor h{plan_.sum_h, h_row, h_grad.index, static_cast<T*>(grads.hh), chunk_.first};
         if constexpr (is_diagonal<Cell>) {

@@ -187,9 +187,10 @@ constexpr Formula of_forward{
 
 // Whether kernels of dual numbers can compute with these tensors, with or without tangents, and no
 // mode or transform has to see the operations.
-bool may_be_dual(const Options& options, at::TensorList weights,
-                 std::initializer_list<const variable_list*> lists, bool tangents) {
-    bool may = only_default_keys_active() && has_dual_kernels(options) && !are_of_models(weights);
+bool may_be_dual(const Arguments& a, std::initializer_list<const variable_list*> lists,
+                 bool tangents) {
+    bool may = only_default_keys_active() && has_dual_kernels(a.options) && !a.has_events() &&
+               !are_of_models(a.weights);
     for (const variable_list* list : lists)
         for (const Tensor& t : *list)
             may = may && (!t.defined() || (t.is_cpu() && has_only_default_keys(t, tangents)));
@@ -201,12 +202,12 @@ std::optional<variable_list> by_kernels(const variable_list& grads, const State&
                                         const std::vector<bool>& needed) {
     const OptionalTensor c0 = optional(s.in[5]), sizes = optional(s.sizes);
     const std::vector<Tensor> weights(s.in.begin() + 6, s.in.end());
+    const Arguments arguments{s.options, s.in[3], s.in[4], c0, weights, sizes};
     if (at::GradMode::is_enabled() ||
-        !may_be_dual(s.options, weights, {&grads, &s.in, &s.kept}, /*tangents=*/false))
+        !may_be_dual(arguments, {&grads, &s.in, &s.kept}, /*tangents=*/false))
         return std::nullopt;
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     RECORD_FUNCTION("fastrnn::double_backward", std::vector<c10::IValue>());
-    const Arguments arguments{s.options, s.in[3], s.in[4], c0, weights, sizes};
     const Problem problem = check(arguments);
     if (problem.batch == 0) return std::nullopt;
     const OptionalTensor output = optional(s.in[0]), h_n = optional(s.in[1]),
@@ -257,7 +258,7 @@ std::vector<bool> read_by_backward(const Arguments& a, bool recompute) {
     const size_t each = a.weights.size() / (a.options.num_layers * directions);
     // W_hh takes gradients from a step to the one before it, or to h0.
     const bool one_step =
-        !a.batch_sizes &&
+        !a.packed() &&
         (a.input.dim() < 3 ||
          (a.input.dim() == 3 && a.input.sym_size(0).maybe_as_int() == std::optional<int64_t>(1)));
     const bool needs_hh = !one_step || (a.h0.defined() && a.h0.requires_grad());
@@ -454,8 +455,7 @@ variable_list tangents_of(const variable_list& all) {
 // Whether kernels compute the tangents of the results.
 bool may_have_tangents(const Arguments& a, const variable_list& all) {
     const variable_list tangents = tangents_of(all);
-    return a.input.numel() > 0 &&
-           may_be_dual(a.options, a.weights, {&all, &tangents}, /*tangents=*/true) &&
+    return a.input.numel() > 0 && may_be_dual(a, {&all, &tangents}, /*tangents=*/true) &&
            !any_tangent(tangents);
 }
 

@@ -203,13 +203,15 @@ void check_sizes(const Arguments& a, const CellInfo& cell, Sizes<Int>& p) {
     p.layers = a.options.num_layers;
     p.directions = a.options.directions();
     const bool has_states = a.h0.defined();
-    const int64_t expected_dim = a.batch_sizes ? 2 : 3;
+    const int64_t expected_dim = a.packed() ? 2 : 3;
     TORCH_CHECK(a.input.dim() == expected_dim, "input must have ", expected_dim,
                 " dimensions, got ", a.input.dim());
     p.input = size_of<Int>(a.input, -1);
-    if (!a.batch_sizes) {
+    if (!a.packed()) {
         p.steps = size_of<Int>(a.input, 0);
         p.batch = size_of<Int>(a.input, 1);
+        if (a.has_events())
+            check_tensor<Int>(a, "events", *a.batch_sizes, {p.steps, p.batch}, at::kByte);
         p.rows = p.steps * p.batch;
         TORCH_SYM_CHECK(less(0, p.steps), "Expected sequence length to be larger than 0 in RNN");
     } else {
@@ -240,6 +242,8 @@ void check_sizes(const Arguments& a, const CellInfo& cell, Sizes<Int>& p) {
         p.recurrent = cell.diagonal ? p.hidden : size_of<Int>(a.weights[1], 1);
     }
     p.projected = p.hidden != p.recurrent;
+    p.width = p.directions * p.recurrent;
+    if (a.options.return_states) p.width = p.width + p.directions * cell.c_states * p.hidden;
     p.weights_per_layer = 2 + 2 * p.has_biases + cell.vectors + p.projected;
     // The count before any product of sizes, which a forged num_layers could overflow.
     TORCH_CHECK(a.weights.size() % (p.weights_per_layer * p.directions) == 0 &&
@@ -265,11 +269,11 @@ template <class Int>
 void check_gradients_of(const Arguments& a, const CellInfo& cell, const Sizes<Int>& p,
                         const OutputGradients& g) {
     const at::ScalarType dtype = dtype_of(a);
-    const Int width = p.directions * p.recurrent, states = p.layers * p.directions;
-    if (g.output && a.batch_sizes)
-        check_tensor<Int>(a, "grad_output", *g.output, {p.rows, width}, dtype);
+    const Int states = p.layers * p.directions;
+    if (g.output && a.packed())
+        check_tensor<Int>(a, "grad_output", *g.output, {p.rows, p.width}, dtype);
     else if (g.output)
-        check_tensor<Int>(a, "grad_output", *g.output, {p.steps, p.batch, width}, dtype);
+        check_tensor<Int>(a, "grad_output", *g.output, {p.steps, p.batch, p.width}, dtype);
     if (g.h_n) check_tensor<Int>(a, "grad_h_n", *g.h_n, {states, p.batch, p.recurrent}, dtype);
     TORCH_CHECK(!g.c_n || cell.has_c, a.options.cell, " has no c_n, but grad_c_n was given");
     if (g.c_n)

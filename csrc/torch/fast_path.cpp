@@ -240,8 +240,10 @@ py::object results(const CellInfo& info, const ForwardResult& r, bool states_in_
     return py::make_tuple(wrap(r.output), py::make_tuple(wrap(r.h_n), wrap(r.c_n)));
 }
 
-// RNN, LSTM or GRU: output and the last states, as their forward returns them, or None.
-py::object layer(const std::string& cell, py::handle module, py::handle input, py::handle hx) {
+// RNN, LSTM or GRU: output and the last states, as their forward returns them, or None. The output
+// is that of the operator: with return_states each row ends with c_t. events: [T, B], or None.
+py::object layer(const std::string& cell, py::handle module, py::handle input, py::handle hx,
+                 bool return_states, py::handle events) {
     const CellInfo* info = find_info(cell);
     const Names& name = names();
     Attributes attributes(module);
@@ -262,6 +264,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
                recompute = attributes.is_set(name.recompute);
     if (!attributes.complete() || !PyFloat_CheckExact(dropout)) return py::none();
     o.dropout = PyFloat_AS_DOUBLE(dropout);
+    o.return_states = return_states;
     PyObject* flat = flat_weights(module, attributes);
     WeightList weights;
     if (!flat || !read_weights(flat, weights)) return py::none();
@@ -274,7 +277,12 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     if (batch_first) x = x.transpose(0, 1).contiguous();
     if (!batched) x = x.unsqueeze(1);
     const int64_t recurrent = proj > 0 ? proj : hidden;
-    if (hx.is_none() && x.is_cuda()) {
+    OptionalTensor batch_sizes;
+    if (!events.is_none()) {
+        if (!is_ordinary_tensor(events.ptr())) return py::none();
+        batch_sizes = THPVariable_Unpack(events.ptr());
+    }
+    if (hx.is_none() && x.is_cuda() && !batch_sizes) {
         // Undefined states stand for zeros: no memory is filled, and the first step needs no
         // product. The sizes are read from the weights.
         if (weights.size() < 2 ||
@@ -297,7 +305,7 @@ py::object layer(const std::string& cell, py::handle module, py::handle input, p
     if ((h0.defined() && h0.size(-1) != recurrent) || (c0 && c0->size(-1) != hidden))
         return py::none();
 
-    auto r = run({o, x, h0, c0, weights, std::nullopt}, train, recompute);
+    auto r = run({o, x, h0, c0, weights, batch_sizes}, train, recompute);
     if (!r) return py::none();
     // In place, as torch's: the output is no view, which detach_() would refuse.
     if (batch_first) r->output.transpose_(0, 1);
@@ -504,9 +512,11 @@ NetworkValues read_network(const py::tuple& network) {
 }
 
 void bind_fast_path(py::module_& module) {
-    module.def("layer", torch::wrap_pybind_function(layer),
-               "layer(cell, module, input, hx): a layer's forward, or None where the operators are "
-               "needed.");
+    module.def("layer", torch::wrap_pybind_function(layer), py::arg("cell"), py::arg("module"),
+               py::arg("input"), py::arg("hx"), py::arg("return_states") = false,
+               py::arg("events") = py::none(),
+               "layer(cell, module, input, hx, return_states, events): a layer's forward, or None "
+               "where the operators are needed. events: [T, B] uint8 of csrc/layer.h's Event.");
     module.def("cell", torch::wrap_pybind_function(one_step),
                "cell(cell, module, input, hx): a cell's forward, or None where the operators are "
                "needed.");

@@ -31,6 +31,7 @@ struct Model {
     Tensor input, h0;
     OptionalTensor c0;
     std::vector<Tensor> weights;
+    OptionalTensor batch_sizes;  // of all models, or events of each
     Arguments arguments;
 
     Model(const Arguments& all, int64_t model)
@@ -38,7 +39,9 @@ struct Model {
           h0(part(all.h0, model)),
           c0(part(all.c0, model)),
           weights(parts(all.weights, model)),
-          arguments{all.options, input, h0, c0, weights, all.batch_sizes} {}
+          batch_sizes(all.batch_sizes && all.batch_sizes->dim() == 3 ? part(all.batch_sizes, model)
+                                                                     : all.batch_sizes),
+          arguments{all.options, input, h0, c0, weights, batch_sizes} {}
     Model(const Model&) = delete;
 };
 
@@ -80,6 +83,7 @@ int64_t count(const Arguments& a) {
     check_count("hidden", a.h0, models);
     check_count("hidden", a.c0, models);
     for (const Tensor& weight : a.weights) check_count("parameter", weight, models);
+    if (a.batch_sizes && a.batch_sizes->dim() == 3) check_count("events", *a.batch_sizes, models);
     return models;
 }
 

@@ -58,15 +58,14 @@ pybind11::list explain_network(const pybind11::tuple& network, const Tensor& inp
     return result;
 }
 
-// What the fake kernels of fastrnn/fake.py check, and the sizes B, N, H and R of a call.
-std::tuple<SymInt, SymInt, SymInt, SymInt> check_fake_forward(const pybind11::tuple& network,
-                                                              const Tensor& input, const Tensor& h0,
-                                                              const OptionalTensor& c0,
-                                                              const std::vector<Tensor>& weights,
-                                                              const OptionalTensor& batch_sizes) {
+// What the fake kernels of fastrnn/fake.py check, and the sizes B, N, H, R of a call and the width
+// of its output.
+std::tuple<SymInt, SymInt, SymInt, SymInt, SymInt> check_fake_forward(
+    const pybind11::tuple& network, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
+    const std::vector<Tensor>& weights, const OptionalTensor& batch_sizes) {
     const Options options = read_network(network).options;
     const Sizes<SymInt> s = check_fake({options, input, h0, c0, weights, batch_sizes});
-    return {s.batch, s.rows, s.hidden, s.recurrent};
+    return {s.batch, s.rows, s.hidden, s.recurrent, s.width};
 }
 
 void check_fake_backward(const pybind11::tuple& network, const OptionalTensor& grad_output,

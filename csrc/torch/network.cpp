@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/native_dropout.h>
+#include <ATen/ops/zeros.h>
 
 #include "../cpu/fork.h"
 #include "../cpu/memory.h"
@@ -54,13 +55,19 @@ void without_lost_threads() {
 
 Rows::Rows(const Arguments& a, const Problem& p)
     : batch_sizes(p.steps, p.batch), offsets(p.steps + 1, 0) {
-    if (a.batch_sizes) {
+    if (a.packed()) {
         const Tensor list = a.batch_sizes->contiguous();
         batch_sizes.assign(list.const_data_ptr<int64_t>(),
                            list.const_data_ptr<int64_t>() + p.steps);
     }
     for (int64_t t = 0; t < p.steps; ++t) offsets[t + 1] = offsets[t] + batch_sizes[t];
-    sequence = {p.steps, p.batch, batch_sizes.data(), offsets.data()};
+    sequence = {p.steps, p.batch, batch_sizes.data(), offsets.data(), nullptr, nullptr};
+    if (!a.has_events()) return;
+    events = a.batch_sizes->contiguous();
+    zeros = at::zeros({std::max(p.recurrent, p.cell.c_states * p.hidden)},
+                      a.input.options().memory_format(std::nullopt));
+    sequence.events = events.const_data_ptr<uint8_t>();
+    sequence.zeros = zeros.const_data_ptr();
 }
 
 Tensor mask_of(const Tensor& masks, int64_t layer) {
@@ -193,6 +200,7 @@ ForwardLayer forward_layer(const Problem& p, const Sequence& sequence,
     ForwardLayer task{layer_of(p, sequence, layer)};
     task.input = input.const_data_ptr();
     task.output_stride = p.directions * p.recurrent;
+    task.c_stride = p.cell.c_states * p.hidden;
     for (int64_t d = 0; d < p.directions; ++d) {
         const int64_t state = layer * p.directions + d;
         task.direction[d].weights = weights_of(p, weights, layer, d);
@@ -243,8 +251,8 @@ ForwardResult results_of(const Arguments& a, const Problem& p, bool train, Keep 
     };
 
     ForwardResult r;
-    r.output = a.batch_sizes ? allocate(size({p.rows, width}), options)
-                             : allocate(size({p.steps, p.batch, width}), options);
+    r.output = a.packed() ? allocate(size({p.rows, p.width}), options)
+                          : allocate(size({p.steps, p.batch, p.width}), options);
     r.h_n = at::empty(size({states, p.batch, p.recurrent}), options);
     if (p.cell.has_c)
         r.c_n = at::empty(size({states, p.batch, p.cell.c_states * p.hidden}), options);
@@ -285,12 +293,18 @@ void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResul
     const std::vector<Tensor> weights = contiguous(a.weights);
     const auto [h0, c0] = contiguous_states(a);
     Tensor input = a.input.contiguous();
+    const bool returns_c = a.options.return_states && p.cell.has_c;
+    //     a row of the output:   h of the directions | c of the first | c of the second
+    const int64_t width = p.directions * p.recurrent, C = p.cell.c_states * p.hidden;
     for (int64_t layer = 0; layer < p.layers; ++layer) {
         if (layer > 0)
             input = dropped(r.hidden[layer - 1], mask_of(r.dropout_mask, layer), a.options.dropout);
-        const bool last = layer + 1 == p.layers && keep == Keep::nothing;
-        char* out = last ? mutable_slice(r.output, 0) : mutable_slice(r.hidden, layer);
+        const bool is_last = layer + 1 == p.layers, to_output = is_last && keep == Keep::nothing;
+        char* out = to_output ? mutable_slice(r.output, 0) : mutable_slice(r.hidden, layer);
         ForwardLayer task = forward_layer(p, rows.sequence, weights, input, h0, c0, layer);
+        if (to_output) task.output_stride = p.width;
+        const bool c_to_output = is_last && returns_c && keep != Keep::gates;
+        if (c_to_output) task.c_stride = p.width;
         for (int64_t d = 0; d < p.directions; ++d) {
             const int64_t state = layer * p.directions + d;
             ForwardDirection& direction = task.direction[d];
@@ -299,15 +313,26 @@ void forward(const Arguments& a, const Problem& p, Keep keep, const ForwardResul
             const int64_t first = d * p.recurrent * input.element_size();
             direction.output = out + first;
             // The last layer's output is saved, and the user gets a copy, which may be changed.
-            if (layer + 1 == p.layers && !last)
+            if (is_last && !to_output && !returns_c)
                 direction.output_copy = mutable_slice(r.output, 0) + first;
             if (keep == Keep::gates) {
                 direction.saved = mutable_slice(r.saved, layer, d);
                 direction.c = mutable_slice(r.c, layer, d);
             }
+            if (c_to_output)
+                direction.c =
+                    mutable_slice(r.output, 0) + (width + d * C) * r.output.element_size();
         }
         device.forward(task);
     }
+    if (!returns_c) return;
+    const Tensor output = r.output.view({p.rows, p.width});
+    if (keep != Keep::nothing) output.narrow(1, 0, width).copy_(r.hidden[p.layers - 1]);
+    Tensor states = output.narrow(1, width, p.directions * C);
+    for (int64_t d = 0; d < p.directions && keep == Keep::gates; ++d)
+        states.narrow(1, d * C, C).copy_(r.c[p.layers - 1][d]);
+    if (rows.events.defined())
+        states.masked_fill_(rows.events.view({p.rows, 1}).eq(int64_t{past_end}), 0);
 }
 
 ForwardResult forward(const Arguments& a, const Problem& p, bool train, Keep keep) {
@@ -366,6 +391,7 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
     };
     const Tensor grad_h_n = prepared(gradients.h_n), grad_c_n = prepared(gradients.c_n);
     Tensor grad_output = gradients.output ? gradients.output->contiguous() : Tensor();
+    const bool returns_c = a.options.return_states && p.cell.has_c;
 
     for (int64_t layer = p.layers - 1; layer >= 0; --layer) {
         const Tensor mask = mask_of(masks, layer);
@@ -379,8 +405,9 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
         BackwardLayer task{layer_of(p, rows.sequence, layer)};
         task.input = input.const_data_ptr();
         task.output_stride = width;
-        task.grad_output_stride = width;
-        task.grad_output_stored = device.stores_gradients || layer + 1 == p.layers;
+        const bool is_last = layer + 1 == p.layers;
+        task.grad_output_stride = is_last ? p.width : width;
+        task.grad_output_stored = device.stores_gradients || is_last;
         task.grad_input = mutable_slice(grad_below, 0);
         for (int64_t d = 0; d < p.directions; ++d) {
             const int64_t state = layer * p.directions + d;
@@ -394,6 +421,10 @@ void backward(const Arguments& a, const Problem& p, const Kept& kept,
             if (grad_output.defined())
                 direction.grad_output = static_cast<char*>(grad_output.data_ptr()) +
                                         d * p.recurrent * grad_output.element_size();
+            if (grad_output.defined() && is_last && returns_c)
+                direction.grad_c =
+                    static_cast<char*>(grad_output.data_ptr()) +
+                    (width + d * p.cell.c_states * p.hidden) * grad_output.element_size();
             direction.grad_h_n = const_slice(grad_h_n, state);
             direction.grad_c_n = const_slice(grad_c_n, state);
             direction.grad_h0 = mutable_slice(grad_h0, state);

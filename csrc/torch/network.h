@@ -57,6 +57,7 @@ std::pair<Facts, Facts> explain(const Arguments& arguments, const Problem& probl
 // The sequence of a call, and the memory of its arrays.
 struct Rows {
     std::vector<int64_t> batch_sizes, offsets;
+    at::Tensor events, zeros;
     Sequence sequence;
 
     Rows(const Arguments& arguments, const Problem& problem);

@@ -11,7 +11,8 @@
     X(bool, has_biases)            \
     X(int64_t, num_layers)         \
     X(bool, bidirectional)         \
-    X(double, dropout)
+    X(double, dropout)             \
+    X(bool, return_states)
 
 namespace fastrnn {
 

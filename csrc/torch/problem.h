@@ -23,7 +23,13 @@ struct Arguments {
     const OptionalTensor& c0;           // [L * D, B, C] for a cell that has c, if there is h0
     at::TensorList weights;             // per layer and direction: w_ih, w_hh, (b_ih, b_hh), its
                                         // vectors [H], (w_hr)
-    const OptionalTensor& batch_sizes;  // [T] int64 on the CPU, for packed input
+    const OptionalTensor& batch_sizes;  // [T] int64 on the CPU, for packed input; or for padded
+                                        // input, where its device is, [T, B] uint8 of Event
+
+    bool has_events() const {
+        return batch_sizes && batch_sizes->defined() && batch_sizes->dim() > 1;
+    }
+    bool packed() const { return batch_sizes && !has_events(); }
 };
 
 // The sizes of a call. Int: int64_t, or c10::SymInt where some may be known only at run time.
@@ -32,6 +38,7 @@ struct Sizes {
     Int steps, batch, rows;        // T, B, N
     Int input, hidden, recurrent;  // I, H, and H or P
     int64_t layers, directions;    // L, D
+    Int width;  // of a row of the output: D * R, and D * C more with return_states
     bool projected, has_biases;
     int weights_per_layer;  // tensors per layer and direction
 
@@ -64,7 +71,7 @@ struct Kept {
 };
 
 struct OutputGradients {
-    const OptionalTensor& output;
+    const OptionalTensor& output;  // of the width of the output
     const OptionalTensor& h_n;
     const OptionalTensor& c_n;
 };

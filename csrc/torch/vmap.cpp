@@ -94,18 +94,26 @@ private:
 // The samples of a vmap, and the place of their dimension in a call of the operator.
 class Samples {
 public:
-    Samples(const SymInt& count, const BatchedList& weights, const OptionalTensor& batch_sizes)
+    Samples(const SymInt& count, const BatchedList& weights, const Batched& batch_sizes)
         : count_(count),
           of_models_(!weights.empty() && weights[0].tensor.dim() - weights[0].dim.has_value() == 3),
-          axes_{of_models_ + !batch_sizes, of_models_ + 1, of_models_ + 1},
+          axes_{of_models_ + !is_packed(batch_sizes), of_models_ + 1, of_models_ + 1},
           axes_kept_{of_models_ + 1, of_models_ + 2, of_models_ + 2, of_models_ + 1} {}
 
     // Folded into the batch, with the samples of a row adjacent: in packed data the rows of a step
     // stay the first ones.
     Tensors folded(const BatchedList& list) const { return folded(list, axes_); }
     Tensors folded_kept(const BatchedList& list) const { return folded(list, axes_kept_); }
-    OptionalTensor folded(const OptionalTensor& batch_sizes) const {
-        return batch_sizes ? OptionalTensor(batch_sizes->mul(at::Scalar(count_))) : std::nullopt;
+    // The batch sizes of packed data, or the events [T, B] of padded input.
+    OptionalTensor folded(const Batched& batch_sizes) const {
+        if (!batch_sizes.tensor.defined()) return std::nullopt;
+        if (is_packed(batch_sizes)) return batch_sizes.tensor.mul(at::Scalar(count_));
+        return folded({batch_sizes},
+                      {batch_sizes.tensor.dim() - batch_sizes.dim.has_value() - 1})[0];
+    }
+    OptionalTensor as_models_or_shared(const Batched& batch_sizes) const {
+        if (!batch_sizes.dim) return optional(batch_sizes.tensor);
+        return as_models(batch_sizes);
     }
     // The inverse, for three results, or for those and the saved tensors.
     BatchedList unfolded(const Tensors& list) const {
@@ -148,6 +156,10 @@ public:
     }
 
 private:
+    static bool is_packed(const Batched& batch_sizes) {
+        return batch_sizes.tensor.defined() &&
+               batch_sizes.tensor.dim() - batch_sizes.dim.has_value() < 2;
+    }
     Tensor as_models(const Batched& b) const {
         if (!b.tensor.defined()) return b.tensor;
         const Tensor in_front = b.dim ? b.tensor.movedim(*b.dim, 0) : expanded(b.tensor, 0, count_);
@@ -181,7 +193,7 @@ private:
 // A call whose tensors may have the dimension of samples.
 struct Forward {
     const ForwardCall& call_;
-    OptionalTensor batch_sizes;
+    Batched batch_sizes;      // undefined if there are none
     BatchedList in, weights;  // input, h0, c0
 
     Tensors call(const Tensors& in, const Tensors& weights,
@@ -232,7 +244,7 @@ BatchedList with_the_same_masks(const Forward& f, int64_t count) {
             for (const Batched& b : list) result.push_back(b.of_sample(v));
             return result;
         };
-        const Tensors one = f.call(of(f.in), of(f.weights), f.batch_sizes);
+        const Tensors one = f.call(of(f.in), of(f.weights), optional(of({f.batch_sizes})[0]));
         of_all.resize(one.size());
         for (size_t i = 0; i < one.size(); ++i) of_all[i].push_back(one[i]);
     }
@@ -243,7 +255,6 @@ BatchedList with_the_same_masks(const Forward& f, int64_t count) {
 
 // The seven results of `forward`.
 BatchedList results_of(const Forward& f, const SymInt& count, const Level& level) {
-    const OptionalTensor& batch_sizes = f.batch_sizes;
     if (f.call_.train && f.call_.options.dropout > 0 && f.call_.options.num_layers > 1) {
         const std::string randomness = level.randomness();
         TORCH_CHECK(randomness != "Error",
@@ -253,19 +264,19 @@ BatchedList results_of(const Forward& f, const SymInt& count, const Level& level
         if (randomness == "Same")
             return with_the_same_masks(f, count.guard_int(__FILE__, __LINE__));
     }
-    const Samples samples(count, f.weights, batch_sizes);
+    const Samples samples(count, f.weights, f.batch_sizes);
     if (count_of({&f.weights}))
-        return samples.of_models(
-            f.call(samples.as_models(f.in), samples.as_models(f.weights), batch_sizes));
+        return samples.of_models(f.call(samples.as_models(f.in), samples.as_models(f.weights),
+                                        samples.as_models_or_shared(f.batch_sizes)));
     return samples.unfolded(
-        f.call(samples.folded(f.in), tensors_of(f.weights), samples.folded(batch_sizes)));
+        f.call(samples.folded(f.in), tensors_of(f.weights), samples.folded(f.batch_sizes)));
 }
 
 // ---- backward
 
 struct Backward {
     const BackwardCall& call_;
-    OptionalTensor batch_sizes;
+    Batched batch_sizes;
     BatchedList grads, in, weights, kept;  // of output, h_n, c_n; input, h0, c0; hidden, saved, ...
 
     // The gradients of input, h0, c0, and those of the weights.
@@ -285,19 +296,18 @@ struct Backward {
 };
 
 std::pair<BatchedList, BatchedList> gradients_of(const Backward& b, const SymInt& count) {
-    const OptionalTensor& batch_sizes = b.batch_sizes;
-    const Samples samples(count, b.weights, batch_sizes);
+    const Samples samples(count, b.weights, b.batch_sizes);
     bool of_weights = count_of({&b.weights}).has_value();
     for (size_t i = 3; i < b.call_.wanted.size(); ++i) of_weights |= b.call_.wanted[i];
     if (of_weights) {
-        const auto [of_in, of_all] =
-            b.call(samples.as_models(b.grads), samples.as_models(b.in),
-                   samples.as_models(b.weights), batch_sizes, samples.kept_as_models(b.kept));
+        const auto [of_in, of_all] = b.call(
+            samples.as_models(b.grads), samples.as_models(b.in), samples.as_models(b.weights),
+            samples.as_models_or_shared(b.batch_sizes), samples.kept_as_models(b.kept));
         return {samples.of_models(of_in), samples.of_models(of_all)};
     }
     const auto [of_in, none] =
         b.call(samples.folded(b.grads), samples.folded(b.in), tensors_of(b.weights),
-               samples.folded(batch_sizes), samples.folded_kept(b.kept));
+               samples.folded(b.batch_sizes), samples.folded_kept(b.kept));
     BatchedList of_weights_unwanted;
     for (const Tensor& t : none) of_weights_unwanted.push_back({t});
     return {samples.unfolded(of_in), std::move(of_weights_unwanted)};
@@ -325,12 +335,14 @@ void forward(const c10::OperatorHandle&, Stack* stack) {
     const ForwardCall call = ForwardCall::pop(*stack);
     const Level level;
     const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::FuncTorchBatched);
-    const Forward f{call, optional(level.unwrapped(tensor(call.batch_sizes)).tensor),
+    const Forward f{call, level.unwrapped(tensor(call.batch_sizes)),
                     unwrapped(level, {call.input, call.h0, tensor(call.c0)}),
                     unwrapped(level, call.weights)};
-    const auto count = count_of({&f.in, &f.weights});
-    const Tensors r = count ? wrapped(level, results_of(f, *count, level))
-                            : f.call(tensors_of(f.in), tensors_of(f.weights), f.batch_sizes);
+    const BatchedList sizes = {f.batch_sizes};
+    const auto count = count_of({&f.in, &f.weights, &sizes});
+    const Tensors r =
+        count ? wrapped(level, results_of(f, *count, level))
+              : f.call(tensors_of(f.in), tensors_of(f.weights), optional(f.batch_sizes.tensor));
     for (const Tensor& t : r) stack->emplace_back(t);
 }
 
@@ -339,16 +351,17 @@ template <class Of>
 void backward_at(const Of& level, const BackwardCall& call, Stack& stack) {
     const Backward b{
         call,
-        optional(level.unwrapped(tensor(call.batch_sizes)).tensor),
+        level.unwrapped(tensor(call.batch_sizes)),
         unwrapped(level, {tensor(call.grad_output), tensor(call.grad_h_n), tensor(call.grad_c_n)}),
         unwrapped(level, {call.input, call.h0, tensor(call.c0)}),
         unwrapped(level, call.weights),
         unwrapped(level, {call.hidden, call.saved, call.c, call.dropout_mask})};
-    const auto count = count_of({&b.grads, &b.in, &b.weights, &b.kept});
+    const BatchedList sizes = {b.batch_sizes};
+    const auto count = count_of({&b.grads, &b.in, &b.weights, &b.kept, &sizes});
     auto [of_in, of_weights] = [&]() -> std::pair<Tensors, Tensors> {
         if (!count)
             return b.call(tensors_of(b.grads), tensors_of(b.in), tensors_of(b.weights),
-                          b.batch_sizes, tensors_of(b.kept));
+                          optional(b.batch_sizes.tensor), tensors_of(b.kept));
         const auto [first, second] = gradients_of(b, *count);
         return {wrapped(level, first), wrapped(level, second)};
     }();

@@ -38,13 +38,12 @@ CELL = {
 }
 OPTION = {
     "csrc/torch/options.h": [
-        ("    X(double, dropout)\n", "    X(double, dropout) \\\n    X(bool, negate_output)\n"),
+        ("X(bool, return_states)\n", "X(bool, return_states) \\\n    X(bool, negate_output)\n"),
     ],
     "csrc/torch/network.cpp": [
         (
-            "        device.forward(task);\n    }\n}\n\nForwardResult forward(",
-            "        device.forward(task);\n    }\n"
-            "    if (a.options.negate_output) r.output.neg_();\n}\n\nForwardResult forward(",
+            "    if (!returns_c) return;\n",
+            "    if (a.options.negate_output) r.output.neg_();\n    if (!returns_c) return;\n",
         ),
         (
             "gradients.output->contiguous() : Tensor();\n",

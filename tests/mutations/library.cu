@@ -73,6 +73,7 @@ const char* run(Pass pass, int cell, int type, int64_t hidden, int64_t steps, co
     cuda::LayerArguments<Arrays> layer{.size = {.hidden = hidden,
                                                 .recurrent = hidden,
                                                 .output_stride = hidden,
+                                                .c_stride = hidden,
                                                 .grad_output_stride = hidden},
                                        .sequence = on_device.sequence};
     for (int d = 0; d < directions; ++d) {

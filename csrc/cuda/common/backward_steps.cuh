@@ -29,8 +29,8 @@ struct BackwardState {
 // What differs between the kernels. An element is what a thread handles at a time: one or two units
 // of a row. i counts the elements of a thread in a tile.
 template <class RowsOf, class Wait, class Begin, class ForEachElement, class State,
-          class AddProduct, class Inputs, class Publish, class Keep, class Multiply, class Arrive,
-          class Write, class Next>
+          class AddProduct, class GradC, class Inputs, class Publish, class Keep, class Multiply,
+          class Arrive, class Write, class Next>
 struct BackwardPath {
     int tile_rows;
     RowsOf rows_of;  // (step): how many rows of the group have the step
@@ -42,6 +42,7 @@ struct BackwardPath {
     ForEachElement for_each_element;  // (tile, f): calls f(i, row) for the thread's elements
     State state;                      // (i, row): the BackwardState, or a reference to it
     AddProduct add_product;           // (tile, i, row, dh): adds dL/dh from the step before
+    GradC grad_c;       // (tile, row, u): what all states that were returned add to dL/dc_t
     Inputs inputs;      // (tile, i, row): a function of a kind of BackwardInputs and a unit
     Publish publish;    // (tile, i, row, inputs, out): stores what is multiplied, and stores or
                         // keeps what `write` writes
@@ -76,6 +77,7 @@ __device__ __forceinline__ void backward_steps(const Steps& steps, const Path& p
                     for (int u = 0; u < units; ++u) {
                         const In in([&](int kind) { return inputs(kind, u); });
                         state.dh[u] += widen(in.value[In::grad_output]);
+                        if constexpr (Cell::has_c) state.dc[u] += path.grad_c(tile, row, u);
                         out[u] = backward_element<Cell, S>(in, state.dh[u], state.dc[u]);
                     }
                     path.publish(tile, i, row, inputs, out);

@@ -35,14 +35,14 @@ template <class Cell, class S>
 struct ForwardOutputs {
     S saved[Cell::saved > 0 ? Cell::saved : 1], c, h;
 
-    // Stores what backward reads, if there is to be a backward pass. at: the row in the data.
-    __device__ __forceinline__ void store_saved(const ForwardArrays& d, int64_t hidden, int64_t at,
-                                                int64_t unit) const {
+    // Stores what backward reads, where it is kept. at: the row in the data.
+    __device__ __forceinline__ void store_saved(const ForwardArrays& d, const LayerSize& z,
+                                                int64_t at, int64_t unit) const {
         if (d.saved)
             for (int i = 0; i < Cell::saved; ++i)
-                static_cast<S*>(d.saved)[(at * Cell::saved + i) * hidden + unit] = saved[i];
+                static_cast<S*>(d.saved)[(at * Cell::saved + i) * z.hidden + unit] = saved[i];
         if constexpr (Cell::has_c)
-            if (d.kept_c) static_cast<S*>(d.kept_c)[at * hidden + unit] = c;
+            if (d.kept_c) static_cast<S*>(d.kept_c)[at * z.c_stride + unit] = c;
     }
     __device__ __forceinline__ void store_output(const ForwardArrays& d, int64_t output_stride,
                                                  int64_t at, int64_t unit) const {
@@ -73,7 +73,13 @@ struct BackwardRow {
     int64_t at;    // in the data
     int64_t prev;  // its row in the data one step earlier in the forward pass; -1 if this is its
                    // first step, so that the state before is h0, c0
+    bool from_zeros = false;  // whether the state before is zeros instead
 };
+
+// Whether events [B], if there are any, have this one for row b.
+__device__ __forceinline__ bool has_event(const uint8_t* events, int64_t b, Event event) {
+    return events && events[b] == event;
+}
 
 // The row that starts at value `first` of an array; null, for zeros, if there is no array.
 template <class S>
@@ -85,8 +91,16 @@ __device__ __forceinline__ const S* row_at(const void* array, int64_t first) {
 template <class S>
 __device__ __forceinline__ const S* previous_h(const BackwardArrays& d, const LayerSize& z,
                                                const BackwardRow& row) {
+    if (row.from_zeros) return nullptr;
     return row.prev < 0 ? row_at<S>(d.h0, row.b * z.recurrent)
                         : row_at<S>(d.output, row.prev * z.output_stride);
+}
+
+// What all states that were returned add to dL/dc_t. at: the row in the data.
+template <class S>
+__device__ __forceinline__ Arithmetic<S> gradient_of_c(const BackwardArrays& d, const LayerSize& z,
+                                                       int64_t at, int64_t unit) {
+    return load<S>(d.grad_c, at * z.grad_output_stride + unit);
 }
 
 // What an element's gate gradients are computed from, besides dh and dc: one value of each kind.
@@ -107,6 +121,7 @@ struct BackwardInputs {
             return Cell::needs_h_prev || d.prev ? previous_h<S>(d, z, row) : nullptr;
         if (Cell::needs_h && kind == h) return row_at<S>(d.output, row.at * z.output_stride);
         if (kind == c) return row_at<S>(d.kept_c, row.at * z.hidden);
+        if (row.from_zeros) return nullptr;
         return row.prev < 0 ? row_at<S>(d.c0, row.b * z.hidden)
                             : row_at<S>(d.kept_c, row.prev * z.hidden);
     }

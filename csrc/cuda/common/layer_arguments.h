@@ -24,7 +24,8 @@ struct LayerSize {
     int64_t hidden;              // H
     int64_t recurrent;           // R
     int64_t output_stride;       // between rows of output
-    int64_t grad_output_stride;  // between rows of grad_output
+    int64_t c_stride;            // between rows of kept_c, forward
+    int64_t grad_output_stride;  // between rows of grad_output, and of grad_c
 };
 
 // Sequence of ../../layer.h on the device.
@@ -48,7 +49,7 @@ struct ForwardArrays {
     void* output;         // [N, R], strided
     void* again;          // [N, R], strided, or null: a second copy of the output
     void* saved;          // [N, saved, H] or null: the cell's values that backward reads
-    void* kept_c;         // [N, H] or null: c_t of every step, for backward
+    void* kept_c;         // [N, H], strided, or null: c_t of every step
 };
 
 // Where a kernel adds up the gradients of the biases. ih and hh are null where they are not wanted,
@@ -68,6 +69,7 @@ struct BackwardArrays {
     const void* saved;        // [N, saved, H], from forward
     const void* kept_c;       // [N, H], from forward
     const void* grad_output;  // [N, R], strided, or null for zeros
+    const void* grad_c;       // [N, H], strided as grad_output, or null for zeros
     const void* dh_n;         // [B, R], or null for zeros
     const void* dc_n;         // [B, H], or null for zeros
     void* dh;                 // [B, R] of A: the running dL/dh, finally grad_h0

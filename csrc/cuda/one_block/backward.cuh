@@ -95,6 +95,14 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
                 [&](const BackwardTile&, int i, int, float (&dh)[2]) {
                     for (int u = 0; u < 2; ++u) dh[u] += sums[0][u][i];
                 },
+            .grad_c =
+                [&](const BackwardTile&, int row, int u) {
+                    const BackwardArrays& all = a.direction[blockIdx.z];
+                    return all.grad_c && u < units.count()
+                               ? gradient_of_c<S>(all, z, window[0].first + block.first_row + row,
+                                                  units.first() + u)
+                               : 0;
+                },
             .inputs =
                 [&](const BackwardTile&, int i, int) {
                     Inputs values;

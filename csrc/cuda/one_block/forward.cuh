@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
     OneBlock<M> block(a,
                       has_pairs<S>(d.x, H) && has_pairs<S>(d.output, a.size.output_stride) &&
                           has_pairs<S>(d.again, a.size.output_stride) && has_pairs<S>(d.saved, H) &&
-                          has_pairs<S>(d.kept_c, H),
+                          has_pairs<S>(d.kept_c, a.size.c_stride),
                       reinterpret_cast<char*>(shared_memory) +
                           one_block_private_bytes(threads, 2 * G, G, sizeof(S)));
     const LaneUnits& units = block.units;
@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(one_block_threads(Cell::gates, sizeof(Stored<M
                     units.store(to, UnitPair<S>{{out[0].saved[k], out[1].saved[k]}});
             }
             if constexpr (Cell::has_c)
-                if (kept_c) units.store(kept_c + at * H, UnitPair<S>{{out[0].c, out[1].c}});
+                if (kept_c)
+                    units.store(kept_c + at * a.size.c_stride, UnitPair<S>{{out[0].c, out[1].c}});
         });
         block.end_step();
     }

@@ -80,6 +80,8 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                     part.add_sums(sums, row, sum);
                     dh[0] += sum[0];
                 },
+            .grad_c = [&](const BackwardTile& tile, int row,
+                          int) { return elements.gradient_of_c(tile, row); },
             .inputs =
                 [&](const BackwardTile& tile, int, int row) {
                     return [&, row](int kind, int) { return elements.input(tile, kind, row); };

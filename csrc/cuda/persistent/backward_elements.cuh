@@ -63,6 +63,9 @@ struct BackwardElements {
     __device__ __forceinline__ int64_t row_at(const BackwardTile& tile, int row) const {
         return rows_at(a.sequence, in_order, tile.step).first + part.first_row + row;
     }
+    __device__ __forceinline__ float gradient_of_c(const BackwardTile& tile, int row) const {
+        return d.grad_c ? cuda::gradient_of_c<S>(d, a.size, row_at(tile, row), part.unit()) : 0;
+    }
     // Writes h_{t-1}, if it is wanted. at: as row_at returns it.
     __device__ __forceinline__ void write_prev(const BackwardTile& tile, int row,
                                                int64_t at) const {

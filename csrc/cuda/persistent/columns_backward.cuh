@@ -87,6 +87,8 @@ __global__ void __launch_bounds__(column_threads)
                 [&](const BackwardTile& tile, int, int row, float (&dh)[1]) {
                     dh[0] += partial.sum(tile.step, row, part.unit());
                 },
+            .grad_c = [&](const BackwardTile& tile, int row,
+                          int) { return elements.gradient_of_c(tile, row); },
             .inputs =
                 [&](const BackwardTile& tile, int, int row) {
                     return [&, row](int kind, int) { return elements.input(tile, kind, row); };

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(most_threads<Stored<M>>)
                 const int b = part.first_row + row;
                 const int64_t at = rows_at(a.sequence, in_order, step).first + b,
                               state_at = int64_t(b) * H + part.unit();
-                out.store_saved(d, H, at, part.unit());
+                out.store_saved(d, a.size, at, part.unit());
                 out.store_output(d, a.size.output_stride, at, part.unit());
                 if (b >=
                     rows_at(a.sequence, in_order, step + 1).count) {  // the last step of the row

@@ -18,12 +18,34 @@ __global__ void __launch_bounds__(step_threads)
 
     const BackwardRow row = row_of(step, b);
     Arithmetic<S> dh;
-    if (!add_gradients_of_h<S, /*passes_h=*/false>(d, z, step, row, unit, dh)) return;
+    if (!add_gradients_of_h<S, /*passes_h=*/false>(d, z, step, row, unit, dh)) {
+        if (b >= step.rows) return;
+        dh = 0;  // of a row that has ended: nothing for W_hr
+    } else if (step.has_events) {
+        static_cast<Arithmetic<S>*>(d.dh)[b * z.recurrent + unit] = 0;
+    }
     store<S>(launch.step[blockIdx.z].dh, row.at * z.recurrent + unit, dh);
     if (d.prev) {
         const S* h_prev = previous_h<S>(d, z, row);
         static_cast<S*>(d.prev)[row.at * z.recurrent + unit] = h_prev ? h_prev[unit] : narrow<S>(0);
     }
+}
+
+// With a projection and events: copies h_t, which the product has left in the output, and zeros the
+// output of rows that have ended.
+template <class S>
+__global__ void __launch_bounds__(step_threads)
+    keep_ended(const __grid_constant__ StepArguments<ForwardStep, ForwardArrays> launch) {
+    const ForwardArrays& d = launch.direction[blockIdx.z];
+    const ForwardStep& step = launch.step[blockIdx.z];
+    const auto [b, unit] = element_of_thread();
+    const int64_t R = launch.size.recurrent;
+    if (b >= step.rows || unit >= R) return;
+    S& output = static_cast<S*>(d.output)[(step.row + b) * launch.size.output_stride + unit];
+    if (has_event(step.events, b, past_end))
+        output = narrow<S>(0);
+    else
+        static_cast<S*>(d.h)[b * R + unit] = output;
 }
 
 // Rows for which a launch has work.
@@ -99,6 +121,15 @@ cudaError_t launch_backward_step(int cell, Storage storage, const LayerSize& siz
             FASTRNN_FOR_EACH_CELL(FASTRNN_ENTRY)};
 #undef FASTRNN_ENTRY
         return launch(kernels[cell], size, size.hidden, directions, direction, step, stream);
+    });
+}
+
+cudaError_t launch_keep_ended(Storage storage, const LayerSize& size, int directions,
+                              const ForwardArrays* direction, const ForwardStep* step,
+                              cudaStream_t stream) {
+    return with_storage(storage, [&]<class S>(S) {
+        return launch<ForwardStep, ForwardArrays>(keep_ended<S>, size, size.recurrent, directions,
+                                                  direction, step, stream);
     });
 }
 

@@ -22,7 +22,11 @@ struct ForwardStep {
     const void* r;        // [rows, G * H]: W_hh h_{t-1}, or null for zeros
     const void* h;        // [rows_before, H], h_stride apart: h_{t-1}
     int64_t h_stride;
-    const void* c;  // [rows_before, H] of A: c_{t-1}
+    const void* c;  // [rows_before, H] of A, c_stride apart: c_{t-1}
+    int64_t c_stride;
+    // [B] of Event or null: those of the step, and those at which the direction enters it
+    // (Sequence::entering).
+    const uint8_t *events, *entering;
     bool stores_h;  // whether rows that do not end here store h_t in the direction's h, for a step
                     // after that does not read it from the output
     bool stores_c;  // whether they store c_t in the direction's c, for a step after that does not
@@ -39,9 +43,12 @@ struct BackwardStep {
     int64_t rows_before;  // rows alive in it; the others of `rows` started from h0 and c0
     const void* r;        // [rows_after, R]: dgates of the step after, times W_hh
     const void* dh;       // [rows, H]: dL/dh_t before the projection, if there is one; else null
-    void* unprojected;    // [N, H] or null: h before the projection, for the gradient of W_hr
-    bool first;           // the first launch of several: it sets BiasGradients::done to 0
-    bool last;            // the last launch with rows: it completes the gradients of the biases
+    // As in ForwardStep; and those at which the direction enters the step after.
+    const uint8_t *events, *entering, *entering_after;
+    bool has_events;    // the running dh is kept for all rows, also where `events` is null
+    void* unprojected;  // [N, H] or null: h before the projection, for the gradient of W_hr
+    bool first;         // the first launch of several: it sets BiasGradients::done to 0
+    bool last;          // the last launch with rows: it completes the gradients of the biases
 };
 
 struct BackwardSum {
@@ -63,6 +70,12 @@ using StepKernel = void (*)(StepArguments<Step, Arrays>);
 FASTRNN_API cudaError_t launch_forward_step(int cell, Storage storage, const LayerSize& size,
                                             int directions, const ForwardArrays* direction,
                                             const ForwardStep* step, cudaStream_t stream);
+
+// With a projection and events, after the product that leaves h_t in the output: copies it to h,
+// and zeros the output of rows that have ended.
+FASTRNN_API cudaError_t launch_keep_ended(Storage storage, const LayerSize& size, int directions,
+                                          const ForwardArrays* direction, const ForwardStep* step,
+                                          cudaStream_t stream);
 
 // Adds up dL/dh_t, applies the cell's gradients and leaves the running dh and dc for the step
 // before. A row that is not alive any more, at its initial state, gets its grad_h0. With a

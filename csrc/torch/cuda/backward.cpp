@@ -66,13 +66,15 @@ void backward(const BackwardLayer& layer) {
         .size = {.hidden = p.hidden,
                  .recurrent = p.recurrent,
                  .output_stride = layer.output_stride,
+                 .c_stride = p.hidden,
                  .grad_output_stride = layer.grad_output_stride}};
     for (int d = 0; d < directions; ++d) {
         const BackwardDirection& user = layer.direction[d];
-        arguments.direction[d] = tensors.emplace_back(p, user).arrays(user);
+        arguments.direction[d] =
+            tensors.emplace_back(p, user, layer.sequence.events != nullptr).arrays(user);
         arguments.weight_hh[d] = user.weights.hh;
     }
-    const Plan plan = choose_path(Pass::backward, p);
+    const Plan plan = choose_path(Pass::backward, p, layer.sequence);
     if (std::holds_alternative<StepwisePlan>(plan)) {
         backward_step_by_step(p, layer, products, arguments.size, tensors, arguments.direction,
                               stream);

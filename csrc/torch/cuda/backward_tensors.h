@@ -32,7 +32,7 @@ struct BackwardTensors {
     Tensor projected;    // [N, P]: dL/dh_t, if there is a projection
     Tensor unprojected;  // [N, H]: h before the projection, if W_hr's gradient is wanted
 
-    BackwardTensors(const Problem& p, const BackwardDirection& user) {
+    BackwardTensors(const Problem& p, const BackwardDirection& user, bool has_events) {
         const Matrices m(p);
         const int64_t N = p.rows, H = p.hidden, R = p.recurrent;
         dh.start(p, R, user.grad_h0);
@@ -40,7 +40,7 @@ struct BackwardTensors {
         dgates = m.stored(N, (shares_gradients(p) ? 1 : 2) * p.cell.gates * H);
         // Where all rows start together and from zeros, h_{t-1} is the output, B rows before: the
         // zeros add nothing to W_hh's gradient.
-        const bool prev_is_output = !user.h0 && p.rows == p.steps * p.batch;
+        const bool prev_is_output = !user.h0 && p.rows == p.steps * p.batch && !has_events;
         if (user.grads.hh && !prev_is_output) prev = m.stored(N, R);
         if (p.projected) {
             projected = m.stored(N, R);
@@ -55,6 +55,7 @@ struct BackwardTensors {
                 .saved = user.saved,
                 .kept_c = user.c,
                 .grad_output = user.grad_output,
+                .grad_c = user.grad_c,
                 .dh_n = user.grad_h_n,
                 .dc_n = user.grad_c_n,
                 .dh = dh.data,

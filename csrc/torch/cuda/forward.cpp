@@ -46,6 +46,7 @@ void forward(const ForwardLayer& layer) {
     LayerArguments<ForwardArrays> arguments{.size = {.hidden = p.hidden,
                                                      .recurrent = p.recurrent,
                                                      .output_stride = layer.output_stride,
+                                                     .c_stride = layer.c_stride,
                                                      .grad_output_stride = 0}};
     for (int d = 0; d < layer.size.directions; ++d) {
         const ForwardDirection& user = layer.direction[d];
@@ -53,7 +54,7 @@ void forward(const ForwardLayer& layer) {
         arguments.direction[d] = arrays_of(user, x[d]);
         arguments.weight_hh[d] = user.weights.hh;
     }
-    const Plan plan = choose_path(Pass::forward, p);
+    const Plan plan = choose_path(Pass::forward, p, layer.sequence);
     if (std::holds_alternative<StepwisePlan>(plan))
         forward_step_by_step(p, layer, products, arguments.size, arguments.direction, stream);
     else

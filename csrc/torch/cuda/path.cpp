@@ -103,7 +103,8 @@ Facts facts_of(const OneLaunchPlan& plan, Path path, const char* why, int unit_b
 
 }  // namespace
 
-Plan choose_path(Pass pass, const Problem& p) {
+Plan choose_path(Pass pass, const Problem& p, const Sequence& sequence) {
+    if (sequence.events) return StepwisePlan{.reason = "the rows have events"};
     const std::optional<Path> forced = forced_path();
     if (forced == Path::stepwise) return StepwisePlan{.reason = "FASTRNN_CUDA_PATH"};
     const PlanRequest request{.pass = pass,
@@ -143,7 +144,7 @@ void run_in_one_launch(const Plan& plan, const Problem& problem, const Sequence&
 
 Facts explain(const Layer& layer, Pass pass) {
     const Problem p = problem_of(layer);
-    const Plan plan = choose_path(pass, p);
+    const Plan plan = choose_path(pass, p, layer.sequence);
     if (const auto* stepwise = std::get_if<StepwisePlan>(&plan))
         return facts_of(*stepwise, p, layer.sequence);
     if (const auto* one_block = std::get_if<OneBlockPlan>(&plan))

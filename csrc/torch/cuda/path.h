@@ -20,7 +20,7 @@ using Plan = std::variant<StepwisePlan, PersistentPlan, OneBlockPlan>;
 
 // The environment variable FASTRNN_CUDA_PATH, read at every call, can force a path by its name: if
 // it cannot run the layer, that is an error.
-Plan choose_path(Pass pass, const Problem& problem);
+Plan choose_path(Pass pass, const Problem& problem, const Sequence& sequence);
 
 // Runs all steps of both directions of a layer by a plan that is not stepwise. The sequence in
 // `layer` is set from the host's.

@@ -82,6 +82,10 @@ void backward_step_by_step(const Problem& p, const BackwardLayer& layer, const P
                        .rows_before = before.count,
                        .r = t.r.data,
                        .dh = nullptr,
+                       .events = events_of_step(layer.sequence, d, i),
+                       .entering = entering_step(layer.sequence, d, i),
+                       .entering_after = entering_step(layer.sequence, d, i + 1),
+                       .has_events = layer.sequence.events != nullptr,
                        .unprojected = unprojected[d],
                        .first = i > 0 && i == p.steps - 1,
                        .last = i == 0};

@@ -43,12 +43,17 @@ void forward_step_by_step(const Problem& p, const ForwardLayer& layer, const Pro
         t.h0 = m.at(user.h0, B, R);
         t.h = m.at(user.h_n, B, R);
         t.output = m.at(user.output, p.rows, R, layer.output_stride);
-        if (user.c && p.dtype == p.arithmetic) t.c = m.at(user.c, p.rows, H);
+        if (user.c && p.dtype == p.arithmetic) t.c = m.at(user.c, p.rows, H, layer.c_stride);
         // Against time, rows of packed data start at different steps. They wait in h with their
         // initial state, and every product takes the rows of h that have started.
         const bool starts_late = ragged && d == 1;
-        if (starts_late) copy(t.h, t.h0, stream);
-        t.stores_h = starts_late || p.projected;
+        // With events no step changes h of a row that has ended, or not begun.
+        const bool waits = starts_late || layer.sequence.events;
+        if (waits && user.h0)
+            copy(t.h, t.h0, stream);
+        else if (waits)
+            C10_CUDA_CHECK(cudaMemsetAsync(t.h.data, 0, B * R * t.h.element, stream));
+        t.stores_h = waits || p.projected;
         t.hh = m.at(user.weights.hh, gate_rows, R).t();
         t.r = m.of(r[d] = m.stored(B, gate_rows));
         if (!p.projected) continue;
@@ -76,6 +81,9 @@ void forward_step_by_step(const Problem& p, const ForwardLayer& layer, const Pro
                 .h = h.data,
                 .h_stride = h.stride,
                 .c = t.c.data ? t.c.some_rows(before.first, rows_before).data : direction[d].c,
+                .c_stride = t.c.data ? t.c.stride : H,
+                .events = events_of_step(layer.sequence, d, i),
+                .entering = entering_step(layer.sequence, d, i),
                 .stores_h = t.stores_h,
                 .stores_c = !t.c.data,
                 .unprojected = t.unprojected.data};
@@ -88,10 +96,16 @@ void forward_step_by_step(const Problem& p, const ForwardLayer& layer, const Pro
             const ForwardMatrices& t = matrices[d];
             const auto [row, rows] = rows_of_step(layer.sequence, d, i);
             if (rows == 0) continue;
-            const Matrix h = t.h.some_rows(0, rows);
+            const Matrix h = t.h.some_rows(0, rows), output = t.output.some_rows(row, rows);
+            if (layer.sequence.events) {
+                products.multiply(output, t.unprojected.some_rows(0, rows), t.hr);
+                continue;
+            }
             products.multiply(h, t.unprojected.some_rows(0, rows), t.hr);
-            copy(t.output.some_rows(row, rows), h, stream);
+            copy(output, h, stream);
         }
+        if (layer.sequence.events)
+            C10_CUDA_CHECK(launch_keep_ended(p.storage, size, directions, direction, step, stream));
     }
     for (int d = 0; d < directions && p.projected; ++d)
         if (const Matrix& output = matrices[d].output; direction[d].again)
