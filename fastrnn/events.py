@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastrnn import autocast, functional
 from fastrnn.fallback import missing_kernels
 from fastrnn.network import Network
-from fastrnn.reference import PAST_END, RESET
+from fastrnn.reference import PAST_END
 
 
 def of(
@@ -33,17 +33,19 @@ def of(
             are on the CPU or the environment variable FASTRNN_CHECK_LENGTHS is 1.
     """
     size = [batch, steps] if batch_first else [steps, batch]
+    waits = device.type == "cpu"  # for values that a GPU computes
     if resets is not None:
         _check_size("resets", "bool", resets, size)
     if resets is None:
         events = torch.zeros(steps, batch, dtype=torch.uint8, device=device)
     else:
         resets = resets.transpose(0, 1) if batch_first else resets
-        events = resets.to(device=device, dtype=torch.uint8) * RESET
+        # True is RESET. A view, where no copy to the device is needed.
+        events = resets.to(device, non_blocking=not waits).view(torch.uint8)
     if lengths is None:
         return events
     check_lengths(lengths, steps, batch)
-    lengths = lengths.to(device, non_blocking=True)
+    lengths = lengths.to(device, non_blocking=not waits)
     times = torch.arange(steps, device=device).unsqueeze(1)
     return events.masked_fill(times >= lengths, PAST_END)
 
@@ -56,7 +58,7 @@ def _check_size(name: str, dtype: str, given: Tensor, size: list[int]) -> None:
 
 
 def check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
-    """Raise a ValueError as `of` does."""
+    """Raise a ValueError where `of` does."""
     _check_size("lengths", "int64", lengths, [batch])
     on_cpu = lengths.device.type == "cpu"
     if torch.compiler.is_compiling() or not (

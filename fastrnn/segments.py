@@ -153,7 +153,7 @@ def _of_one_row(
 ) -> tuple[Tensor, Any]:  # fmt: skip
     """The results of a batch of one row, computed from its steps alone."""
     events.check_lengths(lengths, steps, 1)
-    length, time = int(lengths), 1 if batch_first else 0
+    (length,), time = lengths.tolist(), 1 if batch_first else 0
     output, last = forward(layer, input.narrow(time, 0, length), hx)
     padding = [0, 0] * (output.dim() - 1 - time) + [0, steps - length]
     return (F.pad(output, padding) if length < steps else output), last
