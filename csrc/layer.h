@@ -37,7 +37,8 @@ enum class Pass { forward, backward };
 enum Event : uint8_t {
     no_event,
     reset,     // the state that enters the step is zeros
-    past_end,  // the row has ended: the output is zeros, and states stay as they are
+    past_end,  // the row has ended: the output is zeros, and states stay as they are. All that
+               // follows in a row is past_end
 };
 
 struct Sequence {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import autocast, functional
-from fastrnn.fallback import missing_kernels
+from fastrnn.fallback import missing_kernels, transforms_active
 from fastrnn.network import Network
 from fastrnn.reference import PAST_END
 
@@ -35,13 +35,13 @@ def of(
     size = [batch, steps] if batch_first else [steps, batch]
     waits = device.type == "cpu"  # for values that a GPU computes
     if resets is not None:
-        _check_size("resets", "bool", resets, size)
+        check_size("resets", "bool", resets, size)
     if resets is None:
         events = torch.zeros(steps, batch, dtype=torch.uint8, device=device)
     else:
         resets = resets.transpose(0, 1) if batch_first else resets
-        # True is RESET. A view, where no copy to the device is needed.
-        events = resets.to(device, non_blocking=not waits).view(torch.uint8)
+        # True is RESET. A copy: the caller may reuse the mask before the backward pass.
+        events = resets.to(device, torch.uint8, non_blocking=not waits)
     if lengths is None:
         return events
     check_lengths(lengths, steps, batch)
@@ -50,7 +50,18 @@ def of(
     return events.masked_fill(times >= lengths, PAST_END)
 
 
-def _check_size(name: str, dtype: str, given: Tensor, size: list[int]) -> None:
+def has_values(lengths: Tensor) -> bool:
+    """Whether the values may be read: not while a graph is made, nor inside a transform."""
+    return not (
+        torch.compiler.is_compiling()
+        or transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or lengths.is_meta
+    )
+
+
+def check_size(name: str, dtype: str, given: Tensor, size: list[int]) -> None:
     if list(given.shape) != size:
         raise ValueError(
             f"{name}: expected a {dtype} tensor of size {size}, got {list(given.shape)}"
@@ -59,11 +70,9 @@ def _check_size(name: str, dtype: str, given: Tensor, size: list[int]) -> None:
 
 def check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
     """Raise a ValueError where `of` does."""
-    _check_size("lengths", "int64", lengths, [batch])
+    check_size("lengths", "int64", lengths, [batch])
     on_cpu = lengths.device.type == "cpu"
-    if torch.compiler.is_compiling() or not (
-        on_cpu or os.environ.get("FASTRNN_CHECK_LENGTHS") == "1"
-    ):
+    if not has_values(lengths) or not (on_cpu or os.environ.get("FASTRNN_CHECK_LENGTHS") == "1"):
         return
     for i, length in enumerate(lengths.tolist()):
         if not 1 <= length <= steps:
@@ -100,7 +109,6 @@ def results_of_layer(
     x = input if batched else input.unsqueeze(1)
     if batch_first:
         x = x.transpose(0, 1).contiguous()
-    layer.check_input(x, None)
     network = Network(
         cell,
         layer.bias,
@@ -122,6 +130,12 @@ def results_of_layer(
             )
         given = [hx] if isinstance(hx, Tensor) else list(hx)
         states = given if batched else [state.unsqueeze(1) for state in given]
+    # As torch's forward does: a subclass may have methods of its own.
+    checked: Any = tuple(states) if cell == "lstm" else states[0]
+    if hx is not None:
+        checked = layer.permute_hidden(checked, None)
+    layer.check_forward_args(x, checked, None)
+    states = list(checked) if cell == "lstm" else [checked]
     weights: list[Any] = layer._flat_weights
     dtypes = autocast.dtypes(cell, True, x, states, weights)
     output, *last = functional.network_results(network, x, events, states, weights, dtypes)

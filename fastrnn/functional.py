@@ -59,7 +59,8 @@ def rnn(
         h0: [L*D, B, H or P].
         c0: [L*D, B, H] for a cell with c, else None.
         weights: a flat list, as `params` above.
-        batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence.
+        batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence. Or for padded
+            input events, as `fastrnn.reference.run` takes them.
         dropout: the probability of zeroing an output between two layers, if `train`.
         return_states: whether a row of the output ends with c_t of the last layer, of a cell with
             c: first [H] of the forward direction (S*H of a cell with S states besides h).
@@ -142,7 +143,7 @@ def _layer(
         params = arguments["params"]
         dtypes = autocast.dtypes(cell, batch_sizes is None, input, states, params)
         results = network_results(network, input, batch_sizes, states, params, dtypes)
-        return _in_layout(results, is_batch_first(arguments))
+        return _in_layout(results, is_batch_first(arguments), options.get("return_states", False))
     except (RuntimeError, ValueError, IndexError) as error:
         if transforms_active() or (batch_sizes is not None and not are_valid(batch_sizes, data)):
             raise
@@ -177,11 +178,14 @@ def network_results(
     return output, h_n, *(c if c_dtype is None else c.to(c_dtype) for c in c_n)
 
 
-def _in_layout(results: tuple[Tensor, ...], batch_first: bool) -> tuple[Tensor, ...]:
+def _in_layout(
+    results: tuple[Tensor, ...], batch_first: bool, is_split: bool
+) -> tuple[Tensor, ...]:
     output, *last = results
     if batch_first:
-        # In place as in torch, since a view refuses detach_(). DTensor has no transpose_.
-        if distributed.are_distributed([output]):
+        # In place as in torch, since a view refuses detach_(). DTensor has no transpose_, and
+        # `all_states.split` makes views.
+        if is_split or distributed.are_distributed([output]):
             output = output.transpose(0, 1)
         else:
             output = output.transpose_(0, 1)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import onnxscript
+import torch
 from onnxscript import evaluator, ir
 from onnxscript.function_libs.torch_lib.registration import torch_op
 
@@ -52,6 +53,22 @@ forward.__annotations__ = {
 torch_op("fastrnn::forward", trace_only=True)(forward)
 
 
+def segments(*args: Any, **kwargs: Any) -> list[_Value]:
+    """Raises: resets= and lengths= are packed data on a CPU."""
+    raise NotImplementedError(
+        "fastrnn: ONNX's LSTM, GRU and RNN have no resets and lengths, expected a call without; "
+        f"{_UNROLLED}"
+    )
+
+
+segments.__signature__ = signature(torch.ops.fastrnn.segments.default)  # type: ignore[attr-defined]
+segments.__annotations__ = {
+    name: parameter.annotation
+    for name, parameter in signature(torch.ops.fastrnn.segments.default).parameters.items()
+}
+torch_op("fastrnn::segments", trace_only=True)(segments)
+
+
 def _layers(
     network: Network,
     input: _Value,
@@ -73,6 +90,10 @@ def _layers(
         raise NotImplementedError(
             f"fastrnn: ONNX's LSTM has no projection, expected proj_size=0, got "
             f"{weights[1].shape[1]}; {_UNROLLED}"
+        )
+    if batch_sizes is not None and batch_sizes.shape is not None and len(batch_sizes.shape) > 1:
+        raise NotImplementedError(
+            f"fastrnn: ONNX's {operator} has no resets, expected resets=None; {_UNROLLED}"
         )
     if batch_sizes is not None:
         raise NotImplementedError(

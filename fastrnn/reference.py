@@ -176,7 +176,7 @@ def run(
         batch_sizes: [T] int64 on the CPU, non-increasing, as in a PackedSequence. Or for padded
             input, where it is, events [T, B] uint8: RESET, where the state that enters the step is
             zeros (in the reverse direction the one that enters the step before), and PAST_END,
-            where the output is zeros and no state changes.
+            where the output is zeros and no state changes. After PAST_END a row has nothing else.
         dropout: the probability of a zero in `dropout_mask`.
         dropout_mask: [L-1, N, D*H] of uint8 or bool: which outputs between two layers are kept.
             Without it nothing is dropped, whatever `dropout` is.

@@ -37,6 +37,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from fastrnn import _C as _C  # which registers the operator
 from fastrnn import events
+from fastrnn.fallback import transforms_active
 
 
 class _Segments(NamedTuple):
@@ -100,16 +101,23 @@ def call(
     if not batched:
         resets = resets.unsqueeze(1) if resets is not None else None
         lengths = torch.atleast_1d(lengths) if lengths is not None else None
-    if batch == 0:
+    if not packed and resets is not None:
+        size = [batch, steps] if batch_first else [steps, batch]
+        events.check_size("resets", "bool", resets, size)
+    if not packed and lengths is not None:
+        events.check_size("lengths", "int64", lengths, [batch])
+    if batch == 0 or steps == 0:
         return forward(layer, input, hx)  # type: ignore[no-any-return]
     states = _states(layer, hx, batch, batched, sorted_indices)
-    if not packed and not any(initial) and (lengths is None or data.device.type != "cpu"):
+    on_cpu = data.device.type == "cpu"
+    in_transform = not torch.compiler.is_compiling() and transforms_active()
+    if not packed and not any(initial) and (lengths is None or not on_cpu or in_transform):
         made = events.of(resets, lengths, steps, batch, batch_first, data.device)
         if lengths is not None:  # padding may be anything, and zeros times NaN are NaN
             ended = events.past_end(made, batch_first).unsqueeze(-1)
             input = input.masked_fill(ended if batched else ended.squeeze(1), 0)
         return forward(layer, input, hx, events=made)  # type: ignore[no-any-return]
-    if batch == 1 and not packed and resets is None and not torch.compiler.is_compiling():
+    if batch == 1 and not packed and resets is None and events.has_values(lengths):
         return _of_one_row(forward, layer, input, hx, lengths, steps, batch_first)
     found = torch.ops.fastrnn.segments(resets, lengths, steps, batch, batch_first)
     segments = _Segments(*found).to(data.device)
@@ -141,7 +149,8 @@ def call(
         if unsorted_indices is not None:
             leaving = [state.index_select(1, unsorted_indices) for state in leaving]
     elif batched:
-        output = output.unflatten(0, data.shape[:2])
+        # As torch's, no view, which detach_() would refuse.
+        output = torch.ops.aten._unsafe_view(output, (*data.shape[:2], output.size(-1)))
     else:
         leaving = [state.squeeze(1) for state in leaving]
     return output, tuple(leaving) if several else leaving[0]
@@ -175,6 +184,9 @@ def _of_packed(input: PackedSequence, resets: Any, lengths: Any) -> tuple[Any, A
         resets.batch_sizes, input.batch_sizes
     ):
         raise ValueError("resets: expected a PackedSequence with the input's batch_sizes")
+    own, order = resets.sorted_indices, input.sorted_indices
+    if own is not None and order is not None and not torch.equal(own, order.to(own.device)):
+        raise ValueError("resets: expected a PackedSequence with the input's order of rows")
     if resets.data.dim() != 1:
         raise ValueError(
             f"resets: expected packed data of size [{len(input.data)}], got {resets.data.shape}"

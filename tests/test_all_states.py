@@ -194,6 +194,15 @@ def test_higher_derivatives_and_vmap():
 
 
 @pytest.mark.once
+def test_compiled_with_batch_first():
+    layer = fastrnn.LSTM(I, H, batch_first=True)
+    compiled = torch.compile(layer, backend="aot_eager")
+    x = torch.randn(B, T, I)
+    found, expected = (call(x, return_states=True) for call in (compiled, layer))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("resets", BOTH)
 def test_compiled_exported_and_traced(resets):
     skip_without_sizes_from_tensors()

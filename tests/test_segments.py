@@ -237,6 +237,10 @@ def test_an_empty_batch():
     output, (h, _) = layer(torch.ones(T, 0, I), lengths=torch.ones(0, dtype=torch.int64))
     assert output.shape == (T, 0, H)
     assert h.shape == (1, 0, H)
+    with pytest.raises(ValueError, match=r"resets: expected .*size \[7, 0\]"):
+        layer(torch.ones(T, 0, I), resets=RESETS)
+    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0"):
+        layer(torch.ones(0, B, I), lengths=LENGTHS)
 
 
 def test_dropout_and_training():
@@ -266,6 +270,78 @@ def test_vmap_over_inputs():
     x = torch.randn(3, T, B, I)
     found = torch.vmap(lambda x: layer(x, resets=RESETS)[0])(x)
     torch.testing.assert_close(found, torch.stack([layer(each, resets=RESETS)[0] for each in x]))
+
+
+@pytest.mark.once
+@no_transforms
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_vmap_over_resets_and_lengths(kind):
+    layer, _ = pair(kind, I, H, bidirectional=True)
+    x = torch.randn(3, T, B, I)
+    device = x.device
+    given = {
+        "resets": torch.stack([RESETS, RESETS.flip(1), ~RESETS]).to(device),
+        "lengths": torch.stack([LENGTHS, LENGTHS.flip(0), LENGTHS.roll(1)]).to(device),
+    }
+    for names in (["resets"], ["lengths"], ["resets", "lengths"]):
+
+        def one(x, *cut, names=names):
+            return layer(x, **dict(zip(names, cut, strict=True)))[0]
+
+        cut = [given[name] for name in names]
+        found = torch.vmap(one)(x, *cut)
+        torch.testing.assert_close(found, torch.stack([one(*a) for a in zip(x, *cut, strict=True)]))
+
+
+@pytest.mark.once
+@pytest.mark.cpu("the compiler's sizes")
+def test_compiled_once_for_all_sizes():
+    skip_without_sizes_from_tensors()
+    layer, _ = pair("gru", I, H)
+    compiled = torch.compile(
+        lambda x, n: layer(x, lengths=n)[0], backend="eager", fullgraph=True, dynamic=True
+    )
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+        for i in range(5):
+            x, lengths = torch.randn(5 + i, 3 + i, I), torch.randint(1, 6 + i, (3 + i,))
+            torch.testing.assert_close(compiled(x, lengths), layer(x, lengths=lengths)[0])
+
+
+@pytest.mark.once
+@pytest.mark.cpu("torch.jit.trace of tensors on the CPU")
+@pytest.mark.parametrize("batch", [1, B])
+def test_values_are_not_traced(batch):
+    layer = fastrnn.GRU(I, H).requires_grad_(False)
+    x, n = torch.randn(T, batch, I), torch.full((batch,), 3)
+    resets = torch.zeros(T, batch, dtype=torch.bool)
+    for name, first, second in [("lengths", n, n + 2), ("resets", resets, ~resets)]:
+        call = lambda x, cut, name=name: layer(x, **{name: cut})[0]  # noqa: E731
+        traced = torch.jit.trace(call, (x, first), check_trace=False)
+        torch.testing.assert_close(traced(x, second), call(x, second))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("cut", ["resets", "lengths"])
+def test_masks_and_results_can_be_changed_in_place(cut):
+    layer, _ = pair("lstm", I, H)
+    x = torch.randn(T, B, I, requires_grad=True)
+    mine = CUTS[cut][cut].to(x.device, copy=True)
+    output, _ = layer(x, **{cut: mine})
+    expected = torch.autograd.grad(layer(x, **CUTS[cut])[0].sum(), x)[0]
+    mine.fill_(1)
+    torch.testing.assert_close(torch.autograd.grad(output.sum(), x)[0], expected)
+    with torch.no_grad():
+        layer(x, **CUTS[cut])[0].detach_()
+
+
+@pytest.mark.once
+def test_a_subclass_may_override_the_checks():
+    class Refuses(fastrnn.LSTM):
+        def check_forward_args(self, *args):
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        Refuses(I, H)(torch.randn(T, B, I), resets=RESETS)
 
 
 @pytest.mark.once
@@ -347,7 +423,10 @@ def test_bad_input_of_packed_data():
         layer(x, lengths=LENGTHS)
     others = pack_padded_sequence(RESETS, LENGTHS.flip(0) // 2 + 1, enforce_sorted=False)
     wide = PackedSequence(torch.ones(len(x.data), 2, dtype=torch.bool), x.batch_sizes)
-    for resets in [RESETS, others, wide]:
+    lengths = LENGTHS.flip(0)
+    reordered = pack_padded_sequence(RESETS, lengths, enforce_sorted=False)
+    assert torch.equal(reordered.batch_sizes, x.batch_sizes)
+    for resets in [RESETS, others, wide, reordered]:
         with pytest.raises(ValueError, match="resets: expected"):
             layer(x, resets=resets)
 

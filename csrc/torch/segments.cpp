@@ -141,7 +141,8 @@ Result segments(const OptionalTensor& resets, const OptionalTensor& lengths, int
 
 TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
     m.def(
-        "segments(Tensor? resets, Tensor? lengths, int steps, int batch, bool batch_first) -> "
+        "segments(Tensor? resets, Tensor? lengths, SymInt steps, SymInt batch, "
+        "bool batch_first) -> "
         "(Tensor order, Tensor inverse, Tensor batch_sizes, Tensor first, Tensor last, "
         "Tensor begin, Tensor end)",
         {at::Tag::pt2_compliant_tag});
