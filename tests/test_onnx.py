@@ -277,6 +277,15 @@ class CellModel(nn.Module):
         )[0]
 
 
+class WithOption(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.layer, self.name = fastrnn.LSTM(5, 17), name
+
+    def forward(self, x, value):
+        return self.layer(x, **{self.name: self.name == "return_states" or value})[0]
+
+
 UNROLLED = (
     "; a model that calls fastrnn.reference.run instead is exported step by step, for a fixed T"
 )
@@ -300,6 +309,19 @@ REFUSED = {
         CellModel, (X, torch.randn(1, 3, 17), torch.randn(51, 5), torch.randn(51, 17)),
         "fastrnn: ONNX has no node for the cell 'gru', expected one of: lstm, rnn_tanh, rnn_relu"
         + UNROLLED,
+    ),
+    "resets": (
+        lambda: WithOption("resets"), (X, torch.rand(4, 3) < 0.3),
+        "fastrnn: ONNX's LSTM has no resets, expected resets=None" + UNROLLED,
+    ),
+    "lengths": (
+        lambda: WithOption("lengths"), (X, torch.tensor([2, 4, 3])),
+        "fastrnn: ONNX's LSTM, GRU and RNN have no resets and lengths, expected a call without"
+        + UNROLLED,
+    ),
+    "return_states": (
+        lambda: WithOption("return_states"), (X, torch.ones(1)),
+        "fastrnn: ONNX's LSTM has no option return_states, got return_states=True" + UNROLLED,
     ),
     "bfloat16": (
         lambda: fastrnn.RNN(5, 17, dtype=torch.bfloat16), (X.bfloat16(),),
