@@ -13,6 +13,7 @@ round h_t at each step.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -97,36 +98,10 @@ def _modes_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._is_torch_function_mode_enabled()
 
 
-class WithOptions:
-    """The functions of layers with options for which torch's signatures have no argument.
-
-    Args:
-        options: of `rnn`. With ``return_states`` the output is as wide as that of `rnn`.
-    """
-
-    def __init__(self, **options: bool) -> None:
-        self.options = options
-
-    def lstm(self, *args: Any, **kwargs: Any) -> Any:
-        return _layer("lstm", args, kwargs, self)
-
-    def gru(self, *args: Any, **kwargs: Any) -> Any:
-        return _layer("gru", args, kwargs, self)
-
-    def rnn_tanh(self, *args: Any, **kwargs: Any) -> Any:
-        return _layer("rnn_tanh", args, kwargs, self)
-
-    def rnn_relu(self, *args: Any, **kwargs: Any) -> Any:
-        return _layer("rnn_relu", args, kwargs, self)
-
-
-def _layer(
-    cell: str, args: tuple[Any, ...], kwargs: dict[str, Any], functions: WithOptions | None = None
-) -> Any:
+def _layer(cell: str, args: tuple[Any, ...], kwargs: dict[str, Any], **options: bool) -> Any:
     if _modes_active():
-        function = globals()[cell] if functions is None else getattr(functions, cell)
+        function = getattr(WITH_OPTIONS[tuple(options)], cell) if options else globals()[cell]
         return _C.call_mode(function, args, kwargs)
-    options = {} if functions is None else functions.options
     arguments = bind_layer(cell, args, kwargs)
     data: Tensor = arguments["data"] if "data" in arguments else arguments["input"]
     batch_sizes: Tensor | None = arguments.get("batch_sizes")
@@ -295,6 +270,38 @@ def rnn_relu(*args: Any, **kwargs: Any) -> Any:
         output [T, B, D*H] (or [B, T, ...], or [N, ...]), and h_n shaped as h0.
     """
     return _layer("rnn_relu", args, kwargs)
+
+
+# The functions of layers with options of `rnn` for which torch's signatures have no argument. With
+# `return_states` the output is as wide as that of `rnn`. Without closures and attributes: Dynamo
+# would guard on those of the functions above, which have the same names.
+recomputing = types.SimpleNamespace(
+    lstm=lambda *args, **kwargs: _layer("lstm", args, kwargs, recompute=True),
+    gru=lambda *args, **kwargs: _layer("gru", args, kwargs, recompute=True),
+    rnn_tanh=lambda *args, **kwargs: _layer("rnn_tanh", args, kwargs, recompute=True),
+    rnn_relu=lambda *args, **kwargs: _layer("rnn_relu", args, kwargs, recompute=True),
+)
+with_states = types.SimpleNamespace(
+    lstm=lambda *args, **kwargs: _layer("lstm", args, kwargs, return_states=True),
+    gru=lambda *args, **kwargs: _layer("gru", args, kwargs, return_states=True),
+    rnn_tanh=lambda *args, **kwargs: _layer("rnn_tanh", args, kwargs, return_states=True),
+    rnn_relu=lambda *args, **kwargs: _layer("rnn_relu", args, kwargs, return_states=True),
+)
+recomputing_with_states = types.SimpleNamespace(
+    lstm=lambda *args, **kwargs: _layer("lstm", args, kwargs, recompute=True, return_states=True),
+    gru=lambda *args, **kwargs: _layer("gru", args, kwargs, recompute=True, return_states=True),
+    rnn_tanh=lambda *args, **kwargs: _layer(
+        "rnn_tanh", args, kwargs, recompute=True, return_states=True
+    ),
+    rnn_relu=lambda *args, **kwargs: _layer(
+        "rnn_relu", args, kwargs, recompute=True, return_states=True
+    ),
+)
+WITH_OPTIONS = {
+    ("recompute",): recomputing,
+    ("return_states",): with_states,
+    ("recompute", "return_states"): recomputing_with_states,
+}
 
 
 # ---- cells ---------------------------------------------------------------------------------------

@@ -115,9 +115,9 @@ def _with_fast_path(fast_path: Callable[..., Any], theirs: _Forward) -> _Forward
     torch's ``forward`` only.
     """
     forward = _rebind(theirs)
-    recomputing = _rebind(theirs, _VF=_VF.WithOptions(recompute=True))
-    wide = _rebind(theirs, _VF=_VF.WithOptions(return_states=True))
-    recomputing_wide = _rebind(theirs, _VF=_VF.WithOptions(return_states=True, recompute=True))
+    recomputing = _rebind(theirs, _VF=_VF.recomputing)
+    wide = _rebind(theirs, _VF=_VF.with_states)
+    recomputing_wide = _rebind(theirs, _VF=_VF.recomputing_with_states)
 
     @functools.wraps(forward)
     def fast_forward(

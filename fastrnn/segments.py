@@ -16,9 +16,10 @@ direction begins at each row's end.
 There are two ways to compute them:
 
 - as events (fastrnn/events.py), which the kernels read at each step: resets alone, and on a GPU or
-  inside a transform of torch.func both. Nothing waits for the GPU, and its values of lengths are not checked: a row with a length
-  above T has T steps, one with 0 or less has none, and keeps its initial states. The environment
-  variable FASTRNN_CHECK_LENGTHS=1 turns the check on, at the cost of waiting.
+  inside a transform of torch.func both. Nothing waits for the GPU, and its values of lengths are
+  not checked: a row with a length above T has T steps, one with 0 or less has none, and keeps its
+  initial states. The environment variable FASTRNN_CHECK_LENGTHS=1 turns the check on, at the cost
+  of waiting.
 - as packed data: lengths on a CPU, so that no step of padding is computed, PackedSequences, and
   cells whose `initial` is not zero. A part of a row between two resets, a segment, is then a row of
   its own, and the layer runs once on all segments, packed by length (csrc/torch/segments.cpp draws
