@@ -29,13 +29,10 @@ def of(
     """The events [T, B] on `device`, for resets [T, B], or [B, T] if `batch_first`, and lengths.
 
     Raises:
-        ValueError: for resets or lengths of another shape, and for lengths outside 1 to T, if they
-            are on the CPU or the environment variable FASTRNN_CHECK_LENGTHS is 1.
+        ValueError: for lengths outside 1 to T, if they are on the CPU or the environment variable
+            FASTRNN_CHECK_LENGTHS is 1.
     """
-    size = [batch, steps] if batch_first else [steps, batch]
     waits = device.type == "cpu"  # for values that a GPU computes
-    if resets is not None:
-        check_size("resets", "bool", resets, size)
     if resets is None:
         events = torch.zeros(steps, batch, dtype=torch.uint8, device=device)
     else:
@@ -44,7 +41,7 @@ def of(
         events = resets.to(device, torch.uint8, non_blocking=not waits)
     if lengths is None:
         return events
-    check_lengths(lengths, steps, batch)
+    check_lengths(lengths, steps)
     lengths = lengths.to(device, non_blocking=not waits)
     times = torch.arange(steps, device=device).unsqueeze(1)
     return events.masked_fill(times >= lengths, PAST_END)
@@ -61,16 +58,8 @@ def has_values(lengths: Tensor) -> bool:
     )
 
 
-def check_size(name: str, dtype: str, given: Tensor, size: list[int]) -> None:
-    if list(given.shape) != size:
-        raise ValueError(
-            f"{name}: expected a {dtype} tensor of size {size}, got {list(given.shape)}"
-        )
-
-
-def check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
+def check_lengths(lengths: Tensor, steps: int) -> None:
     """Raise a ValueError where `of` does."""
-    check_size("lengths", "int64", lengths, [batch])
     on_cpu = lengths.device.type == "cpu"
     if not has_values(lengths) or not (on_cpu or os.environ.get("FASTRNN_CHECK_LENGTHS") == "1"):
         return

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import _C, ops
-from fastrnn.network import Network, bind
+from fastrnn.network import Network, bind, of_model
 from fastrnn.registered import CELLS
 
 _Tensors = Sequence[Tensor | None]
@@ -66,7 +66,8 @@ def _results(
     if ops.are_of_models(weights):
         models = weights[0].shape[0]
         input, h0, c0, *weights = _of_first_model(models, [input, h0, c0, *weights])
-        one = _results(network, input, h0, c0, weights, batch_sizes, keep)
+        sizes = of_model(batch_sizes, 0)
+        one = _results(network, input, h0, c0, weights, sizes, keep)
         return _of_all_models(models, one)
     B, N, H, R, width = _C.check_fake_forward(network, input, h0, c0, weights, batch_sizes)
     L, D = network.num_layers, network.directions
@@ -120,6 +121,7 @@ def _gradients(
     arguments: list[Any] = [grad_output, grad_h_n, grad_c_n, input, h0, c0, *weights]
     if ops.are_of_models(weights):
         arguments = _of_first_model(weights[0].shape[0], arguments)
+        batch_sizes = of_model(batch_sizes, 0)
     g_output, g_h_n, g_c_n, x, h, c_0, *w = arguments
     _C.check_fake_backward(network, g_output, g_h_n, g_c_n, x, h, c_0, w, batch_sizes)
     kept = {"hidden": hidden, "saved": saved, "c": c, "dropout_mask": dropout_mask}

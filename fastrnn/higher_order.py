@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._functorch.eager_transforms import enable_inplace_requires_grad
 
 from fastrnn import reference
+from fastrnn.network import of_model
 from fastrnn.ops import are_of_models
 
 _Tensors = Sequence[Tensor | None]
@@ -34,7 +35,7 @@ def results(
     if are_of_models(tensors[3:]):
         each = [
             results(
-                options, batch_sizes,
+                options, of_model(batch_sizes, model),
                 dropout_mask[model] if dropout_mask.numel() else dropout_mask,
                 [None if t is None else t[model] for t in tensors],
             )

@@ -79,6 +79,13 @@ def is_padded(batch_sizes: Tensor | None) -> bool:
     return batch_sizes is None or batch_sizes.dim() > 1
 
 
+def of_model(batch_sizes: Tensor | None, model: int) -> Tensor | None:
+    """Those of one of several models, which share them unless they are events of each."""
+    if batch_sizes is None or batch_sizes.dim() < 3:
+        return batch_sizes
+    return batch_sizes[model]
+
+
 _VALUES = ("input", "h0", "c0", "weights", "batch_sizes", "keep", *Network._fields)
 _ORDER = [_VALUES.index(name) for name in signature(torch.ops.fastrnn.forward.default).parameters]
 

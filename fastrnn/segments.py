@@ -105,9 +105,9 @@ def call(
         lengths = torch.atleast_1d(lengths) if lengths is not None else None
     if not packed and resets is not None:
         size = [batch, steps] if batch_first else [steps, batch]
-        events.check_size("resets", "bool", resets, size)
+        _check_size("resets", "bool", resets, size)
     if not packed and lengths is not None:
-        events.check_size("lengths", "int64", lengths, [batch])
+        _check_size("lengths", "int64", lengths, [batch])
     if batch == 0 or steps == 0:
         return forward(layer, input, hx)  # type: ignore[no-any-return]
     states = _states(layer, hx, batch, batched, sorted_indices)
@@ -163,7 +163,7 @@ def _of_one_row(
     steps: int, batch_first: bool,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     """The results of a batch of one row, computed from its steps alone."""
-    events.check_lengths(lengths, steps, 1)
+    events.check_lengths(lengths, steps)
     (length,), time = lengths.tolist(), 1 if batch_first else 0
     output, last = forward(layer, input.narrow(time, 0, length), hx)
     padding = [0, 0] * (output.dim() - 1 - time) + [0, steps - length]
@@ -176,6 +176,13 @@ def _checked(name: str, value: Any, dtype: torch.dtype) -> Tensor | None:
     if value is not None and value.dtype is not dtype:
         raise ValueError(f"{name}: expected a tensor of {dtype}, got {value.dtype}")
     return value
+
+
+def _check_size(name: str, dtype: str, given: Tensor, size: list[int]) -> None:
+    if list(given.shape) != size:
+        raise ValueError(
+            f"{name}: expected a {dtype} tensor of size {size}, got {list(given.shape)}"
+        )
 
 
 def _of_packed(input: PackedSequence, resets: Any, lengths: Any) -> tuple[Any, Any]:

@@ -207,6 +207,28 @@ def test_vmap(of_events, of_weights):
 
 
 @pytest.mark.once
+@no_transforms
+def test_models_with_events_of_their_own():
+    """A call for several models: values, tangents by the formulas, and the fake kernel."""
+    each = [arguments("lstm")[1:] for _ in range(2)]
+    made = [events(), events().flip(1)]
+    x, h0, c0, *weights = (torch.stack(t).detach() for t in zip(*map(flat, each), strict=True))
+
+    def run(x, h0, c0, weights, made):
+        return tuple(results(rnn, ("lstm", x, h0, c0, weights), made, **options_of(1, 1)))
+
+    def with_tangents(x, h0, c0, weights, made):
+        return torch.func.jvp(lambda x: run(x, h0, c0, weights, made), (x,), (torch.ones_like(x),))
+
+    found = with_tangents(x, h0, c0, weights, torch.stack(made))
+    for i, (args, own) in enumerate(zip(each, made, strict=True)):
+        one = with_tangents(*mapped(args, torch.Tensor.detach), own)
+        torch.testing.assert_close(mapped(found, lambda t, i=i: t[i]), one)
+    meta = mapped((x, h0, c0, weights, torch.stack(made)), lambda t: t.to("meta"))
+    assert [t.shape for t in run(*meta)] == [t.shape for t in found[0]]
+
+
+@pytest.mark.once
 def test_fake_kernels():
     cell, x, h0, c0, weights = arguments("lstm", 2, dtype=torch.float32)
     network = Network(cell, True, **options_of(2, 1), dropout=0.0, return_states=True)
