@@ -1,5 +1,6 @@
 """Layers and cells with DTensors in two processes: the results of one process."""
 
+import copy
 import itertools
 
 import pytest
@@ -114,6 +115,19 @@ def other_placements(_):
             dtensors = PackedSequence(distribute_tensor(packed.data, mesh, by), packed.batch_sizes)
             results = distributed(ours, mesh, [Replicate()])(dtensors)
             assert_close(full_tensors(results), flat(theirs(packed)))
+
+    # Resets, as a plain tensor and sharded with the batch; and all states.
+    resets = torch.rand(T, 4) < 0.4
+    for by, mask in itertools.product(
+        [[Replicate()], [Shard(1)]], [resets, distribute_tensor(resets, mesh, [Shard(1)])]
+    ):
+        ours, _ = pair("lstm", I, H, dtype=F64, bidirectional=True)
+        theirs = copy.deepcopy(ours)
+        results = distributed(ours, mesh, [Replicate()])(
+            distribute_tensor(x, mesh, by), resets=mask, return_states=True
+        )
+        expected = theirs(x, resets=resets, return_states=True)
+        assert_close(full_tensors(results), flat(expected))
 
     # The same placements as torch's layers return, where those accept DTensors.
     for kind, by in itertools.product(["gru", "rnn_tanh", "rnn_relu"], [Replicate(), Shard(1)]):
